@@ -1,0 +1,129 @@
+"""Any timm model behind one small interface: image -> feature, patch tokens and their grid."""
+
+import timm
+import torch
+from timm.layers import PatchEmbed
+from torch import nn
+
+
+class ConvStem(PatchEmbed):
+    """Patch embedding by a stack of 3x3 convolutions instead of one linear map of each patch.
+
+    A tiny ViT on a small budget needs it: with a linear embedding it learns next to nothing in a few hundred
+    steps (Xiao et al. 2021, arXiv 2106.14881). Each convolution shrinks by a prime factor of the patch size;
+    a 1x1 convolution gives the embedding. The input's sides must be divisible by the patch size.
+    """
+
+    def __init__(self, *args, patch_size=16, in_chans=3, embed_dim=768, bias=True, **kwargs):
+        super().__init__(*args, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim, bias=bias, **kwargs)
+        if self.patch_size[0] != self.patch_size[1]:
+            raise ValueError(f"the convolutional stem takes square patches, not {self.patch_size}")
+        layers, width = [], in_chans
+        factors = _prime_factors(self.patch_size[0])
+        for i, stride in enumerate(factors):
+            out = max(embed_dim // 2 ** (len(factors) - 1 - i), 16)
+            layers += [nn.Conv2d(width, out, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.GELU()]
+            width = out
+        self.proj = nn.Sequential(*layers, nn.Conv2d(width, embed_dim, 1, bias=bias))
+
+
+def _prime_factors(n):
+    factors, p = [], 2
+    while n > 1:
+        while n % p == 0:
+            factors.append(p)
+            n //= p
+        p += 1
+    return factors
+
+
+class Backbone(nn.Module):
+    """A timm model (`.model`, without classifier) with one interface to feature, patch tokens and grid.
+
+    `feature_dim` is D. `patch_size` is (height, width) in pixels of one cell of the grid that `patch_tokens` gives.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        # some models give their pooled feature another width than their map: ask once, at the model's own size
+        size = timm.data.resolve_model_data_config(model)["input_size"]
+        embed = getattr(model, "patch_embed", None)
+        size = (size[0], *getattr(embed, "img_size", size[1:]))
+        mode = model.training
+        with torch.no_grad():
+            model.eval()
+            self.feature_dim = self(torch.zeros(1, *size)).shape[1]
+            grid = self.patch_tokens(torch.zeros(1, *size)).shape[1:3]
+        model.train(mode)
+        self.patch_size = (size[1] // grid[0], size[2] // grid[1])
+
+    @property
+    def has_cls(self):
+        """Whether a CLS token gives the feature."""
+        return getattr(self.model, "cls_token", None) is not None
+
+    def forward(self, x):
+        """(B, C, H, W) -> (B, D): the final-norm CLS token where there is one, else timm's pooled feature."""
+        tokens = self._features(x)
+        if not self.has_cls:
+            return self.model.forward_head(tokens, pre_logits=True)
+        # models that pool by the mean keep their final norm in fc_norm, after the pool
+        return self._fc_norm(tokens[:, 0])
+
+    def patch_tokens(self, x):
+        """(B, C, H, W) -> (B, h, w, D): the last map, after the final norm, without CLS and register tokens."""
+        tokens = self._features(x)
+        if tokens.ndim == 4:
+            return tokens if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else tokens.permute(0, 2, 3, 1)
+        grid = self.grid(x.shape[-2:])
+        patches = self._fc_norm(tokens[:, self.model.num_prefix_tokens :])
+        return patches.unflatten(1, grid)
+
+    def grid(self, image_size):
+        """(H, W) in pixels -> (h, w) in patches, for models that cut the image into patches."""
+        patch = self.model.patch_embed.patch_size
+        h, w = (patch, patch) if isinstance(patch, int) else patch
+        return image_size[0] // h, image_size[1] // w
+
+    def _fc_norm(self, tokens):
+        return self.model.fc_norm(tokens) if hasattr(self.model, "fc_norm") else tokens
+
+    def _features(self, x):
+        height, width = x.shape[-2:]
+        embed = getattr(self.model, "patch_embed", None)
+        if getattr(embed, "strict_img_size", False) and embed.img_size and (height, width) != tuple(embed.img_size):
+            raise ValueError(
+                f"{type(self.model).__name__} takes images of {tuple(embed.img_size)} only, got {(height, width)}: "
+                f"create it with img_size={(height, width)}, or make every view that size")
+        patch = getattr(embed, "patch_size", 1)
+        patch = (patch, patch) if isinstance(patch, int) else patch
+        if height % patch[0] or width % patch[1]:
+            raise ValueError(f"image sides {(height, width)} must be divisible by the patch size {tuple(patch)}")
+        return self.model.forward_features(x)
+
+
+def create_backbone(name, *, pretrained=False, conv_stem=False, **timm_options):
+    """A timm model by name, as a Backbone: `create_backbone("vit_small_patch16_224", img_size=96)`.
+
+    `timm_options` go to `timm.create_model` (img_size, patch_size, in_chans, drop_path_rate, ...). Models that can
+    take any image size are created so. `conv_stem` replaces a ViT's patch embedding by ConvStem. Raises ValueError
+    on an unknown name, naming the closest ones, and on options that the model refuses.
+    """
+    if not timm.is_model(name):
+        import difflib
+
+        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        raise ValueError(f"timm has no model {name!r}; close names: {', '.join(close) or 'none'}")
+    if conv_stem:
+        timm_options["embed_layer"] = ConvStem
+    try:
+        try:
+            model = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **timm_options)
+        except TypeError as error:
+            if "dynamic_img_size" not in str(error):
+                raise
+            model = timm.create_model(name, pretrained=pretrained, num_classes=0, **timm_options)
+    except (TypeError, AssertionError) as error:
+        raise ValueError(f"{name} refuses the options {timm_options}: {error}") from error
+    return Backbone(model)

@@ -1,0 +1,211 @@
+"""Every setting of a run, its type, its help and its presets: the command line is made from this one place."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dino_lib.augment import IMAGENET
+
+Options = dict[str, int | float | bool | str]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A DINO run. Durations called epochs may be fractions; sizes are in pixels."""
+
+    dataset: str = "shapes"
+    """What to train on: shapes, stl10, cifar10, caltech101, imagenette, or the path of a folder of images."""
+    data_root: str = "data"
+    """Where the named datasets are, or are downloaded to."""
+    download: bool = True
+    """Download a named dataset that is not in data_root yet."""
+    limit: int | None = None
+    """Use only the first images of the training set, at most this many."""
+    store_size: int | None = None
+    """Decode every image once to a square of this side, kept in memory, and make the views of a whole batch at a
+    time on the device. Without it each image is decoded anew, at full size, in worker processes."""
+    mean: tuple[float, ...] = IMAGENET[0]
+    """Mean of each channel in [0, 1]; one entry for grey images, three for RGB."""
+    std: tuple[float, ...] = IMAGENET[1]
+    """Standard deviation of each channel."""
+
+    global_size: int = 224
+    """Side of the two global views."""
+    local_size: int = 96
+    """Side of the local views."""
+    n_local: int = 8
+    """Number of local views."""
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    """Share of the image's area that a global view covers (lowest, highest)."""
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    """Share of the image's area that a local view covers. Raise the lower bound for small images."""
+    color_jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    """Strength of brightness, contrast, saturation and hue jitter."""
+    gray_p: float = 0.2
+    """Probability of a grey view."""
+    blur_p: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    """Probability of blur in global view 1, global view 2 and the local views."""
+    solarize_p: float = 0.2
+    """Probability of solarization in global view 2."""
+
+    backbone: str = "vit_small_patch16_224"
+    """Name of any timm model."""
+    backbone_options: Options = field(default_factory=dict)
+    """More of the model's own options, as pairs: img_size 96 patch_size 8."""
+    conv_stem: bool = False
+    """Embed the patches of a ViT by a stack of convolutions: for tiny models and budgets."""
+    pretrained: bool = False
+    """Start from timm's pretrained weights (downloaded)."""
+    train_backbone: bool = True
+    """False trains the head alone on a frozen backbone."""
+    drop_path: float = 0.1
+    """Stochastic depth in the student; the teacher has none."""
+
+    head: Literal["dino", "original"] = "dino"
+    """The paper's head, or the five-layer head of the repository that this course starts from."""
+    out_dim: int = 65536
+    """Number of prototypes K. 65536 is for ImageNet; small data wants 256 to 4096."""
+    hidden_dim: int = 2048
+    """Width of the head's hidden layers."""
+    bottleneck_dim: int = 256
+    """Width of the head's normalised bottleneck."""
+    head_layers: int = 3
+    """Linear layers in the head before the normalisation."""
+    use_bn: bool = False
+    """Batch norm in the head. Speeds up tiny models; accumulation and several processes then differ from one large
+    batch, since the statistics are those of the rows at hand."""
+    norm_last_layer: bool = True
+    """Hold the gain of the prototypes at 1."""
+
+    student_temp: float = 0.1
+    """Temperature of the student's softmax."""
+    teacher_temp: float = 0.04
+    """Final temperature of the teacher's softmax; above 0.07 is unstable."""
+    warmup_teacher_temp: float = 0.04
+    """Temperature of the teacher at the start."""
+    warmup_teacher_temp_epochs: float = 0.0
+    """Length of the linear warm-up of the teacher temperature."""
+    center_momentum: float = 0.9
+    """Share of the old center kept at each update."""
+
+    epochs: float = 100.0
+    """Length of the run."""
+    batch_size: int = 64
+    """Images an update, over all processes and accumulated parts."""
+    accumulate: int = 1
+    """Parts that a batch is cut into to save memory; the update is that of the whole batch."""
+    lr: float = 5e-4
+    """Peak learning rate, used as it is. The official rule, 0.0005 * batch_size / 256, is for you to apply."""
+    min_lr: float = 1e-6
+    """Learning rate at the end of the cosine."""
+    warmup_epochs: float = 10.0
+    """Length of the linear warm-up of the learning rate."""
+    weight_decay: float = 0.04
+    """Weight decay at the start; none on biases and other 1-D parameters."""
+    weight_decay_end: float = 0.4
+    """Weight decay at the end of its cosine."""
+    momentum: float = 0.996
+    """Momentum of the teacher at the start. Its half-life must fit the run: 0.996 is 173 updates, 0.98 is 34."""
+    momentum_end: float = 1.0
+    """Momentum of the teacher at the end of its cosine."""
+    clip_grad: float = 3.0
+    """Largest global norm of the gradient (the official code clips each tensor by itself); 0 for no clipping."""
+    freeze_last_layer: float = 1.0
+    """Epochs in which the head's last layer is not updated."""
+
+    seed: int = 0
+    """Seed of the weights, the order of the images and their views."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the matrix products; auto takes what the hardware is made for and says which."""
+    num_workers: int | None = None
+    """Processes that decode images where there is no store; chosen from the machine if not given."""
+    log_every: int = 10
+    """Updates between two lines of history.jsonl."""
+    eval_every: float = 1.0
+    """Epochs between two evaluations (k-NN, and Jaccard where there are masks); 0 for none."""
+    eval_limit: int = 2000
+    """Images of the gallery, and half as many queries, that an evaluation uses at most."""
+    save_every: float = 1.0
+    """Epochs between two checkpoints."""
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    """Also send the history to TensorBoard or Weights & Biases (extras)."""
+    output_dir: str = "runs/dino"
+    """The run's folder."""
+    resume: Literal["never", "auto"] = "never"
+    """auto goes on from the newest checkpoint in output_dir, or starts."""
+
+    def __post_init__(self):
+        wrong = [message for ok, message in self._checks() if not ok]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+    def _checks(self):
+        positive = ["global_size", "local_size", "out_dim", "hidden_dim", "bottleneck_dim", "head_layers", "epochs",
+                    "batch_size", "accumulate", "lr", "student_temp", "teacher_temp", "warmup_teacher_temp",
+                    "log_every", "eval_limit", "save_every"]
+        for name in positive:
+            yield getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive"
+        not_negative = ["n_local", "min_lr", "warmup_epochs", "warmup_teacher_temp_epochs", "weight_decay",
+                        "weight_decay_end", "clip_grad", "freeze_last_layer", "eval_every", "seed"]
+        for name in not_negative:
+            yield getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative"
+        for name in ["gray_p", "solarize_p", "center_momentum", "momentum", "momentum_end", "drop_path"]:
+            yield 0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} must lie between 0 and 1"
+        yield all(0 <= p <= 1 for p in self.blur_p), f"blur_p={self.blur_p} must hold probabilities"
+        for name in ["global_scale", "local_scale"]:
+            low, high = getattr(self, name)
+            yield 0 < low <= high <= 1, f"{name}={(low, high)} must be (low, high) with 0 < low <= high <= 1"
+        yield self.warmup_epochs <= self.epochs, (
+            f"warmup_epochs={self.warmup_epochs} must not be longer than epochs={self.epochs}")
+        yield self.batch_size % self.accumulate == 0, (
+            f"batch_size={self.batch_size} must be divisible by accumulate={self.accumulate}")
+        yield len(self.mean) == len(self.std) and len(self.mean) in (1, 3), (
+            f"mean={self.mean} and std={self.std} must both have 1 entry (grey) or 3 (RGB)")
+        yield min(self.std) > 0, f"std={self.std} must be positive"
+        for name in ["limit", "store_size"]:
+            value = getattr(self, name)
+            yield value is None or value > 0, f"{name}={value} must be positive, or left out"
+        yield self.num_workers is None or self.num_workers >= 0, f"num_workers={self.num_workers} must not be negative"
+        yield self.head == "dino" or not self.use_bn, "use_bn belongs to the dino head: the original head has LayerNorm"
+
+    @property
+    def eval_size(self):
+        """Side of the square images that evaluations see."""
+        return self.store_size or self.global_size
+
+    def to_json(self):
+        """All settings as a JSON object."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text):
+        """The inverse of `to_json`; ValueError names settings that do not exist."""
+        values = json.loads(text)
+        unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown settings {sorted(unknown)}; known: {[f.name for f in dataclasses.fields(cls)]}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+# A tiny ViT with a convolutional stem (a linear patch embedding learns next to nothing in a few hundred updates).
+_TINY_VIT = {"img_size": 48, "patch_size": 6, "embed_dim": 128, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0}
+
+_DEMO = Config(
+    dataset="shapes", store_size=48, backbone="vit_tiny_patch16_224", backbone_options=_TINY_VIT, conv_stem=True,
+    drop_path=0.0, global_size=48, local_size=24, n_local=4, local_scale=(0.1, 0.4),
+    color_jitter=(0.4, 0.4, 0.2, 0.03), solarize_p=0.0, blur_p=(0.5, 0.1, 0.25),  # colour is a cue here, blur kills texture
+    out_dim=256, hidden_dim=512, bottleneck_dim=128, use_bn=True,  # batch norm: a faster start
+    epochs=8, batch_size=64, lr=2e-3, min_lr=1e-5, warmup_epochs=1, momentum=0.97, freeze_last_layer=0.0,
+    output_dir="runs/demo",
+)
+
+PRESETS = {
+    "demo": _DEMO,
+    "smoke": dataclasses.replace(
+        _DEMO, limit=64, batch_size=16, epochs=2, warmup_epochs=0.5, out_dim=32, hidden_dim=32, bottleneck_dim=16,
+        backbone_options={**_TINY_VIT, "embed_dim": 32, "depth": 1, "num_heads": 2}, n_local=2, eval_limit=60, log_every=1,
+        output_dir="runs/smoke"),
+}

@@ -1,0 +1,73 @@
+"""The loss: every student view is to predict what the teacher says of another view of the same image."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+
+class DINOLoss(nn.Module):
+    """Cross-entropy between views, with a centred and sharpened teacher (equations 1, 3 and 4).
+
+    Teacher: q_i = softmax((t_i - c) / teacher_temp), student: p_v = softmax(s_v / student_temp). The loss is
+    the mean over the pairs (teacher view i in {0, 1}, student view v != i) of the batch mean of
+    -sum_k q_i[k] log p_v[k]: 2 (V - 1) pairs for V views.
+
+    The buffer `center` (out_dim,) is an exponential moving average of the teacher's rows; it starts at 0,
+    is saved with the state dict, and moves after the loss of the same step is taken.
+    """
+
+    def __init__(self, out_dim, *, student_temp=0.1, center_momentum=0.9):
+        super().__init__()
+        self.student_temp, self.center_momentum = student_temp, center_momentum
+        self.register_buffer("center", torch.zeros(out_dim))
+
+    def forward(self, student, teacher, teacher_temp, *, update_center=True):
+        """student (V, B, K) logits, teacher (2, B, K) logits of the views 0 and 1 -> scalar float32.
+
+        Row b of every view must come from image b. In train mode the center moves after the loss is taken;
+        with `update_center=False` it does not (accumulated batches call `update_center` once an update).
+        """
+        n_views, _, k = student.shape
+        if n_views < 2 or teacher.shape != (2, *student.shape[1:]) or k != len(self.center):
+            raise ValueError(
+                f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} do not fit: expected "
+                f"(V >= 2, B, {len(self.center)}) and (2, B, {len(self.center)}) with the same B")
+        s = student.float() / self.student_temp
+        q = self.teacher_probs(teacher, teacher_temp)
+        # The pairs without a loop over them. -q_i . log softmax(s_v) = logsumexp(s_v) - q_i . s_v, because q_i
+        # sums to one; so each view needs one logsumexp and the sum of the teacher's views that it is paired with.
+        targets = torch.cat([q[1:2], q[0:1], q.sum(0, keepdim=True).expand(n_views - 2, -1, -1)])  # (V, B, K)
+        n_pairs = torch.full((n_views, 1), 2.0, device=s.device)
+        n_pairs[:2] = 1.0  # views 0 and 1 are not paired with themselves
+        rows = n_pairs * s.logsumexp(-1) - (targets * s).sum(-1)  # (V, B)
+        loss = rows.mean(1).sum() / (2 * (n_views - 1))
+        if self.training and update_center:
+            self.update_center(teacher)
+        return loss
+
+    @torch.no_grad()
+    def teacher_probs(self, teacher, teacher_temp):
+        """softmax((t - c) / teacher_temp) in float32, same shape as `teacher`; carries no gradient."""
+        return F.softmax((teacher.float() - self.center) / teacher_temp, dim=-1)
+
+    @torch.no_grad()
+    def update_center(self, teacher_rows):
+        """c <- m c + (1 - m) mean of the rows, over all leading dimensions and all ranks; (..., K)."""
+        rows = teacher_rows.float().reshape(-1, len(self.center))
+        total = torch.cat([rows.sum(0), rows.new_tensor([len(rows)])])  # the count too: ranks may be uneven
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(total)
+        self.center.lerp_(total[:-1] / total[-1], 1 - self.center_momentum)
+
+
+@torch.no_grad()
+def teacher_entropies(probs):
+    """Two entropies in nats that tell a healthy teacher from a collapsed one; probs (2, B, K).
+
+    Returns (mean entropy of the rows, entropy of the batch's mean row). Near (0, 0): one prototype for
+    everything. Near (ln K, ln K): uniform. Healthy: the first well below the second.
+    """
+    rows = torch.special.entr(probs).sum(-1).mean()
+    mean = torch.special.entr(probs.flatten(0, 1).mean(0)).sum()
+    return rows.item(), mean.item()

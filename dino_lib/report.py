@@ -1,0 +1,100 @@
+"""What a finished run shows: `python -m dino_lib.report runs/demo` draws its figures and writes report.json."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from dino_lib import plots
+from dino_lib.attention import mass_mask, upsample
+from dino_lib.checkpoint import load_teacher
+from dino_lib.evaluate import accuracy, cluster_scores, color_histogram, embed_2d, jaccard_by_head, knn_predict
+from dino_lib.probes import Probes
+from dino_lib.train import build_student, read_history
+
+
+def histogram_knn(probes):
+    """(overall, per class) 20-NN accuracy of a colour histogram: what any learned feature has to beat."""
+    gallery, queries = color_histogram(probes.gallery), color_histogram(probes.queries)
+    predicted = knn_predict(gallery, probes.gallery_labels, queries, k=min(20, len(gallery)))
+    return accuracy(predicted, probes.query_labels)
+
+
+def best_head(maps, masks):
+    """(N, heads, h, w) maps -> (N, h, w) of the head whose mass masks fit best on average, and its number.
+
+    Without masks: the mean over heads, and None.
+    """
+    if masks is None:
+        return maps.mean(1), None
+    head = jaccard_by_head(upsample(mass_mask(maps), masks.shape[-2:]), masks[: len(maps)]).argmax().item()
+    return maps[:, head], head
+
+
+def report(folder):
+    """Compare a run's teacher with the same network before training, on all labelled images of its dataset.
+
+    Writes attention.png, clusters.png, curves.png and report.json into the run's folder; returns the numbers. Datasets
+    without labels get the curves alone.
+    """
+    folder = Path(folder)
+    teacher, history = load_teacher(folder), read_history(folder)
+    config = teacher.config
+    untrained = build_student(config).backbone.eval()
+    numbers = {"seconds": sum(r.get("seconds", 0.0) for r in history), "images_seen": teacher.about["images_seen"]}
+    plots.training_curves(history, config.out_dim).savefig(folder / "curves.png")
+    probes = Probes.open(config, limit=10**9)
+    if probes is not None:
+        stages = {"untrained": untrained, "trained": teacher}
+        numbers["knn_color_histogram"], _ = histogram_knn(probes)
+        for name, backbone in stages.items():
+            scores = probes.evaluate(backbone)
+            numbers |= {f"{key}_{name}": value for key, value in scores.items()}
+        numbers |= _draw_clusters(probes, stages, folder / "clusters.png")
+        if teacher.has_cls:
+            _draw_attention(probes, stages, folder / "attention.png")
+    (folder / "report.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    return numbers
+
+
+def _draw_clusters(probes, stages, path, n=500):
+    chosen = torch.linspace(0, len(probes.queries) - 1, min(n, len(probes.queries))).long()
+    labels, panels, numbers = probes.query_labels[chosen], {}, {}
+    for name, backbone in stages.items():
+        features = probes.features(backbone)[1][chosen]
+        numbers[f"nmi_{name}"] = cluster_scores(features, labels)["nmi"]
+        panels[f"{name}: NMI {numbers[f'nmi_{name}']:.2f}"] = embed_2d(features)
+    few = probes.classes is not None and len(probes.classes) <= len(plots.PALETTE)
+    plots.cluster_plot(panels, labels, probes.classes if few else None).savefig(path)
+    return numbers
+
+
+def _draw_attention(probes, stages, path, n=10):
+    rows = {}
+    for name, backbone in stages.items():
+        maps, head = best_head(probes.attention(backbone, 200), probes.masks)
+        rows[f"{name}\n{'mean of heads' if head is None else f'head {head}'}"] = maps[:n]
+    masks = None if probes.masks is None else probes.masks[:n]
+    plots.attention_sheet(probes.queries[:n], rows, masks=masks).savefig(path)
+
+
+def in_words(numbers):
+    """The report as a few plain sentences."""
+    lines = [f"{numbers['images_seen']} images seen in {numbers['seconds']:.0f} seconds."]
+    if "knn_trained" in numbers:
+        lines.append(f"20-NN accuracy: {numbers['knn_untrained']:.1%} untrained, {numbers['knn_trained']:.1%} trained "
+                     f"(a colour histogram: {numbers['knn_color_histogram']:.1%}).")
+        lines.append(f"Clusters against classes (NMI): {numbers['nmi_untrained']:.2f} untrained, "
+                     f"{numbers['nmi_trained']:.2f} trained.")
+    if "jaccard_trained" in numbers:
+        lines.append(f"Attention against object masks (Jaccard, best head): {numbers['jaccard_untrained']:.2f} "
+                     f"untrained, {numbers['jaccard_trained']:.2f} trained.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m dino_lib.report RUN_FOLDER")
+    print(in_words(report(sys.argv[1])))
+    print("wrote " + ", ".join(str(p) for p in sorted(Path(sys.argv[1]).glob("*.png")) + [Path(sys.argv[1], "report.json")]))

@@ -1,0 +1,357 @@
+"""The training loop and its command line: `python -m dino_lib.train --preset demo`.
+
+Algorithm 1 of Caron et al. 2021 with what a real run needs around it: accumulation, mixed precision, several
+processes, evaluation, a history and checkpoints that resume exactly.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+import tyro
+from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
+
+from dino_lib.checkpoint import build_backbone, load_newest, load_teacher, save_checkpoint, save_teacher
+from dino_lib.config import PRESETS, Config
+from dino_lib.head import DINOHead, MultiCropModel, OriginalHead
+from dino_lib.inputs import epoch_order, open_views
+from dino_lib.probes import Probes
+from dino_lib.loss import DINOLoss, teacher_entropies
+from dino_lib.schedules import cosine_schedule, linear_warmup
+from dino_lib.teacher import ema_update, make_teacher
+from dino_lib.trackers import open_tracker
+
+
+def pick_device(name="auto"):
+    """torch.device for "auto", "cpu", "cuda" or "mps"; ValueError if it is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available[name]:
+        raise ValueError(f"device={name} is not available here; available: {[k for k, v in available.items() if v]}")
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
+
+
+def pick_precision(name, device):
+    """The autocast dtype, torch.float32 for none. "auto" takes what the hardware computes natively:
+    bf16 or else fp16 on CUDA (older cards emulate bf16), bf16 on CPUs that have it, float32 elsewhere."""
+    if name != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        has = torch.cpu.get_capabilities()
+        if has.get("avx512_bf16") or has.get("amx_bf16"):
+            return torch.bfloat16
+    return torch.float32
+
+
+def build_student(config):
+    """Backbone and head of a config, initialised from its seed."""
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(config)
+    backbone.requires_grad_(config.train_backbone)
+    if config.head == "original":
+        return MultiCropModel(backbone, OriginalHead(backbone.feature_dim, config.out_dim, hidden_dim=config.hidden_dim))
+    head = DINOHead(backbone.feature_dim, config.out_dim, hidden_dim=config.hidden_dim, n_layers=config.head_layers,
+                    bottleneck_dim=config.bottleneck_dim, use_bn=config.use_bn, norm_last_layer=config.norm_last_layer)
+    return MultiCropModel(backbone, head)
+
+
+def build_schedules(config, steps_per_epoch):
+    """The run's schedules by name, float64 arrays with one value a step: lr, weight_decay, momentum, teacher_temp."""
+    c, total = config, max(1, round(config.epochs * steps_per_epoch))
+    return {
+        "lr": cosine_schedule(c.lr, c.min_lr, total, warmup_steps=min(total, round(c.warmup_epochs * steps_per_epoch))),
+        "weight_decay": cosine_schedule(c.weight_decay, c.weight_decay_end, total),
+        "momentum": cosine_schedule(c.momentum, c.momentum_end, total),
+        "teacher_temp": linear_warmup(c.warmup_teacher_temp, c.teacher_temp, total,
+                                      round(c.warmup_teacher_temp_epochs * steps_per_epoch)),
+    }
+
+
+def parameter_groups(model):
+    """Two AdamW groups of the trainable parameters: with weight decay, and (biases, 1-D parameters) without."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [{"params": [p for p in parameters if p.ndim > 1]},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+
+
+class Trainer:
+    """One run: `run()` takes it from where it stands to its end."""
+
+    def __init__(self, config, dataset=None, *, on_log=None):
+        self.config, self.on_log = config, on_log
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if config.batch_size % (self.world * config.accumulate):
+            raise ValueError(f"batch_size={config.batch_size} must be divisible by accumulate={config.accumulate} "
+                             f"times the number of processes, {self.world}")
+        self.device = pick_device(config.device)
+        self.dtype = pick_precision(config.precision, self.device)
+        self.folder = Path(config.output_dir)
+        self.views = open_views(config, dataset, self.device)
+        # a dataset of the caller's own says nothing of labels; one that the config names may have held some back
+        self.probes = Probes.open(config) if self.rank == 0 and dataset is None and config.eval_every else None
+        if len(self.views) < config.batch_size:
+            raise ValueError(f"batch_size={config.batch_size} is larger than the training set of {len(self.views)} images")
+        self.steps_per_epoch = len(self.views) // config.batch_size  # the last, smaller batch of an epoch is dropped
+        self.schedules = build_schedules(config, self.steps_per_epoch)
+        self.total_steps = len(self.schedules["lr"])
+
+        self.student = build_student(config).to(self.device)
+        self.teacher = make_teacher(self.student)
+        self.loss = DINOLoss(config.out_dim, student_temp=config.student_temp,
+                             center_momentum=config.center_momentum).to(self.device)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.student), lr=config.lr)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.step, self.history = 0, []
+        self.forward = self.student
+        if self.world > 1:
+            self.forward = DistributedDataParallel(self.student, device_ids=[self.device] if self.device.index else None)
+
+    # --- one step -------------------------------------------------------------------------------------------------
+
+    def train_step(self, views):
+        """One update from a list of (B, C, h, w) views; returns what there is to log of it, as tensors."""
+        c, now = self.config, {name: float(values[self.step]) for name, values in self.schedules.items()}
+        for group, decay in zip(self.optimizer.param_groups, (now["weight_decay"], 0.0), strict=True):
+            group["lr"], group["weight_decay"] = now["lr"], decay
+        torch.manual_seed(np.random.SeedSequence([c.seed, 1, self.step, self.rank]).generate_state(1)[0])  # drop path
+
+        self.optimizer.zero_grad(set_to_none=True)
+        losses, rows, parts = [], [], list(zip(*(v.chunk(c.accumulate) for v in views), strict=True))
+        for i, part in enumerate(parts):
+            last = i == len(parts) - 1
+            with contextlib.nullcontext() if last or self.world == 1 else self.forward.no_sync():
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    with torch.no_grad():
+                        features = self.teacher.features(part[:2])
+                        targets = self.teacher.head(features).unflatten(0, (2, -1))  # (2, B, K)
+                    predictions = self.forward(part)  # (V, B, K)
+                loss = self.loss(predictions, targets, now["teacher_temp"], update_center=False)
+                self.scaler.scale(loss / len(parts)).backward()
+            losses.append(loss.detach())
+            rows.append(targets.flatten(0, 1).float().mean(0))
+        probs = self.loss.teacher_probs(targets, now["teacher_temp"])  # of the last part, before the center moves
+        self.loss.update_center(torch.stack(rows))
+
+        if self.step < c.freeze_last_layer * self.steps_per_epoch:
+            for p in self.student.head.last_layer_parameters():
+                p.grad = None
+        self.scaler.unscale_(self.optimizer)
+        if c.clip_grad:
+            torch.nn.utils.clip_grad_norm_(self.student.parameters(), c.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        ema_update(self.teacher, self.student, now["momentum"])
+        self.step += 1
+        return {"loss": torch.stack(losses).mean(), "probs": probs, "features": features, **now}
+
+    # --- the run --------------------------------------------------------------------------------------------------
+
+    def run(self):
+        """Train to the end; returns (the teacher's backbone in eval mode, the history as a list of dicts)."""
+        self._start_or_resume()
+        print(f"{self.device} in {str(self.dtype).removeprefix('torch.')}, {len(self.views)} images, "
+              f"{self.total_steps} updates of {self.config.batch_size} images", flush=True)
+        bar = tqdm(total=self.total_steps, initial=self.step, unit="step", disable=self.rank > 0 or None, leave=False)
+        with open_tracker(self.config if self.rank == 0 else None) as self.track, _between_steps() as interrupted, bar:
+            try:
+                if self.step == 0:
+                    self._evaluate()
+                while self.step < self.total_steps:
+                    self._epoch(self.step // self.steps_per_epoch, bar, interrupted)
+            except KeyboardInterrupt:
+                self.save()
+                print(f"interrupted after update {self.step} and saved: go on with --resume auto and the same settings")
+                raise
+        self.save()
+        if self.rank == 0:
+            save_teacher(self.folder / "teacher.safetensors", self.teacher.backbone, self.config, step=self.step,
+                         images_seen=self.step * self.config.batch_size)
+            print(self.views.report())
+        if self.world > 1:
+            dist.barrier()  # the others wait until the teacher is written
+        return load_teacher(self.folder, self.device), self.history
+
+    def _epoch(self, epoch, bar, interrupted):
+        """The rest of an epoch, from the step that the run stands at."""
+        c, first = self.config, self.step % self.steps_per_epoch
+        order = epoch_order(c.seed, epoch, len(self.views))[: self.steps_per_epoch * c.batch_size]
+        batches = order.reshape(-1, c.batch_size)[first : first + self.total_steps - self.step, self.rank :: self.world]
+        losses, seconds, clock = [], 0.0, time.perf_counter()
+        for views in self.views.batches(epoch, batches):
+            result = self.train_step(views)
+            losses.append(result["loss"])
+            seconds += time.perf_counter() - clock
+            bar.update()
+            done = self.step == self.total_steps
+            if self.step % c.log_every == 0 or done:
+                self._log_step(result, torch.stack(losses).mean(), len(losses), seconds)
+                losses, seconds = [], 0.0
+            if self._due(c.eval_every) or (done and c.eval_every):
+                self._evaluate()
+            if self._due(c.save_every) and not done:
+                self.save()
+            if interrupted():
+                raise KeyboardInterrupt
+            clock = time.perf_counter()
+
+    def _due(self, epochs):
+        """Whether a thing that happens every `epochs` epochs happens at this step."""
+        return epochs > 0 and self.step % max(1, round(epochs * self.steps_per_epoch)) == 0
+
+    def _log_step(self, result, loss, steps, seconds):
+        entropy, mean_entropy = teacher_entropies(result["probs"])
+        features = F.normalize(result["features"].float(), dim=1)
+        record = {name: result[name] for name in self.schedules}
+        record |= {"loss": loss.item(), "teacher_entropy": entropy, "mean_entropy": mean_entropy,
+                   "feature_std": (features.std(0).mean() * features.shape[1] ** 0.5).item(),
+                   "center_norm": self.loss.center.norm().item(), "seconds": seconds,
+                   "images_per_second": steps * self.config.batch_size / seconds}
+        if not math.isfinite(record["loss"]):
+            raise FloatingPointError(f"the loss is {record['loss']} at step {self.step}; the newest checkpoint in "
+                                     f"{self.folder / 'checkpoints'} is from before. Lower lr={self.config.lr} or "
+                                     f"clip_grad={self.config.clip_grad}, or take precision=fp32")
+        self._log(record)
+
+    def _evaluate(self):
+        if self.probes is not None:
+            self._log(self.probes.evaluate(self.teacher.backbone))
+
+    def _log(self, values):
+        if self.rank > 0:
+            return
+        record = {"step": self.step, "epoch": self.step / self.steps_per_epoch, **values}
+        self.history.append(record)
+        with open(self.folder / "history.jsonl", "a") as file:
+            file.write(json.dumps(record) + "\n")
+        self.track(record)
+        if self.on_log:
+            self.on_log(record)
+
+    # --- save and resume ------------------------------------------------------------------------------------------
+
+    def save(self):
+        """A checkpoint from which the run goes on exactly: no generator state, since every draw is seeded by the step."""
+        if self.rank == 0:
+            save_checkpoint(self.folder / "checkpoints", self.step, {
+                "config": dataclasses.asdict(self.config), **{k: getattr(self, k).state_dict() for k in self._STATE}})
+
+    _STATE = ("student", "teacher", "loss", "optimizer", "scaler")
+    _MAY_CHANGE = {"output_dir", "resume", "data_root", "download", "device", "num_workers", "log_every", "eval_every",
+                   "eval_limit", "save_every", "tracker", "precision", "accumulate"}
+
+    def _start_or_resume(self):
+        state = load_newest(self.folder / "checkpoints", self.device)
+        if state is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.rank == 0:
+                (self.folder / "config.json").write_text(self.config.to_json())
+                (self.folder / "history.jsonl").write_text("")
+            return
+        if self.config.resume != "auto":
+            raise FileExistsError(f"{self.folder} holds a run at step {state['step']}: go on with --resume auto, or choose "
+                                  "another --output-dir")
+        mine, theirs = dataclasses.asdict(self.config), state["config"]
+        changed = [f"{k}={mine[k]} (was {theirs.get(k)})" for k in mine
+                   if k not in self._MAY_CHANGE and mine[k] != theirs.get(k)]
+        if changed:
+            raise ValueError(f"{self.folder} holds a run with other settings: {', '.join(changed)}. Take the old "
+                             "settings, or another --output-dir")
+        for name in self._STATE:
+            getattr(self, name).load_state_dict(state[name])
+        self.step = state["step"]
+        # lines written after the checkpoint are of steps that will be run again
+        self.history = [r for r in read_history(self.folder) if r["step"] <= self.step]
+        if self.rank == 0:
+            (self.folder / "history.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.history))
+
+
+@contextlib.contextmanager
+def _between_steps():
+    """Ctrl-C waits for the end of the step, so that no half-done update is saved; a second one does not wait."""
+    asked = []
+
+    def handler(signum, frame):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    old = signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
+def read_history(folder):
+    """The lines of a run's history.jsonl as a list of dicts; a last line that was cut short is left out."""
+    records = []
+    for line in (Path(folder) / "history.jsonl").read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+
+def train(config, dataset=None, *, on_log=None):
+    """A run from Python; returns (teacher, history).
+
+    config: a Config, for example `dataclasses.replace(PRESETS["demo"], epochs=2)`. dataset: a map-style dataset of PIL
+    images or (image, label) pairs to train on instead of the one that the config names. on_log is called with each
+    line of the history as it is written. An interrupt leaves the run's folder ready for resume="auto".
+
+    The teacher is what `load_teacher(config.output_dir)` gives; the history a list of dicts, one for each log step
+    and each evaluation.
+    """
+    return Trainer(config, dataset, on_log=on_log).run()
+
+
+def parse_args(argv):
+    """The Config that a command line describes: `--preset NAME` first, then any setting by its name."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", choices=list(PRESETS), default="demo")
+    preset, rest = parser.parse_known_args(argv)
+    if any(flag in rest for flag in ("-h", "--help")):
+        print(f"--preset {{{','.join(PRESETS)}}} sets the defaults of all options below; now: {preset.preset}\n")
+    return tyro.cli(Config, default=PRESETS[preset.preset], args=rest, prog="python -m dino_lib.train",
+                    config=(tyro.conf.FlagConversionOff,))
+
+
+def main(argv=None):
+    """The command line; exits with 2 and one line on wrong settings."""
+    try:
+        config = parse_args(argv if argv is not None else sys.argv[1:])
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            dist.init_process_group("nccl" if pick_device(config.device).type == "cuda" else "gloo")
+        trainer = Trainer(config)
+        trainer.run()
+    except (ValueError, FileExistsError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    print(f"{trainer.folder}: teacher.safetensors, history.jsonl, config.json, checkpoints/")
+
+
+if __name__ == "__main__":
+    main()
