@@ -56,7 +56,7 @@ def load_newest(folder, device="cpu"):
             raise ValueError(f"{path} has format {state.get('format')!r}; this version reads format {FORMAT}")
         return state
     if paths:
-        raise ValueError(f"none of the {len(paths)} checkpoints in {folder} can be read; move them away to start afresh")
+        raise ValueError(f"none of the {len(paths)} checkpoints in {folder} can be read: move them away to start anew")
     return None
 
 
@@ -158,7 +158,7 @@ def _load_official(path, device):
     state = {re.sub(r"^(module\.)?(backbone\.)?", "", key): value for key, value in state.items()}
     state = {key: value for key, value in state.items() if not key.startswith("head.")}
     if "patch_embed.proj.weight" not in state:
-        raise ValueError(f"{path} does not hold an official DINO ViT: no patch_embed.proj.weight among {list(state)[:5]}")
+        raise ValueError(f"{path} holds no official DINO ViT: no patch_embed.proj.weight among {list(state)[:5]}")
     width, _, patch, _ = state["patch_embed.proj.weight"].shape
     side = round((state["pos_embed"].shape[1] - 1) ** 0.5) * patch
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))

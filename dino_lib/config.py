@@ -196,7 +196,7 @@ _TINY_VIT = {"img_size": 48, "patch_size": 6, "embed_dim": 128, "depth": 4, "num
 _DEMO = Config(
     dataset="shapes", store_size=48, backbone="vit_tiny_patch16_224", backbone_options=_TINY_VIT, conv_stem=True,
     drop_path=0.0, global_size=48, local_size=24, n_local=4, local_scale=(0.1, 0.4),
-    color_jitter=(0.4, 0.4, 0.2, 0.03), solarize_p=0.0, blur_p=(0.5, 0.1, 0.25),  # colour is a cue here, blur kills texture
+    color_jitter=(0.4, 0.4, 0.2, 0.03), solarize_p=0.0, blur_p=(0.5, 0.1, 0.25),
     out_dim=256, hidden_dim=512, bottleneck_dim=128, use_bn=True,  # batch norm: a faster start
     epochs=8, batch_size=64, lr=2e-3, min_lr=1e-5, warmup_epochs=1, momentum=0.97, freeze_last_layer=0.0,
     output_dir="runs/demo",
@@ -206,6 +206,6 @@ PRESETS = {
     "demo": _DEMO,
     "smoke": dataclasses.replace(
         _DEMO, limit=64, batch_size=16, epochs=2, warmup_epochs=0.5, out_dim=32, hidden_dim=32, bottleneck_dim=16,
-        backbone_options={**_TINY_VIT, "embed_dim": 32, "depth": 1, "num_heads": 2}, n_local=2, eval_limit=60, log_every=1,
-        output_dir="runs/smoke"),
+        backbone_options={**_TINY_VIT, "embed_dim": 32, "depth": 1, "num_heads": 2}, n_local=2, eval_limit=60,
+        log_every=1, output_dir="runs/smoke"),
 }

@@ -1,5 +1,7 @@
 """The projection heads, and the model that sends a list of views through backbone and head."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -25,7 +27,7 @@ class DINOHead(nn.Module):
             raise ValueError(f"n_layers={n_layers} must be at least 1")
         widths = [in_dim] + [hidden_dim] * (n_layers - 1) + [bottleneck_dim]
         layers = []
-        for i, (d_in, d_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for i, (d_in, d_out) in enumerate(itertools.pairwise(widths)):
             layers.append(nn.Linear(d_in, d_out))
             if i < n_layers - 1:  # the bottleneck is followed by the L2 normalisation alone
                 layers += [nn.BatchNorm1d(d_out), nn.GELU()] if use_bn else [nn.GELU()]

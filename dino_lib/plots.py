@@ -128,7 +128,7 @@ def training_curves(history, out_dim):
         ceiling), ("feature std (1 = spread out)", [("feature_std", "feature std", 1)], None), (
         "scores of the teacher", [("knn", "20-NN accuracy", 1), ("jaccard", "Jaccard, best head", 1)], None), (
         "learning rate, momentum", [("lr", "lr / its peak", None), ("momentum", "momentum", 1)], None), (
-        "weight decay, teacher temperature", [("weight_decay", "weight decay", 1), ("teacher_temp", "teacher temp.", 1)],
+        "weight decay, teacher temperature", [("weight_decay", "weight decay", 1), ("teacher_temp", "temperature", 1)],
         None)]
     for axis, (title, curves, line) in zip(axes.flat, panels, strict=True):
         for key, label, scale in curves:

@@ -48,11 +48,12 @@ class Probes:
         batches = [[self.normalize(part) for part in images.split(256)] for images in (self.gallery, self.queries)]
         return tuple(extract_features(backbone, part) for part in batches)
 
-    def evaluate(self, backbone, n_masks=200):
+    def evaluate(self, backbone, features=None, n_masks=200):
         """A dict with knn and knn_per_class (20-NN accuracy, overall and mean over classes), and, where there are
         masks and the backbone has a CLS token, jaccard (60% mass mask of the last layer, best head, first `n_masks`).
+        `features` are those of `self.features(backbone)`, where they are at hand.
         """
-        gallery, queries = self.features(backbone)
+        gallery, queries = features or self.features(backbone)
         predicted = knn_predict(gallery, self.gallery_labels, queries, k=min(20, len(gallery)))
         overall, per_class = accuracy(predicted, self.query_labels)
         scores = {"knn": overall, "knn_per_class": per_class}

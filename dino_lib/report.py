@@ -32,6 +32,30 @@ def best_head(maps, masks):
     return maps[:, head], head
 
 
+def compare(stages, probes, *, n_points=500, n_pictures=10):
+    """What several networks make of the same images: the closing section of every notebook and of every run.
+
+    stages: dict of name -> Backbone. Returns (table, attention, clusters): a dict of name -> scores (knn,
+    knn_per_class, nmi, and jaccard where there are masks), and two Figures. The attention shown is of the head whose
+    mass mask fits the objects best, the mean of heads where there are no masks; None without CLS tokens.
+    """
+    chosen = torch.linspace(0, len(probes.queries) - 1, min(n_points, len(probes.queries))).long()
+    labels, table, panels, rows = probes.query_labels[chosen], {}, {}, {}
+    for name, backbone in stages.items():
+        features = probes.features(backbone)
+        table[name] = probes.evaluate(backbone, features)
+        table[name]["nmi"] = cluster_scores(features[1][chosen], labels)["nmi"]
+        panels[f"{name}: NMI {table[name]['nmi']:.2f}"] = embed_2d(features[1][chosen])
+        if backbone.has_cls:
+            maps, head = best_head(probes.attention(backbone, 200), probes.masks)
+            rows[f"{name}\n{'mean of heads' if head is None else f'head {head}'}"] = maps[:n_pictures]
+    few = probes.classes is not None and len(probes.classes) <= len(plots.PALETTE)
+    clusters = plots.cluster_plot(panels, labels, probes.classes if few else None)
+    masks = None if probes.masks is None else probes.masks[:n_pictures]
+    attention = plots.attention_sheet(probes.queries[:n_pictures], rows, masks=masks) if rows else None
+    return table, attention, clusters
+
+
 def report(folder):
     """Compare a run's teacher with the same network before training, on all labelled images of its dataset.
 
@@ -41,42 +65,19 @@ def report(folder):
     folder = Path(folder)
     teacher, history = load_teacher(folder), read_history(folder)
     config = teacher.config
-    untrained = build_student(config).backbone.eval()
     numbers = {"seconds": sum(r.get("seconds", 0.0) for r in history), "images_seen": teacher.about["images_seen"]}
     plots.training_curves(history, config.out_dim).savefig(folder / "curves.png")
     probes = Probes.open(config, limit=10**9)
     if probes is not None:
-        stages = {"untrained": untrained, "trained": teacher}
-        numbers["knn_color_histogram"], _ = histogram_knn(probes)
-        for name, backbone in stages.items():
-            scores = probes.evaluate(backbone)
-            numbers |= {f"{key}_{name}": value for key, value in scores.items()}
-        numbers |= _draw_clusters(probes, stages, folder / "clusters.png")
-        if teacher.has_cls:
-            _draw_attention(probes, stages, folder / "attention.png")
+        numbers["knn_color_histogram"], numbers["knn_per_class_color_histogram"] = histogram_knn(probes)
+        stages = {"untrained": build_student(config).backbone.eval(), "trained": teacher}
+        table, attention, clusters = compare(stages, probes)
+        numbers |= {f"{key}_{name}": value for name, scores in table.items() for key, value in scores.items()}
+        clusters.savefig(folder / "clusters.png")
+        if attention is not None:
+            attention.savefig(folder / "attention.png")
     (folder / "report.json").write_text(json.dumps(numbers, indent=2) + "\n")
     return numbers
-
-
-def _draw_clusters(probes, stages, path, n=500):
-    chosen = torch.linspace(0, len(probes.queries) - 1, min(n, len(probes.queries))).long()
-    labels, panels, numbers = probes.query_labels[chosen], {}, {}
-    for name, backbone in stages.items():
-        features = probes.features(backbone)[1][chosen]
-        numbers[f"nmi_{name}"] = cluster_scores(features, labels)["nmi"]
-        panels[f"{name}: NMI {numbers[f'nmi_{name}']:.2f}"] = embed_2d(features)
-    few = probes.classes is not None and len(probes.classes) <= len(plots.PALETTE)
-    plots.cluster_plot(panels, labels, probes.classes if few else None).savefig(path)
-    return numbers
-
-
-def _draw_attention(probes, stages, path, n=10):
-    rows = {}
-    for name, backbone in stages.items():
-        maps, head = best_head(probes.attention(backbone, 200), probes.masks)
-        rows[f"{name}\n{'mean of heads' if head is None else f'head {head}'}"] = maps[:n]
-    masks = None if probes.masks is None else probes.masks[:n]
-    plots.attention_sheet(probes.queries[:n], rows, masks=masks).savefig(path)
 
 
 def in_words(numbers):
@@ -97,4 +98,5 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m dino_lib.report RUN_FOLDER")
     print(in_words(report(sys.argv[1])))
-    print("wrote " + ", ".join(str(p) for p in sorted(Path(sys.argv[1]).glob("*.png")) + [Path(sys.argv[1], "report.json")]))
+    written = [*sorted(Path(sys.argv[1]).glob("*.png")), Path(sys.argv[1], "report.json")]
+    print("wrote " + ", ".join(map(str, written)))

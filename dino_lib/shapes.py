@@ -93,11 +93,13 @@ def _draw(name, n, size, rng):
     # colours speak of the class or of the picture
     hues = torch.tensor(list(PALETTES.values()))
     spots = hues[torch.from_numpy(rng.integers(0, len(hues), (n, 3, 3)))] + uniform(-0.04, 0.04)
-    saturation, brightness = torch.from_numpy(rng.uniform((0.2, 0.3), (0.7, 1.0), (n, 3, 3, 2)).astype(np.float32)).unbind(-1)
+    saturation, brightness = (torch.from_numpy(rng.uniform(low, high, (n, 3, 3)).astype(np.float32))
+                              for low, high in [(0.2, 0.7), (0.3, 1.0)])
     ground = F.interpolate(_hsv(spots, saturation, brightness), (size, size), mode="bicubic", align_corners=True)
 
     cover = torch.sigmoid(inside * size)[:, None]  # an edge about a pixel wide
     image = creature * cover + ground.clamp(0, 1) * (1 - cover)
+    image = image * torch.from_numpy(rng.uniform(0.7, 1.1, (n, 3, 1, 1)).astype(np.float32))  # the light's colour
     image = image + torch.from_numpy(rng.normal(0, 0.015, image.shape).astype(np.float32))
     return (image.clamp(0, 1) * 255).round().to(torch.uint8), inside > 0
 
@@ -110,7 +112,7 @@ class Shapes(torch.utils.data.Dataset):
     pictures: train on one, test on another.
     """
 
-    classes = list(CLASSES)
+    classes = tuple(CLASSES)
 
     def __init__(self, n=4000, *, seed=0, size=48):
         if n < 1 or size < 16:

@@ -28,8 +28,8 @@ from dino_lib.checkpoint import build_backbone, load_newest, load_teacher, save_
 from dino_lib.config import PRESETS, Config
 from dino_lib.head import DINOHead, MultiCropModel, OriginalHead
 from dino_lib.inputs import epoch_order, open_views
-from dino_lib.probes import Probes
 from dino_lib.loss import DINOLoss, teacher_entropies
+from dino_lib.probes import Probes
 from dino_lib.schedules import cosine_schedule, linear_warmup
 from dino_lib.teacher import ema_update, make_teacher
 from dino_lib.trackers import open_tracker
@@ -66,7 +66,8 @@ def build_student(config):
     backbone = build_backbone(config)
     backbone.requires_grad_(config.train_backbone)
     if config.head == "original":
-        return MultiCropModel(backbone, OriginalHead(backbone.feature_dim, config.out_dim, hidden_dim=config.hidden_dim))
+        head = OriginalHead(backbone.feature_dim, config.out_dim, hidden_dim=config.hidden_dim)
+        return MultiCropModel(backbone, head)
     head = DINOHead(backbone.feature_dim, config.out_dim, hidden_dim=config.hidden_dim, n_layers=config.head_layers,
                     bottleneck_dim=config.bottleneck_dim, use_bn=config.use_bn, norm_last_layer=config.norm_last_layer)
     return MultiCropModel(backbone, head)
@@ -107,7 +108,7 @@ class Trainer:
         # a dataset of the caller's own says nothing of labels; one that the config names may have held some back
         self.probes = Probes.open(config) if self.rank == 0 and dataset is None and config.eval_every else None
         if len(self.views) < config.batch_size:
-            raise ValueError(f"batch_size={config.batch_size} is larger than the training set of {len(self.views)} images")
+            raise ValueError(f"batch_size={config.batch_size} is larger than the {len(self.views)} training images")
         self.steps_per_epoch = len(self.views) // config.batch_size  # the last, smaller batch of an epoch is dropped
         self.schedules = build_schedules(config, self.steps_per_epoch)
         self.total_steps = len(self.schedules["lr"])
@@ -121,7 +122,8 @@ class Trainer:
         self.step, self.history = 0, []
         self.forward = self.student
         if self.world > 1:
-            self.forward = DistributedDataParallel(self.student, device_ids=[self.device] if self.device.index else None)
+            devices = [self.device] if self.device.type == "cuda" else None
+            self.forward = DistributedDataParallel(self.student, device_ids=devices)
 
     # --- one step -------------------------------------------------------------------------------------------------
 
@@ -247,14 +249,14 @@ class Trainer:
     # --- save and resume ------------------------------------------------------------------------------------------
 
     def save(self):
-        """A checkpoint from which the run goes on exactly: no generator state, since every draw is seeded by the step."""
+        """A checkpoint to go on from exactly: no generator's state, since every draw is seeded by the step."""
         if self.rank == 0:
             save_checkpoint(self.folder / "checkpoints", self.step, {
                 "config": dataclasses.asdict(self.config), **{k: getattr(self, k).state_dict() for k in self._STATE}})
 
     _STATE = ("student", "teacher", "loss", "optimizer", "scaler")
-    _MAY_CHANGE = {"output_dir", "resume", "data_root", "download", "device", "num_workers", "log_every", "eval_every",
-                   "eval_limit", "save_every", "tracker", "precision", "accumulate"}
+    _MAY_CHANGE = ("output_dir", "resume", "data_root", "download", "device", "num_workers", "log_every", "eval_every",
+                   "eval_limit", "save_every", "tracker", "precision", "accumulate")
 
     def _start_or_resume(self):
         state = load_newest(self.folder / "checkpoints", self.device)
@@ -265,8 +267,8 @@ class Trainer:
                 (self.folder / "history.jsonl").write_text("")
             return
         if self.config.resume != "auto":
-            raise FileExistsError(f"{self.folder} holds a run at step {state['step']}: go on with --resume auto, or choose "
-                                  "another --output-dir")
+            raise FileExistsError(f"{self.folder} holds a run at step {state['step']}: go on with --resume auto, or "
+                                  "choose another --output-dir")
         mine, theirs = dataclasses.asdict(self.config), state["config"]
         changed = [f"{k}={mine[k]} (was {theirs.get(k)})" for k in mine
                    if k not in self._MAY_CHANGE and mine[k] != theirs.get(k)]

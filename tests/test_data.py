@@ -89,6 +89,8 @@ def test_16_bits_are_scaled_not_clipped(tmp_path, kind):
     got = np.asarray(read_image(tmp_path / "deep", 1))
     assert got.tolist() == [[0, 1, 100, 156, 255]]
     assert np.asarray(read_image(tmp_path / "deep"))[0, 3].tolist() == [156] * 3
+    Image.fromarray(values[:, 1:4]).save(tmp_path / "dim", kind)  # a dim picture stays dim
+    assert np.asarray(read_image(tmp_path / "dim", 1)).tolist() == [[1, 100, 156]]
 
 
 def test_integers_and_floats_of_32_bits():
@@ -321,6 +323,8 @@ def test_note_tells_the_bad_ones_between_asked_and_used(broken_folder):
     assert sorted(safe.bad) == [1, 3, 4, 11]
     assert safe.bad[1] == "image 1 (readable when tried again)"
     assert "truncated" in safe.bad[4]
+    safe.note([11], [1])  # around the end
+    assert sorted(safe.bad) == [0, 1, 3, 4, 11]
 
 
 def test_a_bad_image_is_decoded_once(broken_folder):
@@ -332,6 +336,8 @@ def test_a_bad_image_is_decoded_once(broken_folder):
     asked = []
     safe = SkipUnreadable(Counting(broken_folder))
     assert safe[3][2] == safe[3][2] == 5
+    assert asked == [3, 4, 5, 5]
+    safe.note([3], [5])
     assert asked == [3, 4, 5, 5]
     assert safe[-1][2] == 0  # after the last the first
     with pytest.raises(IndexError):
@@ -526,6 +532,16 @@ def test_a_failed_download_says_what_to_do_by_hand(tmp_path, name, page, inside,
     for part in (name, page, str(tmp_path / inside), "no network" if download else "download=False"):
         assert part in str(error.value)
     assert ("no network" in str(error.value)) == download
+
+
+def test_what_is_there_is_opened_without_a_download(tmp_path, monkeypatch):
+    def older(root, split, size, *, loader, download):  # older torchvisions refuse to download over a folder
+        if download:
+            raise RuntimeError("The directory already exists")
+        return Items((noise(), 3))
+
+    monkeypatch.setattr(tv, "Imagenette", older)
+    assert open_dataset("imagenette", tmp_path, "train")[0][1] == 3
 
 
 def test_a_wrong_checksum_is_a_failed_download(tmp_path, monkeypatch):
