@@ -96,7 +96,7 @@ def mass_mask(maps, keep=0.6):
         return maps > 0
     mass, order = maps.flatten(-2).cpu().double().sort(dim=-1, descending=True, stable=True)  # MPS has no double
     before = mass.cumsum(-1) - mass  # what the larger ones hold together
-    # the tolerance forgives rounding: two of four equal patches hold one half, although 0.5 may read 0.49999997
+    # the tolerance forgives rounding: in float32 0.35 + 0.25 falls just short of 0.6 and would call in a third patch
     inside = before < keep * (1 - 1e-6) * mass.sum(-1, keepdim=True)
     return torch.zeros_like(inside).scatter_(-1, order, inside).view(maps.shape).to(maps.device)
 
@@ -165,7 +165,7 @@ def _blocks(model):
 @torch.no_grad()
 def _look(model, images, layers):
     """([(q, k, v, bias) of each layer], (h, w)), from one forward pass in eval mode."""
-    (backbone, vit), blocks, seen = _find(model), _blocks(model), []
+    vit, blocks, seen = _find(model)[1], _blocks(model), []
     for layer in layers:
         if not -len(blocks) <= layer < len(blocks):
             raise ValueError(f"layer={layer}: {type(vit).__name__} has {len(blocks)} such blocks, "
@@ -177,7 +177,7 @@ def _look(model, images, layers):
     hooks = [blocks[layer].attn.register_forward_pre_hook(catch, with_kwargs=True) for layer in layers]
     try:
         with eval_mode(vit):
-            (backbone.patch_tokens if backbone else vit.forward_features)(_on_device(vit, images))
+            vit.forward_features(_on_device(vit, images))
     except AssertionError as error:  # timm's word on an image size
         raise ValueError(f"{type(vit).__name__} refuses images of {tuple(images.shape[-2:])}: {error}") from error
     finally:

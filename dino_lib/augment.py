@@ -13,6 +13,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 BLUR_SIGMA, SOLARIZE_THRESHOLD, JITTER_P = (0.1, 2.0), 128, 0.8
+BLUR_TAPS = 2 * math.ceil(3 * BLUR_SIGMA[1]) + 1  # three sigmas to each side at the strongest blur
 CROP_RATIO, CROP_TRIES = (3 / 4, 4 / 3), 10  # torchvision's RandomResizedCrop
 
 
@@ -33,9 +34,11 @@ class _Recipe:
         for name, values in [("gray_p", [gray_p]), ("blur_p", blur_p), ("solarize_p", [solarize_p])]:
             if not all(0 <= p <= 1 for p in values):
                 raise ValueError(f"{name}={values} must hold probabilities between 0 and 1")
+        if len(blur_p) != 3 or len(color_jitter) != 4 or min(color_jitter) < 0:
+            raise ValueError(f"blur_p={blur_p} must have 3 entries and color_jitter={color_jitter} 4, none negative")
         if len(mean) != len(std) or len(mean) not in (1, 3):
             raise ValueError(f"mean={mean} and std={std} must both have 1 entry (grey) or 3 (RGB)")
-        if n_local < 0 or min(global_size, local_size) < 8:
+        if n_local < 0 or min(global_size, local_size) < 8:  # smaller ones can't be mirrored far enough to be blurred
             raise ValueError(f"n_local={n_local} must not be negative, and sizes ({global_size}, {local_size}) "
                              "be at least 8 pixels")
         self.color_jitter, self.gray_p, self.mean, self.std = tuple(color_jitter), gray_p, tuple(mean), tuple(std)
@@ -47,7 +50,7 @@ class _Recipe:
 class MultiCrop(_Recipe):
     """Views of one image: (PIL image or uint8 (C, H, W)) -> list of (C, h, w) normalised float32, globals first.
 
-    The image must already have as many channels as `mean`. Draws from torch's global generator.
+    The image must already have as many channels as `mean` (ValueError if not). Draws from torch's global generator.
     """
 
     def __init__(self, *args, **kwargs):
@@ -57,7 +60,7 @@ class MultiCrop(_Recipe):
     __init__.__doc__ = _Recipe.__doc__
 
     def _transform(self, size, scale, blur_p, solarize_p):
-        blur = v2.GaussianBlur(_blur_taps(size), BLUR_SIGMA)
+        blur = v2.GaussianBlur(BLUR_TAPS, BLUR_SIGMA)
         return v2.Compose([
             v2.RandomResizedCrop(size, scale=scale, interpolation=InterpolationMode.BICUBIC, antialias=True),
             v2.RandomHorizontalFlip(),
@@ -71,6 +74,10 @@ class MultiCrop(_Recipe):
         ])
 
     def __call__(self, image):
+        channels, dtype = v2.functional.get_num_channels(image), getattr(image, "dtype", torch.uint8)
+        if channels != len(self.mean) or dtype != torch.uint8:
+            raise ValueError(f"expected a PIL image or a uint8 tensor with {len(self.mean)} channels, got {dtype} with "
+                             f"{channels}")
         return [transform(image) for transform in self.transforms]
 
 
@@ -197,18 +204,13 @@ def _crop_resize_flip(x, boxes, size, flip):
     return x.clamp(0, 1)
 
 
-def _blur_taps(size):
-    """Three sigmas to each side at the strongest blur, fewer where the view is too small to be mirrored that far."""
-    return min(2 * math.ceil(3 * BLUR_SIGMA[1]) + 1, 2 * ((size - 1) // 2) - 1)
-
-
 def _blur(x, sigma):
     """Gaussian blur with mirrored borders, one sigma (B,) an image: two matrix products."""
-    size, taps = x.shape[-1], _blur_taps(x.shape[-1])
-    offsets = torch.arange(taps, device=x.device) - taps // 2
+    size = x.shape[-1]
+    offsets = torch.arange(BLUR_TAPS, device=x.device) - BLUR_TAPS // 2
     kernel = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
-    kernel = kernel / kernel.sum(1, keepdim=True)  # (B, taps)
-    source = torch.arange(size, device=x.device)[:, None] + offsets  # (size, taps)
+    kernel = kernel / kernel.sum(1, keepdim=True)  # (B, BLUR_TAPS)
+    source = torch.arange(size, device=x.device)[:, None] + offsets  # (size, BLUR_TAPS)
     source = (size - 1) - (source.abs() - (size - 1)).abs()  # mirror at both ends
     matrix = x.new_zeros(len(x), size, size)
     matrix.scatter_add_(2, source.expand(len(x), -1, -1), kernel[:, None].expand(-1, size, -1).contiguous())

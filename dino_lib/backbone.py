@@ -10,8 +10,9 @@ class ConvStem(PatchEmbed):
     """Patch embedding by a stack of 3x3 convolutions instead of one linear map of each patch.
 
     A tiny ViT on a small budget needs it: with a linear embedding it learns next to nothing in a few hundred
-    steps (Xiao et al. 2021, arXiv 2106.14881). Each convolution shrinks by a prime factor of the patch size;
-    a 1x1 convolution gives the embedding. The input's sides must be divisible by the patch size.
+    steps (Xiao et al. 2021, arXiv 2106.14881). Each convolution shrinks by a prime factor of the patch size (and is
+    as large as that factor where it is above 3, to skip no pixels); a 1x1 convolution gives the embedding. The input's
+    sides must be divisible by the patch size.
     """
 
     def __init__(self, *args, patch_size=16, in_chans=3, embed_dim=768, bias=True, **kwargs):
@@ -22,7 +23,8 @@ class ConvStem(PatchEmbed):
         factors = _prime_factors(self.patch_size[0])
         for i, stride in enumerate(factors):
             out = max(embed_dim // 2 ** (len(factors) - 1 - i), 16)
-            layers += [nn.Conv2d(width, out, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.GELU()]
+            convolution = nn.Conv2d(width, out, max(3, stride), stride=stride, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(out), nn.GELU()]
             width = out
         self.proj = nn.Sequential(*layers, nn.Conv2d(width, embed_dim, 1, bias=bias))
 
@@ -49,7 +51,9 @@ class Backbone(nn.Module):
         # some models give their pooled feature another width than their map: ask once, at the model's own size
         size = timm.data.resolve_model_data_config(model)["input_size"]
         embed = getattr(model, "patch_embed", None)
-        size = (size[0], *getattr(embed, "img_size", size[1:]))
+        # timm's config speaks of the pretrained weights, not of in_chans; the stem does
+        channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), size[0])
+        size = (channels, *getattr(embed, "img_size", size[1:]))
         mode = model.training
         with torch.no_grad():
             model.eval()

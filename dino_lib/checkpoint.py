@@ -12,7 +12,7 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torchvision.transforms import v2
 
@@ -139,11 +139,14 @@ def _find(name):
 
 
 def _load_safetensors(path, device):
-    with safe_open(path, framework="pt") as file:
-        header = file.metadata() or {}
-        if header.get("format") != str(FORMAT):
-            raise ValueError(f"{path} has format {header.get('format')!r}; this version reads format {FORMAT}")
-        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if header.get("format") != str(FORMAT):
+        raise ValueError(f"{path} has format {header.get('format')!r}; this version reads format {FORMAT}")
     config = Config.from_json(header["config"])
     backbone = build_backbone(config, pretrained=False)
     _load_strictly(backbone, state, path)
@@ -152,8 +155,12 @@ def _load_safetensors(path, device):
 
 def _load_official(path, device):
     """Official ViT checkpoints: the architecture is read off the weights."""
-    with torch.serialization.safe_globals([Namespace]):  # full checkpoints hold their arguments in one
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with torch.serialization.safe_globals([Namespace]):  # full checkpoints hold their arguments in one
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        raise ValueError(f"{path} is damaged, or holds more than tensors and plain values "
+                         f"({type(error).__name__})") from error
     state = state.get("teacher", state)
     state = {re.sub(r"^(module\.)?(backbone\.)?", "", key): value for key, value in state.items()}
     state = {key: value for key, value in state.items() if not key.startswith("head.")}

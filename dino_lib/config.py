@@ -1,13 +1,35 @@
 """Every setting of a run, its type, its help and its presets: the command line is made from this one place."""
 
+import ast
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal, get_args, get_origin
+
+from tyro.constructors import PrimitiveConstructorSpec
 
 from dino_lib.augment import IMAGENET
 
-Options = dict[str, int | float | bool | str]
+
+def _read_pairs(words):
+    """["depth", "2", "class_token", "False"] -> {"depth": 2, "class_token": False}; what is no literal is a str."""
+    if len(words) % 2:
+        raise ValueError(f"{words[-1]!r} has no value: give pairs, name value name value")
+
+    def value(word):
+        try:
+            return ast.literal_eval(word)
+        except (ValueError, SyntaxError):
+            return word
+
+    return {name: value(word) for name, word in zip(words[::2], words[1::2], strict=True)}
+
+
+# a dict with a default would be read as one option for each key that the default happens to have
+Options = Annotated[dict[str, int | float | bool | str], PrimitiveConstructorSpec(
+    nargs="*", metavar="[NAME VALUE ...]", instance_from_str=_read_pairs,
+    is_instance=lambda options: isinstance(options, dict),
+    str_from_instance=lambda options: [str(word) for pair in options.items() for word in pair])]
 
 
 @dataclass(frozen=True)
@@ -52,7 +74,7 @@ class Config:
     backbone: str = "vit_small_patch16_224"
     """Name of any timm model."""
     backbone_options: Options = field(default_factory=dict)
-    """More of the model's own options, as pairs: img_size 96 patch_size 8."""
+    """The model's own options, as pairs that replace the preset's: img_size 96 patch_size 8."""
     conv_stem: bool = False
     """Embed the patches of a ViT by a stack of convolutions: for tiny models and budgets."""
     pretrained: bool = False
@@ -130,6 +152,8 @@ class Config:
     """Images of the gallery, and half as many queries, that an evaluation uses at most."""
     save_every: float = 1.0
     """Epochs between two checkpoints."""
+    progress: bool = True
+    """Show a progress bar, in a terminal or a notebook."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Also send the history to TensorBoard or Weights & Biases (extras)."""
     output_dir: str = "runs/dino"
@@ -143,6 +167,10 @@ class Config:
             raise ValueError("; ".join(wrong))
 
     def _checks(self):
+        for f in dataclasses.fields(self):
+            if get_origin(f.type) is Literal:
+                value, choices = getattr(self, f.name), get_args(f.type)
+                yield value in choices, f"{f.name}={value!r} must be one of {', '.join(choices)}"
         positive = ["global_size", "local_size", "out_dim", "hidden_dim", "bottleneck_dim", "head_layers", "epochs",
                     "batch_size", "accumulate", "lr", "student_temp", "teacher_temp", "warmup_teacher_temp",
                     "log_every", "eval_limit", "save_every"]
@@ -155,12 +183,14 @@ class Config:
         for name in ["gray_p", "solarize_p", "center_momentum", "momentum", "momentum_end", "drop_path"]:
             yield 0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} must lie between 0 and 1"
         yield all(0 <= p <= 1 for p in self.blur_p), f"blur_p={self.blur_p} must hold probabilities"
+        yield min(self.color_jitter) >= 0 and self.color_jitter[3] <= 0.5, (
+            f"color_jitter={self.color_jitter} must not be negative, and hue, the last, be at most 0.5")
         for name in ["global_scale", "local_scale"]:
             low, high = getattr(self, name)
             yield 0 < low <= high <= 1, f"{name}={(low, high)} must be (low, high) with 0 < low <= high <= 1"
         yield self.warmup_epochs <= self.epochs, (
             f"warmup_epochs={self.warmup_epochs} must not be longer than epochs={self.epochs}")
-        yield self.batch_size % self.accumulate == 0, (
+        yield self.batch_size % max(1, self.accumulate) == 0, (
             f"batch_size={self.batch_size} must be divisible by accumulate={self.accumulate}")
         yield len(self.mean) == len(self.std) and len(self.mean) in (1, 3), (
             f"mean={self.mean} and std={self.std} must both have 1 entry (grey) or 3 (RGB)")
@@ -195,17 +225,41 @@ _TINY_VIT = {"img_size": 48, "patch_size": 6, "embed_dim": 128, "depth": 4, "num
 
 _DEMO = Config(
     dataset="shapes", store_size=48, backbone="vit_tiny_patch16_224", backbone_options=_TINY_VIT, conv_stem=True,
-    drop_path=0.0, global_size=48, local_size=24, n_local=4, local_scale=(0.1, 0.4),
-    color_jitter=(0.4, 0.4, 0.2, 0.03), solarize_p=0.0, blur_p=(0.5, 0.1, 0.25),
+    drop_path=0.0, global_size=36, local_size=18, n_local=4, local_scale=(0.15, 0.5),
+    # strong colour jitter, for the light differs from picture to picture; little blur, for texture is a cue
+    color_jitter=(0.4, 0.4, 0.4, 0.08), gray_p=0.2, solarize_p=0.0, blur_p=(0.1, 0.1, 0.05),
     out_dim=256, hidden_dim=512, bottleneck_dim=128, use_bn=True,  # batch norm: a faster start
-    epochs=8, batch_size=64, lr=2e-3, min_lr=1e-5, warmup_epochs=1, momentum=0.97, freeze_last_layer=0.0,
-    output_dir="runs/demo",
+    # a teacher that follows fast (half-life 17 updates, 69 in the end): the run has only some hundred
+    epochs=12, batch_size=64, lr=2e-3, min_lr=1e-5, warmup_epochs=1, momentum=0.96, momentum_end=0.99,
+    freeze_last_layer=0.0, eval_every=2, eval_limit=1000, output_dir="runs/demo",
 )
 
 PRESETS = {
-    "demo": _DEMO,
+    # seconds: for tests
     "smoke": dataclasses.replace(
         _DEMO, limit=64, batch_size=16, epochs=2, warmup_epochs=0.5, out_dim=32, hidden_dim=32, bottleneck_dim=16,
         backbone_options={**_TINY_VIT, "embed_dim": 32, "depth": 1, "num_heads": 2}, n_local=2, eval_limit=60,
         log_every=1, output_dir="runs/smoke"),
+    # minutes on two CPU cores: the embedded dataset
+    "demo": _DEMO,
+    # half an hour on two CPU cores: photographs
+    "laptop": dataclasses.replace(
+        _DEMO, dataset="caltech101", store_size=80, global_size=64, local_size=32, n_local=4, local_scale=(0.1, 0.4),
+        backbone_options={"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 4, "num_heads": 3,
+                          "mlp_ratio": 2.0},
+        color_jitter=(0.4, 0.4, 0.2, 0.1), gray_p=0.2, solarize_p=0.2, out_dim=1024, epochs=18, lr=1.5e-3,
+        momentum=0.99, eval_every=2, output_dir="runs/laptop"),
+    # one GPU: STL-10's 100,000 unlabelled images
+    "gpu": Config(
+        dataset="stl10", store_size=96, backbone="vit_small_patch16_224",
+        backbone_options={"img_size": 96, "patch_size": 8}, global_size=96, local_size=48, n_local=6,
+        local_scale=(0.1, 0.4), out_dim=4096, epochs=100, batch_size=512, lr=1e-3, momentum=0.996,
+        warmup_teacher_temp_epochs=10, teacher_temp=0.07, eval_every=5, save_every=5, output_dir="runs/gpu"),
+    # the from-scratch repository that this course starts from: its settings, all of them constant
+    "original": Config(
+        dataset="stl10", backbone="vit_base_patch16_224", pretrained=True, global_size=224, local_size=96, n_local=2,
+        drop_path=0.0, head="original", out_dim=1000, student_temp=0.1, teacher_temp=0.04, warmup_teacher_temp=0.04,
+        epochs=10, batch_size=2048, accumulate=32, lr=5e-4, min_lr=5e-4, warmup_epochs=0.0, weight_decay=0.04,
+        weight_decay_end=0.04, momentum=0.996, momentum_end=0.996, clip_grad=0.0, freeze_last_layer=0.0,
+        num_workers=16, save_every=5, output_dir="runs/original"),
 }

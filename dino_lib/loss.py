@@ -28,11 +28,11 @@ class DINOLoss(nn.Module):
         Row b of every view must come from image b. In train mode the center moves after the loss is taken;
         with `update_center=False` it does not (accumulated batches call `update_center` once an update).
         """
-        n_views, _, k = student.shape
-        if n_views < 2 or teacher.shape != (2, *student.shape[1:]) or k != len(self.center):
+        n_views, k = len(student), len(self.center)
+        if student.ndim != 3 or n_views < 2 or student.shape[2] != k or teacher.shape != (2, *student.shape[1:]):
             raise ValueError(
                 f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} do not fit: expected "
-                f"(V >= 2, B, {len(self.center)}) and (2, B, {len(self.center)}) with the same B")
+                f"(V >= 2, B, {k}) and (2, B, {k}) with the same B")
         s = student.float() / self.student_temp
         q = self.teacher_probs(teacher, teacher_temp)
         # The pairs without a loop over them. -q_i . log softmax(s_v) = logsumexp(s_v) - q_i . s_v, because q_i

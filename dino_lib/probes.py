@@ -7,6 +7,13 @@ from dino_lib.data import decode_store, open_dataset
 from dino_lib.evaluate import accuracy, extract_features, jaccard, knn_predict
 
 
+def spread(n, limit):
+    """At most `limit` of n indices, in order, the same every time; drawn at random, since datasets are sorted by class
+    or go through the classes in turn. int64.
+    """
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:limit].sort().values
+
+
 class Probes:
     """Labelled images of a dataset, decoded once: `gallery` and `queries` uint8 (N, C, S, S), their labels (N,),
     and `masks` bool (N, S, S) of the queries or None. `mean` and `std` normalise them.
@@ -21,14 +28,14 @@ class Probes:
     def open(cls, config, limit=None):
         """The gallery and queries of the config's dataset at its `eval_size`; None where the dataset has no labels.
 
-        At most `limit` gallery images and half as many queries (None: the config's eval_limit), spread evenly.
+        At most `limit` gallery images and half as many queries (None: the config's eval_limit).
         """
         limit, parts = limit or config.eval_limit, []
         for split, n in [("gallery", limit), ("test", max(1, limit // 2))]:
             dataset = open_dataset(config.dataset, config.data_root, split, len(config.mean), config.download)
             if dataset is None:
                 return None
-            chosen = torch.linspace(0, len(dataset) - 1, min(n, len(dataset))).long()
+            chosen = spread(len(dataset), n)
             if getattr(dataset, "masks", None) is not None and dataset.images.shape[-1] == config.eval_size:
                 parts.append((dataset.images[chosen], dataset.labels[chosen], dataset.masks[chosen]))
             else:

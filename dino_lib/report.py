@@ -4,13 +4,11 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-
 from dino_lib import plots
 from dino_lib.attention import mass_mask, upsample
 from dino_lib.checkpoint import load_teacher
 from dino_lib.evaluate import accuracy, cluster_scores, color_histogram, embed_2d, jaccard_by_head, knn_predict
-from dino_lib.probes import Probes
+from dino_lib.probes import Probes, spread
 from dino_lib.train import build_student, read_history
 
 
@@ -39,7 +37,7 @@ def compare(stages, probes, *, n_points=500, n_pictures=10):
     knn_per_class, nmi, and jaccard where there are masks), and two Figures. The attention shown is of the head whose
     mass mask fits the objects best, the mean of heads where there are no masks; None without CLS tokens.
     """
-    chosen = torch.linspace(0, len(probes.queries) - 1, min(n_points, len(probes.queries))).long()
+    chosen = spread(len(probes.queries), n_points)
     labels, table, panels, rows = probes.query_labels[chosen], {}, {}, {}
     for name, backbone in stages.items():
         features = probes.features(backbone)

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from timm.layers import DropPath
+from timm.layers import DropBlock2d, DropPath, PatchDropout
 from torch import nn
 
 
@@ -15,10 +15,14 @@ def make_teacher(student):
     """
     teacher = copy.deepcopy(student).requires_grad_(False)
     for module in teacher.modules():
-        if isinstance(module, DropPath):
+        if isinstance(module, DropPath | DropBlock2d):
             module.drop_prob = 0.0
+        elif isinstance(module, PatchDropout):
+            module.prob = 0.0
         elif isinstance(module, nn.Dropout):
             module.p = 0.0
+        elif hasattr(module, "drop_rate"):  # timm's CNNs keep the rate of a functional dropout there
+            module.drop_rate = 0.0
     return teacher
 
 

@@ -64,7 +64,7 @@ def build_student(config):
     """Backbone and head of a config, initialised from its seed."""
     torch.manual_seed(config.seed)
     backbone = build_backbone(config)
-    backbone.requires_grad_(config.train_backbone)
+    backbone.requires_grad_(config.train_backbone).train(config.train_backbone)  # frozen: batch norm's buffers too
     if config.head == "original":
         head = OriginalHead(backbone.feature_dim, config.out_dim, hidden_dim=config.hidden_dim)
         return MultiCropModel(backbone, head)
@@ -120,6 +120,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(parameter_groups(self.student), lr=config.lr)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.step, self.history = 0, []
+        self.losses, self.seconds = [], 0.0  # since the last line of the history
         self.forward = self.student
         if self.world > 1:
             devices = [self.device] if self.device.type == "cuda" else None
@@ -170,11 +171,15 @@ class Trainer:
         self._start_or_resume()
         print(f"{self.device} in {str(self.dtype).removeprefix('torch.')}, {len(self.views)} images, "
               f"{self.total_steps} updates of {self.config.batch_size} images", flush=True)
-        bar = tqdm(total=self.total_steps, initial=self.step, unit="step", disable=self.rank > 0 or None, leave=False)
+        if self.step == self.total_steps:
+            print(f"{self.folder} is finished: nothing is left to train")
+        hidden = True if self.rank > 0 or not self.config.progress else None  # None: hidden in a file, not on a screen
+        if "ipykernel" in sys.modules:  # a notebook is a screen too
+            hidden = bool(hidden)
+        bar = tqdm(total=self.total_steps, initial=self.step, unit="step", disable=hidden, leave=False)
         with open_tracker(self.config if self.rank == 0 else None) as self.track, _between_steps() as interrupted, bar:
             try:
-                if self.step == 0:
-                    self._evaluate()
+                self._evaluate_if_due()
                 while self.step < self.total_steps:
                     self._epoch(self.step // self.steps_per_epoch, bar, interrupted)
             except KeyboardInterrupt:
@@ -195,18 +200,16 @@ class Trainer:
         c, first = self.config, self.step % self.steps_per_epoch
         order = epoch_order(c.seed, epoch, len(self.views))[: self.steps_per_epoch * c.batch_size]
         batches = order.reshape(-1, c.batch_size)[first : first + self.total_steps - self.step, self.rank :: self.world]
-        losses, seconds, clock = [], 0.0, time.perf_counter()
+        clock = time.perf_counter()
         for views in self.views.batches(epoch, batches):
             result = self.train_step(views)
-            losses.append(result["loss"])
-            seconds += time.perf_counter() - clock
+            self.losses.append(result["loss"])
+            self.seconds += time.perf_counter() - clock
             bar.update()
             done = self.step == self.total_steps
             if self.step % c.log_every == 0 or done:
-                self._log_step(result, torch.stack(losses).mean(), len(losses), seconds)
-                losses, seconds = [], 0.0
-            if self._due(c.eval_every) or (done and c.eval_every):
-                self._evaluate()
+                self._log_step(result)
+            self._evaluate_if_due()
             if self._due(c.save_every) and not done:
                 self.save()
             if interrupted():
@@ -217,22 +220,31 @@ class Trainer:
         """Whether a thing that happens every `epochs` epochs happens at this step."""
         return epochs > 0 and self.step % max(1, round(epochs * self.steps_per_epoch)) == 0
 
-    def _log_step(self, result, loss, steps, seconds):
+    def _log_step(self, result):
+        loss, steps, seconds = self._mean_loss(), len(self.losses), self.seconds
+        self.losses, self.seconds = [], 0.0
         entropy, mean_entropy = teacher_entropies(result["probs"])
         features = F.normalize(result["features"].float(), dim=1)
         record = {name: result[name] for name in self.schedules}
-        record |= {"loss": loss.item(), "teacher_entropy": entropy, "mean_entropy": mean_entropy,
+        record |= {"loss": loss, "teacher_entropy": entropy, "mean_entropy": mean_entropy,
                    "feature_std": (features.std(0).mean() * features.shape[1] ** 0.5).item(),
                    "center_norm": self.loss.center.norm().item(), "seconds": seconds,
                    "images_per_second": steps * self.config.batch_size / seconds}
-        if not math.isfinite(record["loss"]):
-            raise FloatingPointError(f"the loss is {record['loss']} at step {self.step}; the newest checkpoint in "
-                                     f"{self.folder / 'checkpoints'} is from before. Lower lr={self.config.lr} or "
-                                     f"clip_grad={self.config.clip_grad}, or take precision=fp32")
         self._log(record)
 
-    def _evaluate(self):
-        if self.probes is not None:
+    def _mean_loss(self):
+        """Of the updates since the last line of the history; FloatingPointError if it is not finite."""
+        loss = torch.stack(self.losses).mean().item()
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} at step {self.step}; the newest checkpoint in "
+                                     f"{self.folder / 'checkpoints'} is from before. Lower lr={self.config.lr} or "
+                                     f"clip_grad={self.config.clip_grad}, or take precision=fp32")
+        return loss
+
+    def _evaluate_if_due(self):
+        """At step 0, every `eval_every` epochs and at the end, but not again where a resumed run has it already."""
+        due = self._due(self.config.eval_every) or (self.config.eval_every > 0 and self.step == self.total_steps)
+        if due and self.probes is not None and not any(r["step"] == self.step and "knn" in r for r in self.history):
             self._log(self.probes.evaluate(self.teacher.backbone))
 
     def _log(self, values):
@@ -250,17 +262,23 @@ class Trainer:
 
     def save(self):
         """A checkpoint to go on from exactly: no generator's state, since every draw is seeded by the step."""
+        if self.losses:
+            self._mean_loss()  # never in the place of a good checkpoint one from after the loss was lost
         if self.rank == 0:
             save_checkpoint(self.folder / "checkpoints", self.step, {
-                "config": dataclasses.asdict(self.config), **{k: getattr(self, k).state_dict() for k in self._STATE}})
+                "config": dataclasses.asdict(self.config), "losses": self.losses, "seconds": self.seconds,
+                **{k: getattr(self, k).state_dict() for k in self._STATE}})
 
     _STATE = ("student", "teacher", "loss", "optimizer", "scaler")
     _MAY_CHANGE = ("output_dir", "resume", "data_root", "download", "device", "num_workers", "log_every", "eval_every",
-                   "eval_limit", "save_every", "tracker", "precision", "accumulate")
+                   "eval_limit", "save_every", "progress", "tracker", "precision", "accumulate")
 
     def _start_or_resume(self):
         state = load_newest(self.folder / "checkpoints", self.device)
         if state is None:
+            if (self.folder / "teacher.safetensors").exists():
+                raise FileExistsError(f"{self.folder} holds the teacher of a finished run, and no checkpoint: move it "
+                                      "away, or choose another --output-dir")
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.rank == 0:
                 (self.folder / "config.json").write_text(self.config.to_json())
@@ -276,8 +294,9 @@ class Trainer:
             raise ValueError(f"{self.folder} holds a run with other settings: {', '.join(changed)}. Take the old "
                              "settings, or another --output-dir")
         for name in self._STATE:
-            getattr(self, name).load_state_dict(state[name])
-        self.step = state["step"]
+            if state[name]:  # empty: the scaler of a run in another precision
+                getattr(self, name).load_state_dict(state[name])
+        self.step, self.losses, self.seconds = state["step"], state["losses"], state["seconds"]
         # lines written after the checkpoint are of steps that will be run again
         self.history = [r for r in read_history(self.folder) if r["step"] <= self.step]
         if self.rank == 0:
@@ -286,12 +305,12 @@ class Trainer:
 
 @contextlib.contextmanager
 def _between_steps():
-    """Ctrl-C waits for the end of the step, so that no half-done update is saved; a second one does not wait."""
+    """Ctrl-C waits for the end of the step, so that no half-done update is saved; a second one exits unsaved."""
     asked = []
 
     def handler(signum, frame):
         if asked:
-            raise KeyboardInterrupt
+            raise SystemExit(130)
         asked.append(signum)
 
     if threading.current_thread() is not threading.main_thread():
@@ -346,7 +365,8 @@ def main(argv=None):
         trainer = Trainer(config)
         trainer.run()
     except (ValueError, FileExistsError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     finally:

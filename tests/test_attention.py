@@ -292,6 +292,12 @@ def test_uniform_maps_lose_nothing_to_rounding(n, keep):
     assert mask.flatten()[: mask.sum()].all()  # the first in reading order
 
 
+def test_a_share_that_rounding_just_misses_is_reached():
+    maps = torch.tensor([[0.35, 0.25], [0.2, 0.2]])
+    assert maps[0].double().sum() / maps.double().sum() < 0.6
+    assert mass_mask(maps, 0.6).tolist() == [[True, True], [False, False]]
+
+
 @pytest.mark.parametrize("keep", [1e-9, 0.2, 0.6, 0.95])
 def test_mask_is_the_smallest_that_reaches_the_share(keep):
     maps = (3 * torch.randn(4, 6, 7, 5, generator=torch.Generator().manual_seed(0))).exp()

@@ -1,0 +1,35 @@
+# Each target sets up .venv first. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+RUN ?= runs/demo
+SEED ?= 0
+
+.PHONY: setup demo test lab figures clean
+
+setup: .venv/ready
+
+.venv/ready: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	touch $@
+
+demo: setup  ## train DINO on the embedded dataset and show what the teacher sees
+	$(BIN)/python -m dino_lib.train --preset demo --seed $(SEED) --output-dir $(RUN) --resume auto
+	$(BIN)/python -m dino_lib.report $(RUN)
+
+test: setup  ## every test and every notebook
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg notebooks
+
+lab: setup
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+figures: setup  ## the pictures in figures/, from the shipped teacher
+	$(BIN)/python figures/make.py
+
+clean:
+	rm -rf .venv runs

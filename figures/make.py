@@ -1,0 +1,88 @@
+"""The pictures in this folder, from the shipped teacher and its history: `make figures`."""
+
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from dino_lib import plots
+from dino_lib.augment import BatchMultiCrop, view_uniforms
+from dino_lib.checkpoint import SHIPPED, load_teacher
+from dino_lib.config import PRESETS
+from dino_lib.inputs import multicrop_settings
+from dino_lib.probes import Probes
+from dino_lib.report import compare
+from dino_lib.shapes import Shapes
+from dino_lib.train import build_student, read_history
+
+HERE = Path(__file__).parent
+
+
+def box(axis, x, y, width, text, color):
+    """A rounded box of height 0.7 with its left middle at (x, y)."""
+    axis.add_patch(FancyBboxPatch((x, y - 0.35), width, 0.7, boxstyle="round,pad=0.02,rounding_size=0.12",
+                                  facecolor=color, edgecolor="#333333", linewidth=1))
+    axis.text(x + width / 2, y, text, ha="center", va="center", fontsize=10)
+
+
+def arrow(axis, start, end, text="", color="#333333", style="-", rad=0.0):
+    """An arrow between two points, its text above the middle."""
+    axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, color=color, linestyle=style,
+                                   connectionstyle=f"arc3,rad={rad}", linewidth=1.3))
+    if text:
+        axis.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.13, text, ha="center", fontsize=9, color=color)
+
+
+def architecture():
+    """One step of DINO in one picture."""
+    figure = Figure(figsize=(11, 3.9), layout="constrained", dpi=120)
+    axis = figure.subplots()
+    axis.set_xlim(0, 15.2)
+    axis.set_ylim(-0.4, 4.6)
+    axis.axis("off")
+    student, teacher, plain = "#cfe2f3", "#fce5cd", "#eeeeee"
+    box(axis, 0.1, 2.0, 1.6, "one image", plain)
+    box(axis, 2.9, 3.4, 2.3, "all V views", student)
+    box(axis, 2.9, 0.7, 2.3, "2 global views", teacher)
+    arrow(axis, (1.75, 2.2), (2.85, 3.3))
+    arrow(axis, (1.75, 1.8), (2.85, 0.8))
+    axis.text(1.45, 2.95, "multi-crop", fontsize=9, ha="center")
+    for y, color, name in [(3.4, student, "student"), (0.7, teacher, "teacher")]:
+        box(axis, 6.0, y, 2.0, f"{name}\nbackbone", color)
+        box(axis, 8.7, y, 1.3, "head", color)
+        arrow(axis, (5.25, y), (5.95, y))
+        arrow(axis, (8.05, y), (8.65, y))
+        arrow(axis, (10.05, y), (10.75, y))
+    box(axis, 10.8, 3.4, 2.3, "softmax(s / 0.1)", student)
+    box(axis, 10.8, 0.7, 2.3, "softmax((t - c) / \u03c4)", teacher)
+    box(axis, 13.2, 2.05, 1.9, "cross-entropy\nof the pairs", plain)
+    arrow(axis, (13.15, 3.3), (13.9, 2.48))
+    arrow(axis, (13.15, 0.8), (13.9, 1.62))
+    arrow(axis, (7.0, 2.98), (7.0, 1.12), color="#b45f06")
+    axis.text(7.15, 2.05, "EMA after each update:\nt \u2190 m t + (1 - m) s", fontsize=9, color="#b45f06", va="center")
+    arrow(axis, (13.3, 2.45), (7.7, 3.85), "gradient, to the student alone", color="#1155cc", style="--", rad=0.42)
+    axis.text(11.95, -0.05, "center c: a running mean of the teacher's rows", fontsize=9, ha="center", color="#b45f06")
+    return figure
+
+
+def main():
+    """Draw and save everything."""
+    architecture().savefig(HERE / "architecture.png")
+    config, teacher = PRESETS["demo"], load_teacher("demo")
+    shapes = Shapes(40, seed=1)
+    plots.show_images(shapes.images, masks=shapes.masks).savefig(HERE / "shapes.png")
+    multicrop = BatchMultiCrop(**multicrop_settings(config))
+    views = multicrop(shapes.images[3:4], uniforms=view_uniforms(0, 0, [3], multicrop.n_uniforms))
+    plots.show_views([v[0] for v in views], config.mean, config.std).savefig(HERE / "views.png")
+    torch.manual_seed(config.seed)
+    probes = Probes.open(config, limit=10**9)
+    untrained = build_student(teacher.config).backbone.eval()
+    _, attention, clusters = compare({"untrained": untrained, "trained": teacher}, probes)
+    attention.savefig(HERE / "attention.png")
+    clusters.savefig(HERE / "clusters.png")
+    plots.training_curves(read_history(SHIPPED / "demo"), config.out_dim).savefig(HERE / "curves.png")
+
+
+if __name__ == "__main__":
+    main()
