@@ -10,6 +10,9 @@ import math
 import numpy as np
 import torch
 
+from dino_lib import augment
+from dino_lib.loss import DINOLoss, teacher_entropies
+
 
 def _flat(value):
     """A number, array, tensor, or a list or tuple of those -> list of float64 tensors; TypeError on all else."""
@@ -52,3 +55,217 @@ def _verdict(name, yours, right, hints, *, tolerance=1e-5):
     if distance(want) <= 0.01 * scale:
         return print(f"close: largest difference {distance(want):.1e} (look for an epsilon or a rounding too many)")
     return print(f"wrong: {name} is off by up to {distance(want):.1e}; go through shapes, signs and axes one by one")
+
+
+# --- 03: the loss -----------------------------------------------------------------------------------------------------
+
+def check_center_after(function):
+    """`function(batch_mean, momentum, n_steps)`: where the center stands after n equal batches, from 0."""
+    mean, m, n = torch.tensor([2.0, -1.0, 0.5, 4.0]), 0.8, 3
+    loss = DINOLoss(4, center_momentum=m)
+    for _ in range(n):
+        loss.update_center(mean.expand(2, 5, 4))
+    _verdict("center_after", function(mean.clone(), m, n), loss.center, {
+        "that is the share of the old center, which is 0 here; the rest belongs to the batches": m**n * mean,
+        "momentum is the share that is kept, not the share of the new batch": (1 - (1 - m) ** n) * mean,
+        "each step also shrinks what the steps before have added": n * (1 - m) * mean,
+        "that is one step only": (1 - m) * mean,
+        "that is where the center ends after very many steps": mean})
+
+
+def check_two_entropies(function):
+    """`function(probs)` with probs (2, B, K): (mean entropy of the rows, entropy of the mean row), in nats."""
+    probs = torch.softmax(3 * torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    rows, mean = teacher_entropies(probs)
+    total = torch.special.entr(probs).sum().item()
+    per_view = torch.special.entr(probs.mean(1)).sum(-1).mean().item()
+    _verdict("two_entropies", function(probs.clone()), (rows, mean), {
+        "the two are in the wrong order: first the mean of the rows' entropies": (mean, rows),
+        "an entropy has a minus sign in front": (-rows, -mean),
+        "these are bits: take the natural logarithm": (rows / math.log(2), mean / math.log(2)),
+        "the first is a mean over the rows, not a sum": (total, mean),
+        "the mean row is taken over both views together, not for each view apart": (rows, per_view),
+        "the entropy of the mean is not the mean of the entropies: average the rows first": (rows, rows)})
+
+
+def check_student_gradient(function):
+    """`function(s, q, student_temp)`: d/ds of the batch mean of -sum q log softmax(s / student_temp); s, q (B, K)."""
+    generator, temp = torch.Generator().manual_seed(1), 0.2
+    s = torch.randn(5, 6, generator=generator, requires_grad=True)
+    q = torch.softmax(2 * torch.randn(5, 6, generator=generator), dim=-1)
+    (-q * torch.log_softmax(s / temp, dim=-1)).sum(-1).mean().backward()
+    s, right = s.detach(), s.grad
+    p, warm = torch.softmax(s / temp, dim=-1), torch.softmax(s, dim=-1)
+    _verdict("student_gradient", function(s.clone(), q.clone(), temp), right, {
+        "the sign is turned round: a step against the gradient must bring p nearer to q": -right,
+        "the inner derivative of s / student_temp is missing": right * temp,
+        "the loss is a mean over the batch: divide by the number of rows": right * len(s),
+        "the student's probabilities lack their temperature": (warm - q) / temp / len(s),
+        "multiplied by the temperature where it divides": (p - q) * temp / len(s),
+        "that is through each logit alone: the softmax ties all of them together": -q / temp / len(s)})
+
+
+def check_fast_loss(function):
+    """`function(student, teacher, center, student_temp, teacher_temp)` -> the loss; its gradient is compared too."""
+    generator = torch.Generator().manual_seed(2)
+    student, teacher = (torch.randn(v, 3, 8, generator=generator) for v in (5, 2))
+    center, hot, cold = torch.randn(8, generator=generator), 0.5, 0.3
+
+    def both(loss):  # the value and the gradient of the student's logits
+        s, t = student.clone().requires_grad_(), teacher.clone().requires_grad_()
+        value = loss(s, t)
+        if value is None:
+            return None
+        if not torch.is_tensor(value) or not value.requires_grad or value.ndim:
+            return value
+        value.backward()
+        return (value, s.grad) if t.grad is None else (value, s.grad, t.grad)
+
+    def library(s, t, tau_s=hot, tau_t=cold, c=center):
+        loss = DINOLoss(8, student_temp=tau_s).eval()
+        loss.center += c
+        return loss(s, t, tau_t)
+
+    def pairs(s, t, chosen):
+        q, p = torch.softmax((t.detach() - center) / cold, dim=-1), torch.log_softmax(s / hot, dim=-1)
+        return torch.stack([-(q[i] * p[v]).sum(-1).mean() for i in range(2) for v in range(5) if chosen(i, v)])
+
+    yours = both(lambda s, t: function(s, t, center.clone(), hot, cold))
+    if isinstance(yours, tuple) and len(yours) == 3:
+        return print("wrong: a gradient flows into the teacher's logits: its probabilities are targets, detach them")
+    if torch.is_tensor(yours):
+        return print("wrong: fast_loss must give one number with a gradient for the student (a 0-dimensional tensor)")
+    _verdict("fast_loss", yours, both(library), {
+        "the pairs of a view with itself are in it": both(lambda s, t: pairs(s, t, lambda i, v: True).mean()),
+        "the pairs of a view with itself are left out of the sum, but counted in the mean":
+            both(lambda s, t: pairs(s, t, lambda i, v: v != i).sum() / 10),
+        "the pairs are summed; the loss is their mean": both(lambda s, t: pairs(s, t, lambda i, v: v != i).sum()),
+        "views 0 and 1 are paired with their own targets: each is to predict the other":
+            both(lambda s, t: pairs(s, t, lambda i, v: v > 1 or v == i).mean()),
+        "it is summed over the batch; the loss is a mean": both(lambda s, t: 3 * library(s, t)),
+        "the two temperatures are swapped": both(lambda s, t: library(s, t, cold, hot)),
+        "the center is not subtracted": both(lambda s, t: library(s, t, c=0.0)),
+        "the center is added, not subtracted": both(lambda s, t: library(s, t, c=-center)),
+        "the student's logits lack their temperature": both(lambda s, t: library(s, t, 1.0)),
+        "the local views are left out": both(lambda s, t: pairs(s, t, lambda i, v: v == 1 - i).mean())})
+
+
+def _each(function, cases):
+    """The results of the function on every case, or None where one of them is missing."""
+    results = [function(*case) for case in cases]
+    return None if any(result is None for result in results) else results
+
+
+# --- 01: multi-crop ---------------------------------------------------------------------------------------------------
+
+
+def check_crop_size(your_function):
+    """your_function(height, width, share, ratio) -> (h, w) of a crop, whole pixels."""
+    cases = [(48, 48, 0.25, 1.33), (96, 64, 0.5, 0.9), (224, 224, 0.4, 0.76), (100, 70, 0.1, 1.3)]
+
+    def right(height, width, share, ratio):
+        # crop_boxes with uniforms that stand for this share and this ratio
+        tries = torch.tensor([[0.0, math.log(ratio * 4 / 3) / math.log(16 / 9)] * augment.CROP_TRIES])
+        return augment.crop_boxes(tries, torch.zeros(1, 2), (height, width), (share, share))[0, 2:].tolist()
+
+    def sides(height, width, share, ratio, finish):
+        area = share * height * width
+        return [finish(math.sqrt(area / ratio)), finish(math.sqrt(area * ratio))]
+
+    _verdict("crop_size", _each(your_function, cases), _each(right, cases), {
+        "height and width look exchanged: the ratio is width / height": _each(lambda *c: right(*c)[::-1], cases),
+        "the share looks applied to each side; it is a share of the area": _each(
+            lambda h, w, s, r: [round(s * math.sqrt(h * w / r)), round(s * math.sqrt(h * w * r))], cases),
+        "the ratio looks used without a square root, so the area comes out wrong": _each(
+            lambda h, w, s, r: [round(math.sqrt(s * h * w) / r), round(math.sqrt(s * h * w) * r)], cases),
+        "the sides are equal: the ratio is not used": _each(
+            lambda h, w, s, r: sides(h, w, s, 1, round), cases),
+        "the sides look cut off, not rounded to the nearest pixel": _each(lambda *c: sides(*c, int), cases),
+        "the sides are not rounded to whole pixels": _each(lambda *c: sides(*c, float), cases),
+    })
+
+
+def check_saturation(your_function):
+    """your_function(x, factor), x (3, H, W) in [0, 1] -> the same shape, in [0, 1]."""
+    x = torch.rand(3, 6, 7, generator=torch.Generator().manual_seed(0))
+    cases = [(x, factor) for factor in (0.0, 0.5, 1.0, 1.6)]
+    gray, mean = augment._gray(x[None])[0].expand_as(x), x.mean(0).expand_as(x)
+
+    def blends(other):
+        return [torch.lerp(other, x, factor).clamp(0, 1) for _, factor in cases]
+
+    _verdict("saturation", _each(your_function, cases),
+             [augment._saturation(x[None], torch.tensor([factor]))[0] for _, factor in cases], {
+        "factor and 1 - factor look exchanged: factor 1 must leave the image as it is": [
+            torch.lerp(x, gray, factor).clamp(0, 1) for _, factor in cases],
+        "the grey looks like the plain mean of the channels: green must weigh most and blue least": blends(mean),
+        "values leave [0, 1]: clamp them": [torch.lerp(gray, x, factor) for _, factor in cases],
+        "this is contrast: blend each pixel with its own grey, not with the mean grey of the image": blends(
+            gray.mean().expand_as(x)),
+        "this is brightness: blend the image with its grey, not with black": blends(torch.zeros_like(x)),
+    })
+
+
+def check_pairs(your_function):
+    """your_function(n_views) -> list of (teacher view, student view)."""
+    cases = [(2,), (3,), (6,)]
+
+    def counted(pairs, n):
+        """(n, n): how often teacher view i is paired with student view v; -1 everywhere if there is no such view."""
+        table = torch.zeros(n, n)
+        for i, v in pairs:
+            if not (0 <= i < n and 0 <= v < n):
+                return table - 1
+            table[i, v] += 1
+        return table
+
+    def tables(function):
+        lists = _each(function, cases)
+        return lists and [counted(pairs, n) for pairs, (n,) in zip(lists, cases, strict=True)]
+
+    def grid(teachers, students, keep=lambda i, v: i != v):
+        return tables(lambda n: [(i, v) for i in teachers(n) for v in students(n) if keep(i, v)])
+
+    def globals_(n):
+        return range(2)
+
+    _verdict("pairs", tables(your_function), grid(globals_, range), {
+        "a view is paired with itself: there is nothing to predict in it": grid(
+            globals_, range, lambda i, v: True),
+        "local views appear as the teacher's, and the teacher sees the two global views only": grid(range, range),
+        "global views are missing on the student's side: it sees all views": grid(globals_, lambda n: range(2, n)),
+        "teacher and student look exchanged: each pair is (teacher view, student view)": grid(range, globals_),
+        "(0, 1) and (1, 0) are two pairs, and one of them is missing": grid(globals_, range, lambda i, v: i < v),
+        "a view has a number outside 0 .. n_views - 1": [torch.zeros(n, n) - 1 for (n,) in cases],
+    })
+
+
+def check_crop_matrix(your_function):
+    """your_function(start, length, n_in, n_out) -> (n_out, n_in) weights."""
+    cases = [(3, 9, 20, 6), (0, 5, 12, 8), (10, 10, 20, 10), (6, 14, 20, 5)]
+
+    def formula(start, length, n_in, n_out, antialias=True, normalise=True, mask=True, corner=0.5):
+        step, pixel = length / n_out, torch.arange(n_in) + corner
+        center = start + (torch.arange(n_out)[:, None] + corner) * step
+        t = ((pixel - center) / (max(step, 1) if antialias else 1)).abs()
+        near, far = (1.5 * t - 2.5) * t * t + 1, ((-0.5 * t + 2.5) * t - 4) * t + 2
+        weight = torch.where(t < 1, near, torch.where(t < 2, far, 0.0))
+        if mask:
+            weight[:, :start] = weight[:, start + length :] = 0
+        return weight / weight.sum(1, keepdim=True) if normalise else weight
+
+    def matrices(**change):
+        return _each(lambda *case: formula(*case, **change), cases)
+
+    def right(start, length, n_in, n_out):
+        return augment._resize_matrix(torch.tensor([float(start)]), torch.tensor([float(length)]), n_in, n_out)[0]
+
+    _verdict("crop_matrix", _each(your_function, cases), _each(right, cases), {
+        "the kernel looks beyond the crop: pixels outside start .. start + length must weigh nothing": matrices(
+            mask=False),
+        "the kernel is not stretched where the crop shrinks, so pixels are skipped": matrices(antialias=False),
+        "the rows do not sum to 1: divide by their sum after masking": matrices(normalise=False),
+        "the crop begins at pixel 0, so `start` seems unused": _each(
+            lambda start, *rest: formula(0, *rest), cases),
+        "the centre of pixel i lies at i + 0.5, not at i": matrices(corner=0.0),
+    })

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from dino_lib.augment import BatchMultiCrop, MultiCrop, view_uniforms
-from dino_lib.data import SkipUnreadable, decode_store, open_dataset, report_skipped
+from dino_lib.data import decode_store, open_dataset
+from dino_lib.images import SkipUnreadable, report_skipped
 
 
 def multicrop_settings(config):

@@ -84,8 +84,6 @@ def test_wrong_answer_is_named(name, answer, message, capsys):
 
 @pytest.mark.parametrize("name", [name for name, _ in RIGHT])
 def test_not_done_yet(name, capsys):
-    getattr(checks, f"check_{name}")(lambda *args: ...)
-    assert "right" not in capsys.readouterr().out
     getattr(checks, f"check_{name}")(lambda *args: None)
     assert capsys.readouterr().out == "not done yet\n"
 

@@ -13,18 +13,9 @@ import torchvision.datasets as tv
 from PIL import Image, ImageFile
 from torch.utils.data import DataLoader
 
-from dino_lib import data
-from dino_lib.data import (
-    FolderOfImages,
-    Pictures,
-    SkipUnreadable,
-    UnreadableImage,
-    decode_store,
-    open_dataset,
-    read_image,
-    report_skipped,
-    to_channels,
-)
+from dino_lib import data, images
+from dino_lib.data import Pictures, decode_store, open_dataset
+from dino_lib.images import FolderOfImages, SkipUnreadable, UnreadableImage, read_image, report_skipped, to_channels
 from dino_lib.shapes import Shapes
 
 ORIENTATION = 0x0112  # the EXIF tag
@@ -166,7 +157,7 @@ def test_exif_that_makes_pil_stumble_does_not_cost_the_picture(monkeypatch):
     def stumble(image):
         raise TypeError("bad tag")
 
-    monkeypatch.setattr(data.ImageOps, "exif_transpose", stumble)
+    monkeypatch.setattr(images.ImageOps, "exif_transpose", stumble)
     assert to_channels(halves()).tobytes() == halves().tobytes()
 
 
