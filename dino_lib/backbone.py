@@ -54,11 +54,12 @@ class Backbone(nn.Module):
         # timm's config speaks of the pretrained weights, not of in_chans; the stem does
         channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), size[0])
         size = (channels, *getattr(embed, "img_size", size[1:]))
+        probe = torch.zeros(1, *size, device=next(model.parameters()).device)
         mode = model.training
         with torch.no_grad():
             model.eval()
-            self.feature_dim = self(torch.zeros(1, *size)).shape[1]
-            grid = self.patch_tokens(torch.zeros(1, *size)).shape[1:3]
+            self.feature_dim = self(probe).shape[1]
+            grid = self.patch_tokens(probe).shape[1:3]
         model.train(mode)
         self.patch_size = (size[1] // grid[0], size[2] // grid[1])
 
@@ -86,9 +87,10 @@ class Backbone(nn.Module):
 
     def grid(self, image_size):
         """(H, W) in pixels -> (h, w) in patches, for models that cut the image into patches."""
-        patch = self.model.patch_embed.patch_size
-        h, w = (patch, patch) if isinstance(patch, int) else patch
-        return image_size[0] // h, image_size[1] // w
+        embed = self.model.patch_embed
+        if hasattr(embed, "dynamic_feat_size"):
+            return tuple(embed.dynamic_feat_size(tuple(image_size)))
+        return image_size[0] // embed.patch_size, image_size[1] // embed.patch_size  # XCiT
 
     def _fc_norm(self, tokens):
         return self.model.fc_norm(tokens) if hasattr(self.model, "fc_norm") else tokens

@@ -186,7 +186,6 @@ def _load_strictly(module, state, path):
 
 
 def _ready(backbone, device, size, mean, std, config=None, about=None):
-    backbone.requires_grad_(False).eval().to(device)
-    backbone.transform = eval_transform(size, mean, std)
+    backbone.transform = eval_transform(size, mean, std)  # a Module too, so before eval()
     backbone.config, backbone.about = config, about or {}
-    return backbone
+    return backbone.requires_grad_(False).eval().to(device)

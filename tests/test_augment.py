@@ -79,7 +79,7 @@ def test_boxes_are_the_first_try_that_fits(size, scale):
     expected = [plain_crop_box(t, c, *size, scale) for t, c in zip(tries, corner.tolist(), strict=True)]
     found = [i for i, box in enumerate(expected) if box is not None]
     # a box in a thousand may round the other way in float32
-    assert sum(boxes[i].tolist() != expected[i] for i in found) <= 1 and len(found) > 300
+    assert sum(boxes[i].tolist() != expected[i] for i in found) <= 1 and len(found) > 200
     top, left, h, w = boxes.unbind(1)
     assert (top >= 0).all() and (left >= 0).all() and (top + h <= size[0]).all() and (left + w <= size[1]).all()
 
@@ -92,9 +92,10 @@ def test_boxes_are_distributed_as_torchvisions(size, scale):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         theirs = torch.tensor([RandomResizedCrop.get_params(image, scale, (3 / 4, 4 / 3)) for _ in range(n)])
-    fallback = [boxes.float().eq(boxes.float().mode(0).values).all(1).float().mean().item() for boxes in (ours, theirs)]
-    assert fallback[0] == pytest.approx(fallback[1], abs=4 * math.sqrt(0.5 / n))  # the commonest box
-    assert fallback[1] > 0.2 or size != (24, 100)  # there it is the fallback
+    boxes, counts = theirs.unique(dim=0, return_counts=True)
+    commonest = boxes[counts.argmax()]  # where a box seldom fits it is the fallback
+    shares = [(b == commonest).all(1).float().mean().item() for b in (ours, theirs)]
+    assert shares[0] == pytest.approx(shares[1], abs=4 * math.sqrt(0.5 / n)) and (shares[1] > 0.2) == (size[1] == 100)
     for statistic in (lambda b: b[:, 0], lambda b: b[:, 1], lambda b: b[:, 2], lambda b: b[:, 3],
                       lambda b: b[:, 2] * b[:, 3], lambda b: b[:, 2] / b[:, 3],
                       lambda b: b[:, 0] / (size[0] - b[:, 2] + 1), lambda b: b[:, 1] / (size[1] - b[:, 3] + 1)):
@@ -204,78 +205,83 @@ def same_or_flipped(view, x, tolerance):
     return ((view - x).abs().amax((1, 2, 3)) < tolerance) | ((view - x.flip(-1)).abs().amax((1, 2, 3)) < tolerance)
 
 
+def whole_views(kind, n, image=None, **more):
+    """n times the views of one 16 px image, not cropped, and that image in [0, 1]; operations are off if not given."""
+    image = as_uint8(textured(1, 16, 16)[0] if image is None else image)
+    views = many_views(kind, image.expand(n, -1, -1, -1), global_size=16, local_size=16, n_local=1, **WHOLE, **PLAIN,
+                       **{**NO_COLOUR, **more})
+    return views, image.float() / 255
+
+
 @both
 @pytest.mark.parametrize(("more", "shares"), [
     ({"color_jitter": (0.4, 0.4, 0.2, 0.1)}, (0.8, 0.8, 0.8)),
     ({"gray_p": 0.2}, (0.2, 0.2, 0.2)),
-    ({"blur_p": (1.0, 0.1, 0.5)}, (1.0, 0.1, 0.5)),
+    ({"blur_p": (1.0, 0.1, 0.5)}, (0.91, 0.091, 0.455)),  # a sigma under 0.27 changes no pixel by half a level
     ({"solarize_p": 0.2}, (0.0, 0.2, 0.0)),
 ])
 def test_share_of_each_operation_in_each_view(kind, more, shares):
     n = 1500 if kind is BatchMultiCrop else 400
-    images = as_uint8(textured(1, 16, 16)).expand(n, -1, -1, -1)
-    views = many_views(kind, images, global_size=16, local_size=16, n_local=1, **WHOLE, **PLAIN,
-                       **{**NO_COLOUR, **more})
-    x = images.float() / 255
+    views, x = whole_views(kind, n, **more)
     for view, share in zip(views, shares, strict=True):
-        # a blur of sigma below about 0.2 leaves no trace
-        changed = (~same_or_flipped(view, x, 0.005)).float().mean().item()
-        assert changed == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / n) + (0.07 * share * ("blur_p" in more)))
-        if share < 0.6:
-            unchanged = (view - x).abs().amax((1, 2, 3)) < 0.005  # half of the views that nothing else has changed
-            rest = 1 - share
-            assert unchanged.float().mean().item() == pytest.approx(rest / 2, abs=4 * math.sqrt(rest / 4 / n) + 0.02)
+        changed = (~same_or_flipped(view, x, 0.002)).float().mean().item()
+        assert changed == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / n) + 0.03 * share)
+        unflipped = ((view - x).abs().amax((1, 2, 3)) < 0.002).float().mean().item()
+        assert unflipped == pytest.approx((1 - changed) / 2, abs=4 * math.sqrt((1 - changed) / 4 / n))
 
 
-def test_operations_are_drawn_independently_of_each_other_and_of_the_other_views():
-    n = 2000
-    images = as_uint8(textured(1, 16, 16)).expand(n, -1, -1, -1)
-    views = many_views(BatchMultiCrop, images, global_size=16, local_size=16, n_local=1, **WHOLE, **PLAIN,
-                       color_jitter=(0, 0, 0, 0), gray_p=0.5, blur_p=(0.5, 0.5, 0.5), solarize_p=0.5)
-    x, flags = images.float() / 255, []
+@pytest.mark.parametrize("more", [{"solarize_p": 0.5}, {"blur_p": (0.5, 0.5, 0.5)}])
+def test_operations_are_drawn_independently_of_each_other_and_of_the_other_views(more):
+    n, flags = 2000, []
+    views, x = whole_views(BatchMultiCrop, n, gray_p=0.5, **more)
+    candidates = [x, F.rgb_to_grayscale(x, 3)]
+    candidates += [torch.where(c >= 128 / 255, 1 - c, c) for c in candidates]
+    candidates = torch.stack(candidates + [c.flip(-1) for c in candidates])  # (flip, solarize, gray) as a number
     for v, view in enumerate(views):
-        gray = view[:, 0].eq(view[:, 1]).flatten(1).all(1)
-        # black and white corner pixels and the sum of red and green over the left half tell the rest
-        candidates = [f(g(x)) for f in (lambda x: x, lambda x: torch.where(x >= 128 / 255, 1 - x, x))
-                      for g in (lambda x: x, lambda x: F.rgb_to_grayscale(x, 3))]
-        candidates = torch.stack([h(c) for h in (lambda x: x, lambda x: x.flip(-1)) for c in candidates])  # 8 a row
-        distance = (augment._blur(view, torch.full((n,), 2.0)) - torch.stack(
-            [augment._blur(c, torch.full((n,), 2.0)) for c in candidates])).square().mean((2, 3, 4))
-        best = distance.argmin(0)
-        exact = (view - candidates[best, torch.arange(n)]).abs().amax((1, 2, 3)) < 0.005
-        flags += [gray, best >= 4, ~exact] + ([best % 4 >= 2] if v == 1 else [])
-    correlation = torch.corrcoef(torch.stack(flags).float())
-    assert len(flags) == 10
-    assert (correlation - torch.eye(10)).abs().max() < 4.5 / math.sqrt(n)
+        soft = [augment._blur(y, torch.full((len(y),), 2.0)).flatten(1) for y in (view, candidates)]
+        best = torch.cdist(*soft).argmin(1)
+        flags += [best % 2 == 1, best >= 4]
+        if "blur_p" in more:
+            flags.append((view - candidates[best]).abs().amax((1, 2, 3)) > 0.002)
+        elif v == 1:
+            flags.append(best % 4 >= 2)
+    flags = torch.stack(flags).float()
+    torch.testing.assert_close(flags.mean(1), torch.full((len(flags),), 0.5), rtol=0, atol=0.09)
+    assert (torch.corrcoef(flags) - torch.eye(len(flags))).abs().max() < 4 / math.sqrt(n)
 
 
-@pytest.mark.parametrize("k", range(4))
-def test_jitter_factors_fill_their_range_evenly(k):
-    n, strengths = 1500, [0.0] * 4
-    strengths[k] = 0.3
-    colour = torch.tensor([0.5, 0.4, 0.35])[:, None, None].repeat(1, 16, 16)
-    colour[:, :, 8:] -= 0.1  # contrast needs two colours; its mean grey is 0.37
-    images = as_uint8(colour).expand(n, -1, -1, -1)
-    view = many_views(BatchMultiCrop, images, global_size=16, local_size=16, n_local=0, **WHOLE, **PLAIN,
-                      **{**NO_COLOUR, "color_jitter": tuple(strengths)})[0]
-    view = torch.where((view[:, 0, 0, 0] < view[:, 0, 0, 15])[:, None, None, None], view.flip(-1), view)
-    r, g, b = view[..., 0, 0].unbind(1)
-    x = images[0].float() / 255
-    if k == 0:
-        factor = r / x[0, 0, 0] - 1
-    elif k == 1:
-        factor = (r - view[:, 0, 0, 15]) / (x[0, 0, 0] - x[0, 0, 15]) - 1
-    elif k == 2:
-        factor = (r - b) / (x[0, 0, 0] - x[2, 0, 0]) - 1
-    else:
-        def hue(r, g, b):
-            return torch.atan2(math.sqrt(3) * (g - b), 2 * r - g - b) / (2 * math.pi)
-        factor = ((hue(r, g, b) - hue(*x[:, 0, 0]) + 0.5) % 1 - 0.5) / 1.0
+def test_blur_sigmas_fill_their_range_evenly():
+    point = torch.zeros(3, 16, 16)
+    point[:, 8, 8] = 1
+    views, _ = whole_views(BatchMultiCrop, 1500, point, blur_p=(1.0, 0.0, 0.0))
+    sigmas = torch.linspace(0.1, 2.0, 2000)
+    peaks = augment._blur(point.expand(2000, -1, -1, -1), sigmas).amax((1, 2, 3))  # falls as sigma rises
+    drawn = sigmas[torch.searchsorted(peaks.flip(0), views[0].amax((1, 2, 3))).sub(1999).neg().clamp(0, 1999)]
+    drawn = drawn[drawn > 0.35]  # below it the peak is 1, whatever the sigma
+    assert len(drawn) / 1500 == pytest.approx(1.65 / 1.9, abs=0.04)
+    assert kstest(drawn.double(), "uniform", args=(0.35, 1.65)).pvalue > 1e-3
+
+
+def hue(r, g, b):
+    return torch.atan2(math.sqrt(3) * (g - b), 2 * r - g - b) / (2 * math.pi)
+
+
+@pytest.mark.parametrize("operation", ["brightness", "contrast", "saturation", "hue"])
+def test_jitter_factors_fill_their_range_evenly(operation):
+    strengths = [0.3 * (operation == name) for name in ("brightness", "contrast", "saturation", "hue")]
+    image = torch.tensor([0.5, 0.4, 0.35])[:, None, None].repeat(1, 16, 16)
+    image[:, :, 8:] -= 0.1  # contrast needs two colours
+    views, x = whole_views(BatchMultiCrop, 1500, image, color_jitter=tuple(strengths))
+    view = torch.where((views[0][:, 0, 0, 0] < views[0][:, 0, 0, 15])[:, None, None, None], views[0].flip(-1), views[0])
+    (r, g, b), right = view[..., 0, 0].unbind(1), view[:, 0, 0, 15]
+    old_r, old_g, old_b, old_right = *x[:, 0, 0], x[0, 0, 15]
+    factor = {"brightness": r / old_r - 1, "contrast": (r - right) / (old_r - old_right) - 1,
+              "saturation": (r - b) / (old_r - old_b) - 1,
+              "hue": (hue(r, g, b) - hue(old_r, old_g, old_b) + 0.5) % 1 - 0.5}[operation]
     drawn = factor[factor.abs() > 2e-3]
-    assert len(drawn) / n == pytest.approx(0.8, abs=0.05)
-    tolerance = 1e-2 if k == 3 else 1e-3  # atan2's hue is not exactly HSV's
-    assert drawn.abs().max() < 0.3 + tolerance
-    assert kstest(drawn.double(), "uniform", args=(-0.3, 0.6)).pvalue > (1e-6 if k == 3 else 1e-3)
+    assert len(drawn) / 1500 == pytest.approx(0.8, abs=0.05)
+    assert drawn.abs().max() < 0.3 + (0.01 if operation == "hue" else 1e-3)  # the hue of a circle is not quite HSV's
+    assert kstest(drawn.double(), "uniform", args=(-0.3, 0.6)).pvalue > 1e-3
 
 
 # --- the two versions together ----------------------------------------------------------------------------------
@@ -293,8 +299,9 @@ def test_both_versions_draw_from_one_distribution():
     images = Shapes(300, seed=7).images
     settings = {"global_size": 32, "local_size": 16, "n_local": 1, **PLAIN}
     single = torch.stack([describe(v) for v in many_views(MultiCrop, images, **settings)])
-    batch = torch.stack([describe(v) for seed in range(6) for v in many_views(BatchMultiCrop, images, seed, **settings)])
-    difference = single - batch.view(6, *single.shape).mean(0)  # of the same image: (3 views, 22, 300)
+    batch = [torch.stack([describe(v) for v in many_views(BatchMultiCrop, images, seed, **settings)])
+             for seed in range(6)]
+    difference = single - torch.stack(batch).mean(0)  # of the same image: (3 views, 22, 300)
     z = difference.mean(2) / (difference.std(2) / math.sqrt(300))
     assert z.abs().max() < 4, z
 
@@ -330,7 +337,7 @@ def test_view_uniforms_are_a_function_of_seed_epoch_and_index():
     keys = [(s, e, i) for s in range(3) for e in range(3) for i in range(3)]
     every = torch.cat([view_uniforms(s, e, [i], 400) for s, e, i in keys])
     assert len(every.flatten().unique()) > 0.99 * every.numel()
-    assert 0 <= every.min() and every.max() < 1 and kstest(every.flatten().double(), "uniform").pvalue > 1e-3
+    assert every.min() >= 0 and every.max() < 1 and kstest(every.flatten().double(), "uniform").pvalue > 1e-3
     assert (torch.corrcoef(every) - torch.eye(27)).abs().max() < 0.25
 
 
@@ -381,7 +388,9 @@ def test_batch_of_grey_images():
 
 def test_defaults_are_the_papers():
     recipe = BatchMultiCrop()
-    assert recipe.views == [(224, (0.4, 1.0), 1.0, 0.0), (224, (0.4, 1.0), 0.1, 0.2)] + [(96, (0.05, 0.4), 0.5, 0.0)] * 8
+    # size, scale, probability of blur and of solarization
+    assert recipe.views[:2] == [(224, (0.4, 1.0), 1.0, 0.0), (224, (0.4, 1.0), 0.1, 0.2)]
+    assert recipe.views[2:] == [(96, (0.05, 0.4), 0.5, 0.0)] * 8
     assert recipe.color_jitter == (0.4, 0.4, 0.2, 0.1) and recipe.gray_p == 0.2
     assert recipe.mean == (0.485, 0.456, 0.406) and recipe.std == (0.229, 0.224, 0.225)
     assert MultiCrop().views == recipe.views and len(MultiCrop().transforms) == 10

@@ -43,6 +43,14 @@ def unmasked(start, length, n_in, n_out):
     return weight / weight.sum(1, keepdim=True)
 
 
+def not_normalised(start, length, n_in, n_out):
+    step = length / n_out
+    weight = kernel((torch.arange(n_in) + 0.5 - start - (torch.arange(n_out)[:, None] + 0.5) * step) / max(step, 1))
+    weight[:, :start] = 0
+    weight[:, start + length :] = 0
+    return weight
+
+
 def skipping(start, length, n_in, n_out):
     centers = start + (torch.arange(n_out) + 0.5) * length / n_out
     weight = kernel(torch.arange(n_in) + 0.5 - centers[:, None])
@@ -74,6 +82,7 @@ WRONG = [
     ("pairs", lambda n: [(i, v) for i in (0, 1) for v in range(n + 1) if i != v], "outside"),
     ("crop_matrix", unmasked, "beyond the crop"),
     ("crop_matrix", skipping, "skipped"),
+    ("crop_matrix", not_normalised, "sum to 1"),
     ("crop_matrix", lambda *case: 2 * crop_matrix(*case), "off by"),
     ("crop_matrix", lambda start, length, n_in, n_out: crop_matrix(0, length, n_in, n_out), "pixel 0"),
     ("crop_matrix", lambda start, length, n_in, n_out: crop_matrix(0, length, length, n_out), "shape"),

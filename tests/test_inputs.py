@@ -18,8 +18,8 @@ def items(pictures):
     return [pictures[i] for i in range(len(pictures))]
 
 
-def opened(config, dataset, **changes):
-    return open_views(dataclasses.replace(config, **changes), dataset, CPU)
+def opened(config, images, **changes):
+    return open_views(dataclasses.replace(config, **changes), images, CPU)
 
 
 def all_views(views, epoch, batches):
@@ -75,14 +75,6 @@ def test_views_do_not_depend_on_the_number_of_workers(tiny, pictures):
     in_process, by_workers = (all_views(opened(tiny, items(pictures), store_size=None, num_workers=n), 1, batches)
                               for n in (0, 2))
     assert same(in_process, by_workers)
-
-
-def test_making_views_leaves_the_global_generator_alone(config, pictures):
-    views = opened(config, items(pictures))
-    torch.manual_seed(0)
-    state = torch.get_rng_state()
-    all_views(views, 0, [[0, 1]])
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_the_configs_recipe_reaches_the_views(config):
