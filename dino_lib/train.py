@@ -171,8 +171,9 @@ class Trainer:
         self._start_or_resume()
         print(f"{self.device} in {str(self.dtype).removeprefix('torch.')}, {len(self.views)} images, "
               f"{self.total_steps} updates of {self.config.batch_size} images", flush=True)
-        if self.step == self.total_steps:
+        if self.step == self.total_steps and (self.folder / "teacher.safetensors").exists():
             print(f"{self.folder} is finished: nothing is left to train")
+            return load_teacher(self.folder, self.device), self.history
         hidden = True if self.rank > 0 or not self.config.progress else None  # None: hidden in a file, not on a screen
         if "ipykernel" in sys.modules:  # a notebook is a screen too
             hidden = bool(hidden)

@@ -221,7 +221,7 @@ def whole_views(kind, n, image=None, **more):
     ({"solarize_p": 0.2}, (0.0, 0.2, 0.0)),
 ])
 def test_share_of_each_operation_in_each_view(kind, more, shares):
-    n = 1500 if kind is BatchMultiCrop else 400
+    n = 1500 if kind is BatchMultiCrop else 250
     views, x = whole_views(kind, n, **more)
     for view, share in zip(views, shares, strict=True):
         changed = (~same_or_flipped(view, x, 0.002)).float().mean().item()

@@ -27,12 +27,13 @@ def test_wandb_writes_an_offline_run_into_the_runs_folder(tiny, tmp_path, monkey
 
     (tmp_path / "run").mkdir()
     with open_tracker(dataclasses.replace(tiny, tracker="wandb")) as track:
+        run = wandb.run
         track({"step": 3, "loss": 2.5})
-        track({"step": 4, "loss": 2.25})
-        assert dict(wandb.run.config)["out_dim"] == tiny.out_dim
-        assert (wandb.run.summary["loss"], wandb.run.step) == (2.25, 4)
-        assert "step" not in wandb.run.summary.keys()  # noqa: SIM118 (not a dict)
+        track({"step": 3, "knn": 0.5})  # an evaluation's line has the step of the line before it
+        track({"step": 7, "loss": 2.25})
+        assert (run.config["out_dim"], run.step) == (tiny.out_dim, 7)
     assert wandb.run is None  # finished
+    assert {key: run.summary[key] for key in ("loss", "knn", "_step")} == {"loss": 2.25, "knn": 0.5, "_step": 7}
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
     assert file.stat().st_size > 0
 

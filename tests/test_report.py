@@ -1,0 +1,201 @@
+"""What a finished run shows, and the probe images that it is measured on."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dino_lib import data
+from dino_lib.attention import cls_attention, mass_mask, upsample
+from dino_lib.checkpoint import load_teacher
+from dino_lib.data import open_dataset
+from dino_lib.evaluate import extract_features, jaccard_by_head, knn_predict
+from dino_lib.probes import Probes
+from dino_lib.report import best_head, compare, histogram_knn, in_words, report
+from dino_lib.shapes import Shapes
+from dino_lib.train import build_student, train
+
+
+@pytest.fixture(autouse=True)
+def few_shapes(monkeypatch):
+    """The embedded dataset with a hundredth of its images: 40 to train on and 10, or 50, to test with."""
+    monkeypatch.setattr(data, "_shapes", lambda n, seed: Shapes(n // (100 if seed == 0 else 20), seed=seed))
+
+
+@pytest.fixture
+def config(tiny):
+    """A run on the embedded dataset, at its own size."""
+    options = {**tiny.backbone_options, "img_size": 48, "patch_size": 8}
+    return dataclasses.replace(tiny, dataset="shapes", store_size=48, global_size=48, local_size=24,
+                               backbone_options=options, epochs=1, eval_limit=4000)
+
+
+@pytest.fixture
+def reported(config):
+    """A run's settings, its history and what `report` makes of it."""
+    _, history = train(config)
+    return config, history, report(config.output_dir)
+
+
+def picture(path):
+    return np.asarray(Image.open(path).convert("RGB")).astype(float)
+
+
+def test_a_report_has_the_figures_and_the_numbers(reported, tmp_path):
+    _, history, numbers = reported
+    for name, width, height in [("curves.png", 1000, 500), ("attention.png", 1000, 300), ("clusters.png", 800, 400)]:
+        pixels = picture(tmp_path / "run" / name)
+        assert pixels.shape[0] > height and pixels.shape[1] > width and pixels.std() > 10, name
+    assert json.loads((tmp_path / "run" / "report.json").read_text()) == numbers
+    scores = [f"{key}_{stage}" for key in ("knn", "knn_per_class", "nmi", "jaccard")
+              for stage in ("untrained", "trained")]
+    assert numbers.keys() == {"seconds", "images_seen", "knn_color_histogram", "knn_per_class_color_histogram", *scores}
+    assert all(0 <= numbers[key] <= 1 for key in scores)
+    assert numbers["images_seen"] == 40
+    assert numbers["seconds"] == pytest.approx(sum(record.get("seconds", 0) for record in history))
+    assert numbers["seconds"] > 0
+
+
+def test_untrained_is_the_runs_own_network_at_step_0_and_trained_its_teacher(reported):
+    config, history, numbers = reported
+    first, last = (record for record in history if "knn" in record)
+    assert (first["step"], last["step"]) == (0, 5)
+    for record, stage in [(first, "untrained"), (last, "trained")]:
+        for key in ("knn", "knn_per_class", "jaccard"):
+            assert numbers[f"{key}_{stage}"] == pytest.approx(record[key], abs=1e-9), (key, stage)
+    teacher, untrained = load_teacher(config.output_dir), build_student(config).backbone
+    assert not all(torch.equal(a, b) for a, b in zip(teacher.parameters(), untrained.parameters(), strict=True))
+
+
+def test_a_report_of_pictures_without_labels_has_the_curves_alone(tiny, pictures, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for i in range(8):
+        pictures[i][0].save(tmp_path / "photos" / f"{i}.png")
+    config = dataclasses.replace(tiny, dataset=str(tmp_path / "photos"), epochs=1)
+    assert Probes.open(config) is None
+    _, history = train(config)
+    assert [record["step"] for record in history] == [1] and "knn" not in history[0]
+    numbers = report(config.output_dir)
+    assert numbers.keys() == {"seconds", "images_seen"}
+    assert sorted(path.name for path in (tmp_path / "run").glob("*.png")) == ["curves.png"]
+    assert in_words(numbers) == f"8 images seen in {numbers['seconds']:.0f} seconds."
+
+
+def test_a_report_without_masks_shows_the_mean_of_heads(tiny, labelled_folder, tmp_path):
+    train(dataclasses.replace(tiny, dataset=str(labelled_folder), epochs=1))
+    numbers = report(tmp_path / "run")
+    assert "knn_trained" in numbers and "jaccard_trained" not in numbers
+    assert (tmp_path / "run" / "attention.png").exists()
+    assert "Jaccard" not in in_words(numbers)
+
+
+def test_in_words_holds_the_figures():
+    text = in_words({"images_seen": 640, "seconds": 41.6, "knn_untrained": 0.4321, "knn_trained": 0.6789,
+                     "knn_color_histogram": 0.5555, "nmi_untrained": 0.111, "nmi_trained": 0.222,
+                     "jaccard_untrained": 0.333, "jaccard_trained": 0.444})
+    assert re.findall(r"\d+\.?\d*%?", text.replace("20-NN", "")) == [
+        "640", "42", "43.2%", "67.9%", "55.5%", "0.11", "0.22", "0.33", "0.44"]
+    assert [line.split()[0] for line in text.splitlines()] == ["640", "20-NN", "Clusters", "Attention"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["a", "b"]])
+def test_the_command_asks_for_one_folder(arguments):
+    done = subprocess.run([sys.executable, "-m", "dino_lib.report", *arguments], capture_output=True, text=True)
+    assert done.returncode == 1 and "usage: python -m dino_lib.report RUN_FOLDER" in done.stderr
+
+
+def test_report_of_no_run_says_what_could_be_loaded(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no teacher"):
+        report(tmp_path / "nothing")
+
+
+# --- comparing stages -------------------------------------------------------------------------------------------------
+
+
+def test_compare_scores_every_stage_and_draws_it(config):
+    probes = Probes.open(config)
+    a, b = (build_student(dataclasses.replace(config, seed=seed)).backbone.eval() for seed in (0, 1))
+    table, attention, clusters = compare({"first": a, "second": b}, probes, n_points=20, n_pictures=4)
+    assert list(table) == ["first", "second"] and table["first"] != table["second"]
+    assert table["second"] == compare({"x": b}, probes, n_points=20)[0]["x"]
+    assert [axis.get_title() for axis in clusters.axes] == [
+        f"{name}: NMI {table[name]['nmi']:.2f}" for name in ("first", "second")]
+    assert sum(len(dots.get_offsets()) for dots in clusters.axes[0].collections) == 20
+    assert len(attention.axes) == 3 * 4 and len(clusters.legends) == 1
+    assert attention.axes[4].get_ylabel().startswith("first\nhead ")
+
+
+def test_compare_draws_no_attention_where_there_is_no_cls_token(config):
+    cnn = build_student(dataclasses.replace(config, backbone="resnet18", backbone_options={})).backbone.eval()
+    table, attention, _ = compare({"cnn": cnn}, Probes.open(config))
+    assert attention is None and "jaccard" not in table["cnn"] and 0 <= table["cnn"]["knn"] <= 1
+
+
+def test_the_best_head_is_the_one_whose_masks_fit():
+    masks = torch.zeros(3, 8, 8, dtype=torch.bool)
+    masks[:, 2:6, 2:6] = True
+    maps = torch.rand(2, 3, 4, 4)
+    maps[:, 1] = torch.nn.functional.max_pool2d(masks[:2].float(), 2)
+    chosen, head = best_head(maps, masks)
+    assert head == 1 and torch.equal(chosen, maps[:, 1])
+    assert jaccard_by_head(upsample(mass_mask(maps), (8, 8)), masks[:2]).argmax() == 1
+    mean, head = best_head(maps, None)
+    assert head is None and torch.equal(mean, maps.mean(1))
+
+
+def test_the_colour_histogram_tells_plain_colours_apart():
+    images = torch.zeros(30, 3, 8, 8, dtype=torch.uint8)
+    labels = torch.arange(30) % 3
+    images[torch.arange(30), labels] = 200
+    probes = Probes(images, labels, images[:9], labels[:9], None, (0.5,) * 3, (0.5,) * 3)
+    assert histogram_knn(probes) == (1.0, 1.0)
+    probes.query_labels = (labels[:9] + 1) % 3
+    assert histogram_knn(probes) == (0.0, 0.0)
+
+
+# --- probes -----------------------------------------------------------------------------------------------------------
+
+
+def test_probes_are_the_gallery_and_the_test_images_of_the_dataset(config):
+    probes, gallery, test = Probes.open(config), *(open_dataset("shapes", "", split) for split in ("gallery", "test"))
+    assert torch.equal(probes.gallery, gallery.images) and torch.equal(probes.gallery_labels, gallery.labels)
+    assert torch.equal(probes.queries, test.images) and torch.equal(probes.query_labels, test.labels)
+    assert torch.equal(probes.masks, test.masks) and probes.classes == Shapes.classes
+
+
+def test_probes_keep_to_the_limit_spread_evenly(config):
+    probes = Probes.open(dataclasses.replace(config, eval_limit=20))
+    assert (len(probes.gallery), len(probes.queries), len(probes.masks)) == (20, 10, 10)
+    assert torch.equal(probes.gallery_labels[[0, -1]], torch.tensor([0, 9]))  # the first and the last image's
+    more = Probes.open(config, limit=30)
+    assert (len(more.gallery), len(more.queries)) == (30, 15)
+
+
+def test_probes_have_the_evaluations_size_and_no_masks_at_another(config, tiny, labelled_folder):
+    small = Probes.open(dataclasses.replace(config, store_size=None, global_size=24))
+    assert small.gallery.shape[1:] == (3, 24, 24) and small.masks is None
+    folder = Probes.open(dataclasses.replace(tiny, dataset=str(labelled_folder)))
+    assert (len(folder.gallery), len(folder.queries), folder.classes) == (32, 8, ["even", "odd"])
+    assert folder.gallery.shape[1:] == (3, 24, 24) and set(folder.query_labels.tolist()) == {0, 1}
+
+
+def test_an_evaluation_is_knn_and_jaccard_of_normalised_images(config):
+    config = dataclasses.replace(config, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
+    probes, backbone = Probes.open(config), build_student(config).backbone
+    mean, std = torch.tensor(config.mean)[:, None, None], torch.tensor(config.std)[:, None, None]
+    gallery, queries = ((images / 255 - mean) / std for images in (probes.gallery, probes.queries))
+    predicted = knn_predict(extract_features(backbone, gallery), probes.gallery_labels,
+                            extract_features(backbone, queries), k=20)
+    scores = probes.evaluate(backbone, n_masks=7)
+    assert scores["knn"] == pytest.approx((predicted == probes.query_labels).double().mean().item())
+    masks = upsample(mass_mask(cls_attention(backbone, queries[:7])), (48, 48))
+    union, overlap = masks | probes.masks[:7, None], masks & probes.masks[:7, None]
+    expected = (overlap.sum((2, 3)) / union.sum((2, 3))).amax(1).mean().item()
+    assert scores["jaccard"] == pytest.approx(expected, abs=1e-6)
+    assert backbone.training  # its mode is restored

@@ -1,0 +1,646 @@
+"""The training loop: a step against Algorithm 1 written out, runs against each other, and all that stops one."""
+
+import copy
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dino_lib import train as loop
+from dino_lib.checkpoint import load_newest, load_teacher
+from dino_lib.inputs import StoreViews, epoch_order
+from dino_lib.loss import DINOLoss
+from dino_lib.schedules import cosine_schedule
+from dino_lib.train import (
+    Trainer,
+    build_schedules,
+    build_student,
+    main,
+    parameter_groups,
+    pick_device,
+    pick_precision,
+    read_history,
+    train,
+)
+
+CPU = torch.device("cpu")
+
+
+def trained(config, dataset=None, **changes):
+    """The Trainer of a finished run."""
+    trainer = Trainer(replace(config, **changes), dataset)
+    trainer.run()
+    return trainer
+
+
+def first_views(trainer, n=8):
+    return next(iter(trainer.views.batches(0, [np.arange(n)])))
+
+
+def assert_close(a, b, atol=1e-5):
+    """Two state dicts agree. The key biases of attention, whose true gradient is 0, are Adam's drift: held loosely."""
+    assert a.keys() == b.keys()
+    for name in a:
+        x, y = a[name], b[name]
+        if name.endswith("qkv.bias"):
+            (x, key_x, v_x), (y, key_y, v_y) = x.chunk(3), y.chunk(3)
+            x, y = torch.cat([x, v_x]), torch.cat([y, v_y])
+            torch.testing.assert_close(key_x, key_y, atol=1e-2, rtol=0)
+        torch.testing.assert_close(x, y, atol=atol, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def values(history):
+    """A history without the clock's values."""
+    return [{k: v for k, v in record.items() if k not in ("seconds", "images_per_second")} for record in history]
+
+
+def checkpoint(config):
+    """What a run ended with: everything but its settings and the clock."""
+    state = load_newest(f"{config.output_dir}/checkpoints")
+    return {k: v for k, v in state.items() if k not in ("config", "seconds")}
+
+
+# --- one step ---------------------------------------------------------------------------------------------------------
+
+
+def test_steps_are_algorithm_1_written_out(tiny, pictures):
+    config = replace(tiny, clip_grad=0.5, teacher_temp=0.06, warmup_teacher_temp=0.05, warmup_teacher_temp_epochs=1.0)
+    trainer = Trainer(config, pictures)
+    student, teacher = copy.deepcopy(trainer.student), copy.deepcopy(trainer.teacher)
+    center, n_steps = torch.zeros(config.out_dim), 4
+    matrices = [p for p in student.parameters() if p.requires_grad and p.ndim > 1]
+    vectors = [p for p in student.parameters() if p.requires_grad and p.ndim <= 1]
+    adam = torch.optim.AdamW([{"params": matrices}, {"params": vectors, "weight_decay": 0.0}])
+    schedules = build_schedules(config, 4)
+    for step in range(n_steps):
+        views = first_views(trainer)
+        lr, decay, momentum, temperature = (
+            schedules[name][step] for name in ("lr", "weight_decay", "momentum", "teacher_temp"))
+        with torch.no_grad():
+            t = teacher(views[:2])
+        s, losses = student(views), []
+        for i in range(2):
+            for v in range(len(views)):
+                if v != i:
+                    q, p = F.softmax((t[i] - center) / temperature, -1), F.log_softmax(s[v] / 0.1, -1)
+                    losses.append(-(q * p).sum(-1).mean())
+        loss = sum(losses) / len(losses)
+        student.zero_grad()
+        loss.backward()
+        norm = math.sqrt(sum(p.grad.square().sum() for p in matrices + vectors))
+        for p in matrices + vectors:
+            p.grad *= min(1.0, 0.5 / norm)
+        adam.param_groups[0].update(lr=lr, weight_decay=decay)
+        adam.param_groups[1].update(lr=lr)
+        adam.step()
+        with torch.no_grad():
+            for a, b in zip(teacher.parameters(), student.parameters(), strict=True):
+                a.copy_(momentum * a + (1 - momentum) * b)
+        center = 0.9 * center + 0.1 * t.flatten(0, 1).mean(0)
+
+        result = trainer.train_step(views)
+        assert result["loss"].item() == pytest.approx(loss.item(), abs=1e-5)
+        torch.testing.assert_close(trainer.loss.center, center, atol=1e-6, rtol=0)
+    assert trainer.step == n_steps
+    assert_close(trainer.student.state_dict(), student.state_dict())
+    assert_close(trainer.teacher.state_dict(), teacher.state_dict())
+
+
+def test_the_teacher_gets_no_gradient_and_follows(tiny, pictures):
+    trainer = Trainer(tiny, pictures)
+    before = [p.clone() for p in trainer.teacher.parameters()]
+    trainer.train_step(first_views(trainer))
+    trainer.train_step(first_views(trainer))  # the warm-up starts at 0
+    assert all(p.grad is None and not p.requires_grad for p in trainer.teacher.parameters())
+    moved = [not torch.equal(p, old) for p, old in zip(trainer.teacher.parameters(), before, strict=True)]
+    assert sum(moved) >= len(moved) - 1  # all but the gain of the prototypes, which is held at 1
+    assert not {id(p) for p in trainer.teacher.parameters()} & {
+        id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_the_gradient_of_accumulated_parts_is_the_batchs(tiny, pictures, accumulate):
+    gradients = []
+    for parts in (1, accumulate):
+        trainer = Trainer(replace(tiny, accumulate=parts, clip_grad=0.0), pictures)
+        trainer.train_step(first_views(trainer))
+        gradients.append({name: p.grad for name, p in trainer.student.named_parameters() if p.grad is not None})
+    assert_close(*gradients, atol=1e-6)
+    assert max(g.abs().max() for g in gradients[0].values()) > 1e-2
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulated_runs_equal_the_run_of_whole_batches(tiny, pictures, tmp_path, accumulate):
+    whole = trained(tiny, pictures)
+    parts = trained(tiny, pictures, accumulate=accumulate, output_dir=str(tmp_path / "parts"))
+    for name in ("student", "teacher", "loss"):
+        assert_close(getattr(whole, name).state_dict(), getattr(parts, name).state_dict())
+    assert [r["loss"] for r in whole.history] == pytest.approx([r["loss"] for r in parts.history], abs=1e-5)
+    assert whole.loss.center.abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("changes", [{}, {"head": "original"}, {"norm_last_layer": False}],
+                         ids=["dino", "original", "free gain"])
+def test_the_last_layer_is_frozen_for_its_epochs_and_moves_after(tiny, pictures, changes):
+    trainer = Trainer(replace(tiny, freeze_last_layer=0.75, warmup_epochs=0.0, **changes), pictures)
+    last, first = trainer.student.head.last_layer_parameters(), trainer.student.head.mlp[0].weight
+    free = [p for p in last if p.requires_grad]
+    assert len(free) == (1 if not changes else 2)
+    for step in range(5):
+        before, before_first = [p.detach().clone() for p in free], first.detach().clone()
+        trainer.train_step(first_views(trainer))
+        assert not torch.equal(first, before_first)
+        assert [torch.equal(p, old) for p, old in zip(free, before, strict=True)] == [step < 3] * len(free)
+
+
+def test_weight_decay_is_for_matrices_alone(tiny):
+    model = build_student(replace(tiny, norm_last_layer=False, conv_stem=True, use_bn=True))
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, others = ([names[id(p)] for p in group["params"]] for group in parameter_groups(model))
+    assert parameter_groups(model)[1]["weight_decay"] == 0.0
+    assert sorted(decayed + others) == sorted(names.values())  # each once
+    assert not [name for name in decayed if name.endswith("bias") or "norm" in name or name == "head.gain"]
+    assert {"backbone.model.blocks.0.attn.qkv.weight", "head.mlp.0.weight", "head.directions"} <= set(decayed)
+    assert {"backbone.model.norm.weight", "head.mlp.0.bias", "head.gain"} <= set(others)
+
+
+def test_schedules_reach_the_optimizer_the_loss_and_the_history(tiny, pictures, monkeypatch):
+    config = replace(tiny, lr=2e-3, min_lr=1e-4, weight_decay=0.1, weight_decay_end=0.5, momentum=0.9, momentum_end=1.0,
+                   warmup_teacher_temp=0.04, teacher_temp=0.07, warmup_teacher_temp_epochs=1.0)
+    trainer, used = Trainer(config, pictures), []
+    step, loss = trainer.optimizer.step, trainer.loss.forward
+
+    def spy_step(*args, **kwargs):
+        used.append([(g["lr"], g["weight_decay"]) for g in trainer.optimizer.param_groups])
+        return step(*args, **kwargs)
+
+    temperatures, momenta = [], []
+    monkeypatch.setattr(trainer.optimizer, "step", spy_step)
+    monkeypatch.setattr(trainer.loss, "forward", lambda s, t, temperature, **kw: (
+        temperatures.append(temperature), loss(s, t, temperature, **kw))[1])
+    ema = loop.ema_update
+    monkeypatch.setattr(loop, "ema_update", lambda t, s, m: (momenta.append(m), ema(t, s, m)))
+    _, history = trainer.run()
+    lr, decay = cosine_schedule(2e-3, 1e-4, 8, warmup_steps=2), cosine_schedule(0.1, 0.5, 8)
+    momentum, temperature = cosine_schedule(0.9, 1.0, 8), np.array([0.04, 0.05, 0.06, 0.07] + [0.07] * 4)
+    np.testing.assert_allclose(used, np.stack([np.stack([lr, decay], 1), np.stack([lr, 0 * decay], 1)], 1))
+    np.testing.assert_allclose(temperatures, temperature)
+    np.testing.assert_allclose(momenta, momentum)
+    for name, expected in [("lr", lr), ("weight_decay", decay), ("momentum", momentum), ("teacher_temp", temperature)]:
+        np.testing.assert_allclose([record[name] for record in history], expected, err_msg=name)
+
+
+def test_schedules_follow_epochs_that_are_fractions():
+    config = loop.Config(epochs=2.5, warmup_epochs=0.5, warmup_teacher_temp_epochs=1.5, warmup_teacher_temp=0.02,
+                         teacher_temp=0.04)
+    schedules = build_schedules(config, 10)
+    assert {len(v) for v in schedules.values()} == {25}
+    assert schedules["lr"].argmax() in (4, 5) and schedules["lr"].max() == config.lr
+    assert np.flatnonzero(schedules["teacher_temp"] == 0.04)[0] == 14
+    assert len(build_schedules(replace(config, epochs=0.5), 1)["lr"]) == 1  # never a run of nothing
+
+
+@pytest.mark.parametrize("backbone", ["vit", "resnet18"])
+def test_a_frozen_backbone_stays_as_it_was_and_the_head_learns(tiny, pictures, backbone):
+    changes = {} if backbone == "vit" else {"backbone": backbone, "backbone_options": {}, "local_size": 24}
+    config = replace(tiny, train_backbone=False, drop_path=0.1, **changes)
+    trainer, untouched = trained(config, pictures), build_student(config)
+    for module in (trainer.student, trainer.teacher):
+        for name, value in module.backbone.state_dict().items():
+            assert torch.equal(value, untouched.backbone.state_dict()[name]), name
+    for module in (trainer.student, trainer.teacher):
+        assert not torch.equal(module.head.mlp[0].weight, untouched.head.mlp[0].weight)
+    assert all(p.grad is None for p in trainer.student.backbone.parameters())
+
+
+@pytest.mark.parametrize(("clip", "expected"), [(0.01, 0.01), (1e6, None), (0.0, None)])
+def test_the_gradients_global_norm_is_limited(tiny, pictures, clip, expected):
+    trainer = Trainer(replace(tiny, clip_grad=clip), pictures)
+    trainer.train_step(first_views(trainer))
+    norm = math.sqrt(sum(p.grad.square().sum() for p in trainer.student.parameters() if p.grad is not None))
+    assert norm == pytest.approx(expected, rel=1e-3) if expected else norm > 0.02
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+SMALL = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+FAMILIES = {
+    "vit of patch 8": {"backbone_options": {"img_size": 32, "patch_size": 8, **SMALL}},
+    "convolutional stem": {"backbone_options": {"img_size": 32, "patch_size": 8, **SMALL}, "conv_stem": True,
+                           "use_bn": True},
+    "registers": {"backbone": "vit_small_patch14_reg4_dinov2",
+                  "backbone_options": {"img_size": 32, "patch_size": 8, **SMALL}},
+    "resnet18": {"backbone": "resnet18", "backbone_options": {}},
+    "convnext": {"backbone": "convnext_atto", "backbone_options": {}, "local_size": 32},
+    "swin": {"backbone": "swin_tiny_patch4_window7_224", "local_size": 32,
+             "backbone_options": {"img_size": 32, "window_size": 4, "embed_dim": 24}},
+    "xcit": {"backbone": "xcit_nano_12_p16_224", "backbone_options": {}},
+    "original head": {"head": "original", "backbone_options": {"img_size": 32, "patch_size": 8, **SMALL}},
+    "grey": {"mean": (0.5,), "std": (0.25,), "backbone_options": {"img_size": 32, "patch_size": 8, **SMALL}},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_of_backbones_trains(tiny, pictures, family):
+    sizes = {"store_size": 32, "global_size": 32, "local_size": 16}
+    config = replace(tiny, epochs=0.5, warmup_epochs=0.0, drop_path=0.1, **{**sizes, **FAMILIES[family]})
+    teacher, history = train(config, pictures)
+    assert [record["step"] for record in history] == [1, 2]
+    assert all(math.isfinite(record["loss"]) for record in history)
+    assert teacher(torch.zeros(2, len(config.mean), 32, 32)).shape == (2, teacher.feature_dim)
+    start = build_student(config).backbone.state_dict()
+    assert not all(torch.equal(value, start[name]) for name, value in teacher.state_dict().items())
+
+
+def test_train_returns_the_loaded_teacher_and_the_written_history(tiny, pictures, tmp_path, assert_same):
+    lines = []
+    teacher, history = train(tiny, pictures, on_log=lines.append)
+    assert history == lines == read_history(tmp_path / "run")
+    assert_same(dict(teacher.state_dict()), dict(load_teacher(tmp_path / "run").state_dict()))
+    last = {name.removeprefix("backbone."): value for name, value in checkpoint(tiny)["teacher"].items()
+            if not name.startswith("head.")}
+    assert_same(dict(teacher.state_dict()), last)
+    assert teacher.about == {"step": 8, "images_seen": 64}
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == json.loads(tiny.to_json())
+    assert [(record["step"], record["epoch"]) for record in history] == [(i, i / 4) for i in range(1, 9)]
+    assert history[0].keys() == {
+        "step", "epoch", "loss", "lr", "weight_decay", "momentum", "teacher_temp", "teacher_entropy", "mean_entropy",
+        "feature_std", "center_norm", "seconds", "images_per_second"}
+    assert history[-1]["center_norm"] == pytest.approx(checkpoint(tiny)["loss"]["center"].norm().item())
+
+
+def test_a_run_is_its_seeds_alone(tiny, pictures, tmp_path):
+    config = replace(tiny, drop_path=0.3, backbone_options={**tiny.backbone_options, "depth": 2})
+    losses = []
+    for i, seed in enumerate((3, 3, 4)):
+        torch.rand(i)  # whatever was drawn before
+        _, history = train(replace(config, seed=seed, output_dir=str(tmp_path / str(i))), pictures)
+        losses.append([record["loss"] for record in history])
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_an_epoch_takes_every_image_once_in_an_order_of_its_own(tiny, pictures, monkeypatch):
+    asked, batches = {}, StoreViews.batches
+    monkeypatch.setattr(StoreViews, "batches", lambda self, epoch, indices: (
+        asked.__setitem__(epoch, np.asarray(indices)), batches(self, epoch, indices))[1])
+    trained(tiny, pictures, limit=30)
+    assert {epoch: indices.shape for epoch, indices in asked.items()} == {0: (3, 8), 1: (3, 8)}
+    for epoch, indices in asked.items():
+        assert indices.flatten().tolist() == epoch_order(tiny.seed, epoch, 30)[:24].tolist()
+
+
+def test_a_log_line_is_the_mean_since_the_last_also_across_epochs(tiny, pictures, tmp_path):
+    _, each = train(tiny, pictures)
+    _, third = train(replace(tiny, log_every=3, output_dir=str(tmp_path / "third")), pictures)
+    losses = np.array([record["loss"] for record in each])
+    assert [record["step"] for record in third] == [3, 6, 8]
+    assert [r["loss"] for r in third] == pytest.approx([losses[:3].mean(), losses[3:6].mean(), losses[6:].mean()])
+    assert [r["images_per_second"] * r["seconds"] for r in third] == pytest.approx([24, 24, 16])
+
+
+@pytest.mark.parametrize(("changes", "steps"), [
+    ({}, [0, 4, 8]), ({"eval_every": 0.5}, [0, 2, 4, 6, 8]), ({"epochs": 1.5}, [0, 4, 6]), ({"eval_every": 0}, [])])
+def test_evaluations_come_at_the_start_every_so_often_and_at_the_end(tiny, labelled_folder, changes, steps):
+    _, history = train(replace(tiny, dataset=str(labelled_folder), **changes))
+    scored = [record for record in history if "knn" in record]
+    assert [record["step"] for record in scored] == steps
+    assert all(0 <= record["knn"] <= 1 for record in scored)
+
+
+def test_a_dataset_of_ones_own_is_not_evaluated(tiny, pictures):
+    assert Trainer(tiny, [pictures[i] for i in range(8)]).probes is None
+
+
+@pytest.mark.parametrize(("every", "steps"), [(0.5, [6, 8]), (1, [4, 8]), (50, [8])])
+def test_checkpoints_are_saved_every_so_often_and_at_the_end(tiny, pictures, tmp_path, every, steps):
+    train(replace(tiny, save_every=every), pictures)
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == [f"step_{i:08d}.pt" for i in steps]
+
+
+@pytest.mark.parametrize("store_size", [24, None], ids=["store", "workers"])
+def test_unreadable_images_cost_no_batch_and_are_named_in_the_end(tiny, pictures, tmp_path, monkeypatch, capsys,
+                                                                  store_size):
+    (tmp_path / "photos").mkdir()
+    for i in range(12):
+        pictures[i][0].save(tmp_path / "photos" / f"{i:02d}.png")
+    (tmp_path / "photos" / "03.png").write_bytes(b"")
+    (tmp_path / "photos" / "10.png").write_bytes(b"no image")
+    sizes, step = [], Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", lambda self, views: (
+        sizes.append([len(view) for view in views]), step(self, views))[1])
+    train(replace(tiny, dataset=str(tmp_path / "photos"), store_size=store_size, batch_size=5))
+    assert sizes == [[5] * 4] * 4
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("2 of 12 images could not be read") and "03.png (" in last and "10.png (" in last
+
+
+# --- interrupts and resumes -------------------------------------------------------------------------------------------
+
+
+def stateful(config):
+    """Everything that has a state or draws random numbers: batch norm, drop path, a frozen last layer."""
+    options = {**config.backbone_options, "depth": 2}
+    return replace(config, conv_stem=True, use_bn=True, drop_path=0.3, freeze_last_layer=1.0, backbone_options=options)
+
+
+def interrupt_at_line(n):
+    """An on_log callback that interrupts at the n-th line of the history."""
+    lines = []
+
+    def on_log(record):
+        lines.append(record)
+        if len(lines) == n:
+            raise KeyboardInterrupt
+
+    return on_log
+
+
+@pytest.mark.parametrize("changes", [{}, {"store_size": None, "num_workers": 1}], ids=["store", "workers"])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tiny, pictures, tmp_path, assert_same, changes):
+    config = replace(stateful(tiny), **changes)
+    whole = replace(config, output_dir=str(tmp_path / "whole"))
+    _, history = train(whole, pictures)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, pictures, on_log=interrupt_at_line(2))
+    assert checkpoint(config)["step"] == 2
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(config, resume="auto"), pictures, on_log=interrupt_at_line(4))
+    assert checkpoint(config)["step"] == 6
+    _, resumed = train(replace(config, resume="auto"), pictures)
+    assert_same(checkpoint(config), checkpoint(whole))
+    assert values(resumed) == values(history) == values(read_history(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("line", [1, 5, 10], ids=["at step 0", "before an evaluation", "before the last one"])
+def test_an_interrupt_loses_and_doubles_no_evaluation(tiny, labelled_folder, tmp_path, line):
+    config = replace(tiny, dataset=str(labelled_folder))
+    _, history = train(replace(config, output_dir=str(tmp_path / "whole")))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, on_log=interrupt_at_line(line))
+    _, resumed = train(replace(config, resume="auto"))
+    assert values(resumed) == values(history)
+
+
+def interrupting(monkeypatch, step, times=1):
+    """Ctrl-C in the middle of an update."""
+    inside = Trainer.train_step
+
+    def train_step(self, views):
+        if self.step == step:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+        return inside(self, views)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+def test_ctrl_c_waits_for_the_update_and_saves_it(tiny, pictures, tmp_path, monkeypatch, assert_same, capsys):
+    config, handler = replace(tiny, log_every=3), signal.getsignal(signal.SIGINT)
+    whole = replace(config, output_dir=str(tmp_path / "whole"))
+    _, history = train(whole, pictures)
+    with monkeypatch.context() as patch:
+        interrupting(patch, step=4)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, pictures)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert checkpoint(config)["step"] == 5
+    assert "interrupted after update 5 and saved: go on with --resume auto" in capsys.readouterr().out
+    _, resumed = train(replace(config, resume="auto"), pictures)
+    assert_same(checkpoint(config), checkpoint(whole))
+    assert values(resumed) == values(history)  # the line of step 6 holds the losses from before the interrupt too
+
+
+def test_a_second_ctrl_c_exits_at_once_and_saves_no_half_done_update(tiny, pictures, monkeypatch):
+    interrupting(monkeypatch, step=5, times=2)
+    with pytest.raises(SystemExit) as error:
+        train(tiny, pictures)
+    assert error.value.code == 130
+    assert checkpoint(tiny)["step"] == 4  # the epoch's
+
+
+def test_a_killed_run_goes_on_from_its_newest_checkpoint(tiny, pictures, tmp_path, assert_same, capsys):
+    whole = replace(tiny, output_dir=str(tmp_path / "whole"))
+    train(whole, pictures)
+
+    def die(record):
+        if record["step"] == 6:
+            raise SystemExit("killed")
+
+    with pytest.raises(SystemExit):
+        train(replace(tiny, save_every=0.5), pictures, on_log=die)
+    with open(tmp_path / "run" / "history.jsonl", "a") as file:
+        file.write('{"step": 7, "lo')  # a line that was being written
+    newest = tmp_path / "run" / "checkpoints" / "step_00000004.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    train(replace(tiny, resume="auto"), pictures)
+    assert f"{newest} is damaged" in capsys.readouterr().out
+    assert_same(checkpoint(tiny), checkpoint(whole))
+    assert values(read_history(tmp_path / "run")) == values(read_history(tmp_path / "whole"))
+
+
+def test_resume_auto_starts_a_run_that_is_not_there(tiny, pictures):
+    assert len(train(replace(tiny, resume="auto"), pictures)[1]) == 8
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(tiny, labelled_folder, tmp_path, as_arguments, monkeypatch, capsys):
+    config = replace(tiny, dataset=str(labelled_folder))
+    main(as_arguments(config))
+    assert "teacher.safetensors, history.jsonl, config.json, checkpoints/" in capsys.readouterr().out
+    before = contents(tmp_path / "run")
+    assert len(before) == 5
+    monkeypatch.setattr(Trainer, "train_step", None)
+    main(as_arguments(replace(config, resume="auto")))  # returns, so the exit status is 0
+    assert f"{tmp_path / 'run'} is finished" in capsys.readouterr().out
+    assert contents(tmp_path / "run") == before
+    teacher, history = train(replace(config, resume="auto"))
+    assert (teacher.about["step"], len(history)) == (8, 11)
+
+
+@pytest.mark.parametrize("left", ["everything", "teacher"])
+def test_a_used_folder_is_refused_and_loses_nothing(tiny, labelled_folder, tmp_path, as_arguments, capsys, left):
+    config = replace(tiny, dataset=str(labelled_folder), epochs=0.5, eval_every=0)
+    train(config)
+    if left == "teacher":
+        for path in (tmp_path / "run" / "checkpoints").iterdir():
+            path.unlink()
+    before = contents(tmp_path / "run")
+    with pytest.raises(SystemExit) as error:
+        main(as_arguments(config))
+    assert error.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {tmp_path / 'run'} holds") and "another --output-dir" in message
+    assert ("go on with --resume auto" in message) == (left == "everything")
+    with pytest.raises(FileExistsError):
+        train(config)
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_run_resumes_with_its_own_settings_only(tiny, pictures, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, pictures, on_log=interrupt_at_line(3))
+    before = contents(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"other settings: n_local=3 \(was 2\), lr=0.5 \(was 0.001\)\. Take the old"):
+        train(replace(tiny, resume="auto", lr=0.5, n_local=3), pictures)
+    assert contents(tmp_path / "run") == before
+    _, history = train(replace(tiny, resume="auto", log_every=2, save_every=0.5, accumulate=2, num_workers=1), pictures)
+    assert [record["step"] for record in history] == [1, 2, 3, 4, 6, 8]
+
+
+def test_a_run_may_go_on_in_another_precision(tiny, pictures):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, pictures, on_log=interrupt_at_line(3))
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(tiny, precision="fp16", resume="auto"), pictures, on_log=interrupt_at_line(1))
+    assert len(train(replace(tiny, resume="auto"), pictures)[1]) == 8
+
+
+# --- what stops a run -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("log_every", [1, 8])
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_its_checkpoints(tiny, pictures, tmp_path, monkeypatch,
+                                                                            log_every):
+    forward, calls = DINOLoss.forward, []
+
+    def breaks(self, student, *args, **kwargs):
+        calls.append(1)
+        return forward(self, student * (math.nan if len(calls) > 3 else 1), *args, **kwargs)
+
+    monkeypatch.setattr(DINOLoss, "forward", breaks)
+    config = replace(tiny, log_every=log_every, save_every=0.5)
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 4; .*lr=0\.001 .*clip_grad=.*precision=fp32"):
+        train(config, pictures)
+    saved = checkpoint(config)
+    assert saved["step"] == 2 and all(value.isfinite().all() for value in saved["student"].values())
+    assert all(math.isfinite(record["loss"]) for record in read_history(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("store_size", [24, None], ids=["store", "workers"])
+def test_a_dataset_smaller_than_the_batch_is_refused(tiny, pictures, store_size):
+    with pytest.raises(ValueError, match="batch_size=33 is larger than the 32 training images"):
+        Trainer(replace(tiny, batch_size=33, store_size=store_size), pictures)
+    assert Trainer(replace(tiny, batch_size=32, store_size=store_size), pictures).steps_per_epoch == 1
+
+
+def test_a_swin_with_views_of_two_sizes_says_what_it_takes(tiny, pictures):
+    config = replace(tiny, store_size=32, global_size=32, local_size=16, **{
+        k: v for k, v in FAMILIES["swin"].items() if k != "local_size"})
+    with pytest.raises(ValueError, match=r"takes images of \(32, 32\) only, got \(16, 16\)"):
+        train(config, pictures)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"backbone": "vit_tinny_patch16_224"}, "vit_tinny_patch16_224"),
+    ({"dataset": "shapez"}, "'shapez'"),
+    ({"device": "cuda"}, "device=cuda is not available here"),
+    ({"batch_size": 4001}, "batch_size=4001 is larger than"),
+])
+def test_wrong_settings_end_the_command_in_one_line(tiny, labelled_folder, as_arguments, capsys, monkeypatch, changes,
+                                                    message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as error:
+        main(as_arguments(replace(tiny, **{"dataset": str(labelled_folder), "eval_every": 0, **changes})))
+    assert error.value.code == 2
+    printed = capsys.readouterr().err.splitlines()[-1]
+    assert printed.startswith("error: ") and message in printed
+
+
+def test_ctrl_c_ends_the_command_with_130(tiny, labelled_folder, as_arguments, monkeypatch):
+    interrupting(monkeypatch, step=1)
+    with pytest.raises(SystemExit) as error:
+        main(as_arguments(replace(tiny, dataset=str(labelled_folder), eval_every=0)))
+    assert error.value.code == 130 and checkpoint(tiny)["step"] == 2
+
+
+# --- devices, precisions, processes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cuda", "mps", "expected"), [
+    (True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_auto_takes_the_fastest_device_there_is(monkeypatch, cuda, mps, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert pick_device("auto").type == expected
+    assert pick_device("cpu").type == "cpu"
+    for name, there in [("cuda", cuda), ("mps", mps)]:
+        if not there:
+            with pytest.raises(ValueError, match=rf"device={name} is not available here; available: .*'cpu'"):
+                pick_device(name)
+
+
+def test_every_process_takes_its_own_card(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert pick_device("cuda") == torch.device("cuda", 3)
+
+
+def test_auto_precision_is_what_the_hardware_computes(monkeypatch):
+    for native, expected in [(True, torch.bfloat16), (False, torch.float16)]:
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported",
+                            lambda including_emulation=True, native=native: native or including_emulation)
+        assert pick_precision("auto", torch.device("cuda")) == expected
+    for has, expected in [({}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True},
+                          torch.bfloat16), ({"avx512_bf16": False, "avx2": True}, torch.float32)]:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
+        assert pick_precision("auto", CPU) == expected
+    assert pick_precision("auto", torch.device("mps")) == torch.float32
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [
+    ("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_matrix_products_run_in_the_chosen_precision(tiny, pictures, precision, dtype):
+    trainer = Trainer(replace(tiny, precision=precision), pictures)
+    seen, scale = [], trainer.scaler.is_enabled()
+    for model in (trainer.student, trainer.teacher):
+        for module in (model.backbone.model.blocks[0].attn.qkv, model.head.mlp[0], model.head):
+            module.register_forward_hook(lambda m, x, y: seen.append(y.dtype))
+    result = trainer.train_step(first_views(trainer))
+    # the student's two sizes of views, the teacher's one; the heads' outputs are float32 in every precision
+    assert sorted(seen, key=str) == sorted([dtype] * 5 + [torch.float32] * 2, key=str)
+    assert {p.dtype for p in trainer.student.parameters()} == {result["loss"].dtype} == {torch.float32}
+    assert result["loss"].isfinite() and scale == (precision == "fp16")
+
+
+def test_two_processes_equal_one(tiny, labelled_folder, tmp_path, as_arguments):
+    config = replace(tiny, dataset=str(labelled_folder), epochs=1.25, accumulate=2)
+    one = trained(config, accumulate=1, output_dir=str(tmp_path / "one"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [subprocess.Popen(
+        [sys.executable, "-m", "dino_lib.train", *as_arguments(config)], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}) for rank in (0, 1)]
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], errors
+    two = checkpoint(config)
+    assert two["step"] == one.step == 5
+    for name in ("student", "teacher", "loss"):
+        assert_close(getattr(one, name).state_dict(), two[name])
+    history = read_history(tmp_path / "run")
+    assert [record["step"] for record in history] == [record["step"] for record in one.history]  # written once
+    assert load_teacher(tmp_path / "run").about["images_seen"] == 40
+
+
+def test_a_batch_must_split_evenly_over_the_processes(tiny, pictures, monkeypatch):
+    for name, value in [("is_initialized", True), ("get_rank", 0), ("get_world_size", 3)]:
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    with pytest.raises(ValueError, match=r"batch_size=8 must be divisible by accumulate=2 .* processes, 3"):
+        Trainer(replace(tiny, accumulate=2), pictures)
