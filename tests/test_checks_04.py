@@ -34,9 +34,10 @@ def step(parts, student, teacher, loss_fn, optimizer, momentum, temp, *, zero=Tr
          rows=slice(None), early=False, steps_each=False, follow_each=False):
     if zero:
         optimizer.zero_grad()
-    targets = [teacher(views[:2]) for views in parts]
+    targets = []
     for views in parts:
         said = teacher(views[:2])
+        targets.append(said)
         loss = loss_fn(student(views), said, temp, update_center=own_center)
         (loss / (share or len(parts))).backward()
         if steps_each:
