@@ -23,7 +23,7 @@ demo: setup  ## train DINO on the embedded dataset and show what the teacher see
 test: setup  ## every test and every notebook
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest tests
-	$(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg notebooks
+	$(BIN)/python -m pytest --nbval notebooks
 
 lab: setup
 	$(BIN)/jupyter lab --notebook-dir notebooks

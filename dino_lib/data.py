@@ -146,7 +146,8 @@ def decode_store(dataset, size, channels=3, progress=True, num_workers=0):
     loader = DataLoader(safe, batch_size=32, num_workers=num_workers, collate_fn=functools.partial(_squares, size),
                         generator=torch.Generator())
     orders = torch.arange(n).split(loader.batch_size)
-    for asked, batch in zip(orders, tqdm(loader, desc="decoding", leave=False, disable=None if progress else True), strict=True):
+    hidden = None if progress else True  # None: hidden in a file, shown on a screen
+    for asked, batch in zip(orders, tqdm(loader, desc="decoding", leave=False, disable=hidden), strict=True):
         squares, found, used = batch
         safe.note(asked, used)
         kept = asked == used  # the others are stand-ins
