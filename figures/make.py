@@ -36,10 +36,10 @@ def arrow(axis, start, end, text="", color="#333333", style="-", rad=0.0):
 
 def architecture():
     """One step of DINO in one picture."""
-    figure = Figure(figsize=(11, 3.9), layout="constrained", dpi=120)
+    figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=120)
     axis = figure.subplots()
     axis.set_xlim(0, 15.2)
-    axis.set_ylim(-0.4, 4.6)
+    axis.set_ylim(-0.4, 5.2)
     axis.axis("off")
     student, teacher, plain = "#cfe2f3", "#fce5cd", "#eeeeee"
     box(axis, 0.1, 2.0, 1.6, "one image", plain)
@@ -61,7 +61,8 @@ def architecture():
     arrow(axis, (13.15, 0.8), (13.9, 1.62))
     arrow(axis, (7.0, 2.98), (7.0, 1.12), color="#b45f06")
     axis.text(7.15, 2.05, "EMA after each update:\nt \u2190 m t + (1 - m) s", fontsize=9, color="#b45f06", va="center")
-    arrow(axis, (13.3, 2.45), (7.7, 3.85), "gradient, to the student alone", color="#1155cc", style="--", rad=0.42)
+    arrow(axis, (14.2, 2.45), (7.6, 3.85), color="#1155cc", style="--", rad=0.42)
+    axis.text(12.7, 4.45, "gradient, to the student alone", fontsize=9, color="#1155cc")
     axis.text(11.95, -0.05, "center c: a running mean of the teacher's rows", fontsize=9, ha="center", color="#b45f06")
     return figure
 

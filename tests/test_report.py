@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-import subprocess
+import runpy
 import sys
 
 import numpy as np
@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from dino_lib import data
+from dino_lib import report as report_module
 from dino_lib.attention import cls_attention, mass_mask, upsample
 from dino_lib.checkpoint import load_teacher
 from dino_lib.data import open_dataset
 from dino_lib.evaluate import extract_features, jaccard_by_head, knn_predict
-from dino_lib.probes import Probes
+from dino_lib.probes import Probes, spread
 from dino_lib.report import best_head, compare, histogram_knn, in_words, report
 from dino_lib.shapes import Shapes
 from dino_lib.train import build_student, train
@@ -105,9 +106,20 @@ def test_in_words_holds_the_figures():
 
 
 @pytest.mark.parametrize("arguments", [[], ["a", "b"]])
-def test_the_command_asks_for_one_folder(arguments):
-    done = subprocess.run([sys.executable, "-m", "dino_lib.report", *arguments], capture_output=True, text=True)
-    assert done.returncode == 1 and "usage: python -m dino_lib.report RUN_FOLDER" in done.stderr
+def test_the_command_asks_for_one_folder(arguments, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["report", *arguments])
+    with pytest.raises(SystemExit, match=r"usage: python -m dino_lib\.report RUN_FOLDER"):
+        runpy.run_path(report_module.__file__, run_name="__main__")
+
+
+def test_the_command_prints_the_figures_and_what_it_wrote(reported, tmp_path, monkeypatch, capsys):
+    _, _, numbers = reported
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "run")])
+    runpy.run_path(report_module.__file__, run_name="__main__")
+    *words, wrote = capsys.readouterr().out.splitlines()[-5:]
+    assert words == in_words(numbers).splitlines()
+    assert wrote == "wrote " + ", ".join(
+        str(tmp_path / "run" / name) for name in ("attention.png", "clusters.png", "curves.png", "report.json"))
 
 
 def test_report_of_no_run_says_what_could_be_loaded(tmp_path):
@@ -169,12 +181,22 @@ def test_probes_are_the_gallery_and_the_test_images_of_the_dataset(config):
     assert torch.equal(probes.masks, test.masks) and probes.classes == Shapes.classes
 
 
-def test_probes_keep_to_the_limit_spread_evenly(config):
+def test_probes_keep_to_the_limit(config):
     probes = Probes.open(dataclasses.replace(config, eval_limit=20))
     assert (len(probes.gallery), len(probes.queries), len(probes.masks)) == (20, 10, 10)
-    assert torch.equal(probes.gallery_labels[[0, -1]], torch.tensor([0, 9]))  # the first and the last image's
+    gallery = open_dataset("shapes", "", "gallery")
+    assert torch.equal(probes.gallery, gallery.images[spread(40, 20)])
+    assert torch.equal(probes.gallery_labels, gallery.labels[spread(40, 20)])
     more = Probes.open(config, limit=30)
     assert (len(more.gallery), len(more.queries)) == (30, 15)
+
+
+def test_the_limit_takes_every_class_whatever_their_order():
+    chosen = spread(1000, 100)
+    assert chosen.tolist() == sorted(set(chosen.tolist())) and len(chosen) == 100 and 0 <= chosen[0] < chosen[-1] < 1000
+    for labels in (torch.arange(1000) % 10, torch.arange(1000) // 100):
+        assert labels[chosen].bincount(minlength=10).min() >= 3
+    assert torch.equal(spread(1000, 100), chosen) and spread(7, 10**9).tolist() == list(range(7))
 
 
 def test_probes_have_the_evaluations_size_and_no_masks_at_another(config, tiny, labelled_folder):

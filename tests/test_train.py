@@ -134,7 +134,7 @@ def test_the_gradient_of_accumulated_parts_is_the_batchs(tiny, pictures, accumul
         trainer = Trainer(replace(tiny, accumulate=parts, clip_grad=0.0), pictures)
         trainer.train_step(first_views(trainer))
         gradients.append({name: p.grad for name, p in trainer.student.named_parameters() if p.grad is not None})
-    assert_close(*gradients, atol=1e-6)
+    assert_close(*gradients)
     assert max(g.abs().max() for g in gradients[0].values()) > 1e-2
 
 
@@ -209,10 +209,9 @@ def test_schedules_follow_epochs_that_are_fractions():
     assert len(build_schedules(replace(config, epochs=0.5), 1)["lr"]) == 1  # never a run of nothing
 
 
-@pytest.mark.parametrize("backbone", ["vit", "resnet18"])
-def test_a_frozen_backbone_stays_as_it_was_and_the_head_learns(tiny, pictures, backbone):
-    changes = {} if backbone == "vit" else {"backbone": backbone, "backbone_options": {}, "local_size": 24}
-    config = replace(tiny, train_backbone=False, drop_path=0.1, **changes)
+@pytest.mark.parametrize("conv_stem", [False, True], ids=["vit", "batch norm"])
+def test_a_frozen_backbone_stays_as_it_was_and_the_head_learns(tiny, pictures, conv_stem):
+    config = replace(tiny, train_backbone=False, drop_path=0.1, conv_stem=conv_stem)
     trainer, untouched = trained(config, pictures), build_student(config)
     for module in (trainer.student, trainer.teacher):
         for name, value in module.backbone.state_dict().items():
@@ -326,9 +325,9 @@ def test_checkpoints_are_saved_every_so_often_and_at_the_end(tiny, pictures, tmp
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == [f"step_{i:08d}.pt" for i in steps]
 
 
-@pytest.mark.parametrize("store_size", [24, None], ids=["store", "workers"])
+@pytest.mark.parametrize(("store_size", "batch_size"), [(24, 5), (None, 6)], ids=["store", "workers"])
 def test_unreadable_images_cost_no_batch_and_are_named_in_the_end(tiny, pictures, tmp_path, monkeypatch, capsys,
-                                                                  store_size):
+                                                                  store_size, batch_size):
     (tmp_path / "photos").mkdir()
     for i in range(12):
         pictures[i][0].save(tmp_path / "photos" / f"{i:02d}.png")
@@ -337,8 +336,8 @@ def test_unreadable_images_cost_no_batch_and_are_named_in_the_end(tiny, pictures
     sizes, step = [], Trainer.train_step
     monkeypatch.setattr(Trainer, "train_step", lambda self, views: (
         sizes.append([len(view) for view in views]), step(self, views))[1])
-    train(replace(tiny, dataset=str(tmp_path / "photos"), store_size=store_size, batch_size=5))
-    assert sizes == [[5] * 4] * 4
+    train(replace(tiny, dataset=str(tmp_path / "photos"), store_size=store_size, batch_size=batch_size))
+    assert sizes == [[batch_size] * 4] * 4
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("2 of 12 images could not be read") and "03.png (" in last and "10.png (" in last
 
@@ -476,7 +475,7 @@ def test_a_used_folder_is_refused_and_loses_nothing(tiny, labelled_folder, tmp_p
     if left == "teacher":
         for path in (tmp_path / "run" / "checkpoints").iterdir():
             path.unlink()
-    before = contents(tmp_path / "run")
+    before, _ = contents(tmp_path / "run"), capsys.readouterr()
     with pytest.raises(SystemExit) as error:
         main(as_arguments(config))
     assert error.value.code == 2
@@ -533,13 +532,6 @@ def test_a_dataset_smaller_than_the_batch_is_refused(tiny, pictures, store_size)
     with pytest.raises(ValueError, match="batch_size=33 is larger than the 32 training images"):
         Trainer(replace(tiny, batch_size=33, store_size=store_size), pictures)
     assert Trainer(replace(tiny, batch_size=32, store_size=store_size), pictures).steps_per_epoch == 1
-
-
-def test_a_swin_with_views_of_two_sizes_says_what_it_takes(tiny, pictures):
-    config = replace(tiny, store_size=32, global_size=32, local_size=16, **{
-        k: v for k, v in FAMILIES["swin"].items() if k != "local_size"})
-    with pytest.raises(ValueError, match=r"takes images of \(32, 32\) only, got \(16, 16\)"):
-        train(config, pictures)
 
 
 @pytest.mark.parametrize(("changes", "message"), [
