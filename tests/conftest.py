@@ -17,16 +17,22 @@ def pictures():
     return Shapes(32, size=24)
 
 
-@pytest.fixture
-def tiny(tmp_path):
-    """A run of 8 updates without batch norm or randomness in the network, on the CPU in float32."""
+@pytest.fixture(scope="session")
+def settings():
+    """The function that gives a folder a run of 8 updates: no batch norm or chance in the network, CPU, float32."""
     options = {"img_size": 24, "patch_size": 6, "embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 2.0}
-    return dataclasses.replace(
+    return lambda folder: dataclasses.replace(
         PRESETS["smoke"], limit=None, store_size=24, global_size=24, local_size=12, n_local=2, num_workers=0,
         backbone="vit_tiny_patch16_224", backbone_options=options, conv_stem=False, drop_path=0.0,
         out_dim=16, hidden_dim=16, bottleneck_dim=8, use_bn=False, epochs=2, batch_size=8, accumulate=1, lr=1e-3,
         warmup_epochs=0.5, freeze_last_layer=0.0, seed=3, device="cpu", precision="fp32", log_every=1, eval_every=1,
-        save_every=1, progress=False, output_dir=str(tmp_path / "run"))
+        save_every=1, progress=False, output_dir=str(folder))
+
+
+@pytest.fixture
+def tiny(settings, tmp_path):
+    """The settings of a tiny run in a folder of the test's own, `tmp_path / "run"`."""
+    return settings(tmp_path / "run")
 
 
 @pytest.fixture(scope="session")

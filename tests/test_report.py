@@ -1,6 +1,8 @@
 """What a finished run shows, and the probe images that it is measured on."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import re
 import runpy
@@ -14,7 +16,6 @@ from PIL import Image
 from dino_lib import data
 from dino_lib import report as report_module
 from dino_lib.attention import cls_attention, mass_mask, upsample
-from dino_lib.checkpoint import load_teacher
 from dino_lib.data import open_dataset
 from dino_lib.evaluate import extract_features, jaccard_by_head, knn_predict
 from dino_lib.probes import Probes, spread
@@ -23,37 +24,53 @@ from dino_lib.shapes import Shapes
 from dino_lib.train import build_student, train
 
 
-@pytest.fixture(autouse=True)
-def few_shapes(monkeypatch):
-    """The embedded dataset with a hundredth of its images: 40 to train on and 10, or 50, to test with."""
-    monkeypatch.setattr(data, "_shapes", lambda n, seed: Shapes(n // (100 if seed == 0 else 20), seed=seed))
+@pytest.fixture(autouse=True, scope="module")
+def few_shapes():
+    """The embedded dataset with fewer of its images: 40 to train on and 50 to test with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "_shapes", lambda n, seed: Shapes({4000: 40, 1000: 50}[n], seed=seed))
+        yield
+
+
+def on_shapes(config):
+    """A run on the embedded dataset, at its own size, that is evaluated on all of it."""
+    options = {**config.backbone_options, "img_size": 48, "patch_size": 8}
+    return dataclasses.replace(config, dataset="shapes", store_size=48, global_size=48, local_size=24, epochs=1,
+                               backbone_options=options, eval_limit=4000)
 
 
 @pytest.fixture
 def config(tiny):
-    """A run on the embedded dataset, at its own size."""
-    options = {**tiny.backbone_options, "img_size": 48, "patch_size": 8}
-    return dataclasses.replace(tiny, dataset="shapes", store_size=48, global_size=48, local_size=24,
-                               backbone_options=options, epochs=1, eval_limit=4000)
+    return on_shapes(tiny)
 
 
-@pytest.fixture
-def reported(config):
-    """A run's settings, its history and what `report` makes of it."""
+@pytest.fixture(scope="module")
+def reported(settings, tmp_path_factory):
+    """A run's folder and history, and what the command `python -m dino_lib.report` printed of it."""
+    folder = tmp_path_factory.mktemp("reported")
+    config = on_shapes(settings(folder))
     _, history = train(config)
-    return config, history, report(config.output_dir)
+    return folder, history, printed_by_the_command(folder)
+
+
+def printed_by_the_command(*arguments):
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setattr(sys, "argv", ["report", *map(str, arguments)])
+        runpy.run_path(report_module.__file__, run_name="__main__")
+    return out.getvalue().splitlines()
 
 
 def picture(path):
     return np.asarray(Image.open(path).convert("RGB")).astype(float)
 
 
-def test_a_report_has_the_figures_and_the_numbers(reported, tmp_path):
-    _, history, numbers = reported
+def test_a_report_has_the_figures_and_the_numbers(reported):
+    folder, history, _ = reported
     for name, width, height in [("curves.png", 1000, 500), ("attention.png", 1000, 300), ("clusters.png", 800, 400)]:
-        pixels = picture(tmp_path / "run" / name)
+        pixels = picture(folder / name)
         assert pixels.shape[0] > height and pixels.shape[1] > width and pixels.std() > 10, name
-    assert json.loads((tmp_path / "run" / "report.json").read_text()) == numbers
+    numbers = json.loads((folder / "report.json").read_text())
     scores = [f"{key}_{stage}" for key in ("knn", "knn_per_class", "nmi", "jaccard")
               for stage in ("untrained", "trained")]
     assert numbers.keys() == {"seconds", "images_seen", "knn_color_histogram", "knn_per_class_color_histogram", *scores}
@@ -63,15 +80,22 @@ def test_a_report_has_the_figures_and_the_numbers(reported, tmp_path):
     assert numbers["seconds"] > 0
 
 
+def test_the_command_prints_the_figures_and_what_it_wrote(reported):
+    folder, _, (*words, wrote) = reported
+    assert words[-4:] == in_words(json.loads((folder / "report.json").read_text())).splitlines()
+    assert wrote == "wrote " + ", ".join(
+        str(folder / name) for name in ("attention.png", "clusters.png", "curves.png", "report.json"))
+
+
 def test_untrained_is_the_runs_own_network_at_step_0_and_trained_its_teacher(reported):
-    config, history, numbers = reported
+    folder, history, _ = reported
+    numbers = json.loads((folder / "report.json").read_text())
     first, last = (record for record in history if "knn" in record)
     assert (first["step"], last["step"]) == (0, 5)
     for record, stage in [(first, "untrained"), (last, "trained")]:
         for key in ("knn", "knn_per_class", "jaccard"):
             assert numbers[f"{key}_{stage}"] == pytest.approx(record[key], abs=1e-9), (key, stage)
-    teacher, untrained = load_teacher(config.output_dir), build_student(config).backbone
-    assert not all(torch.equal(a, b) for a, b in zip(teacher.parameters(), untrained.parameters(), strict=True))
+    assert any(first[key] != last[key] for key in ("knn", "jaccard"))
 
 
 def test_a_report_of_pictures_without_labels_has_the_curves_alone(tiny, pictures, tmp_path):
@@ -106,20 +130,9 @@ def test_in_words_holds_the_figures():
 
 
 @pytest.mark.parametrize("arguments", [[], ["a", "b"]])
-def test_the_command_asks_for_one_folder(arguments, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["report", *arguments])
+def test_the_command_asks_for_one_folder(arguments):
     with pytest.raises(SystemExit, match=r"usage: python -m dino_lib\.report RUN_FOLDER"):
-        runpy.run_path(report_module.__file__, run_name="__main__")
-
-
-def test_the_command_prints_the_figures_and_what_it_wrote(reported, tmp_path, monkeypatch, capsys):
-    _, _, numbers = reported
-    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "run")])
-    runpy.run_path(report_module.__file__, run_name="__main__")
-    *words, wrote = capsys.readouterr().out.splitlines()[-5:]
-    assert words == in_words(numbers).splitlines()
-    assert wrote == "wrote " + ", ".join(
-        str(tmp_path / "run" / name) for name in ("attention.png", "clusters.png", "curves.png", "report.json"))
+        printed_by_the_command(*arguments)
 
 
 def test_report_of_no_run_says_what_could_be_loaded(tmp_path):

@@ -134,8 +134,8 @@ def test_the_gradient_of_accumulated_parts_is_the_batchs(tiny, pictures, accumul
         trainer = Trainer(replace(tiny, accumulate=parts, clip_grad=0.0), pictures)
         trainer.train_step(first_views(trainer))
         gradients.append({name: p.grad for name, p in trainer.student.named_parameters() if p.grad is not None})
-    assert_close(*gradients)
-    assert max(g.abs().max() for g in gradients[0].values()) > 1e-2
+    largest = max(gradient.abs().max() for gradient in gradients[0].values())
+    assert_close(*({name: g / largest for name, g in part.items()} for part in gradients))
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
