@@ -33,9 +33,9 @@ def test_wandb_writes_an_offline_run_into_the_runs_folder(tiny, tmp_path, monkey
         track({"step": 7, "loss": 2.25})
         assert (run.config["out_dim"], run.step) == (tiny.out_dim, 7)
     assert wandb.run is None  # finished
-    assert {key: run.summary[key] for key in ("loss", "knn", "_step")} == {"loss": 2.25, "knn": 0.5, "_step": 7}
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
-    assert file.stat().st_size > 0
+    written = file.read_bytes()  # a log of protocol buffers, not compressed
+    assert b"loss" in written and b"2.25" in written and b"knn" in written
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
