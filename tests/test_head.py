@@ -199,7 +199,7 @@ def test_views_of_two_sizes_in_one_call_equal_each_view_alone():
 @pytest.mark.parametrize(("sizes", "batches"), [
     ([(32, 32)] * 2 + [(16, 16)] * 3, [4, 6]),
     ([(32, 32), (16, 16), (32, 32)], [2, 2, 2]),  # only neighbours are joined
-    ([(16, 32), (32, 16)], [2, 2]),
+    ([(16, 32), (32, 32), (32, 16)], [2, 2, 2]),
     ([(16, 16)], [2]),
 ])
 def test_backbone_runs_once_a_run_of_equal_sizes_and_the_head_once(sizes, batches):
