@@ -6,10 +6,11 @@ from pathlib import Path
 
 from dino_lib import plots
 from dino_lib.attention import mass_mask, upsample
+from dino_lib.build import build_student
 from dino_lib.checkpoint import load_teacher
 from dino_lib.evaluate import accuracy, cluster_scores, color_histogram, embed_2d, jaccard_by_head, knn_predict
 from dino_lib.probes import Probes, spread
-from dino_lib.train import build_student, read_history
+from dino_lib.train import read_history
 
 
 def histogram_knn(probes):

@@ -7,8 +7,9 @@ import re
 import numpy as np
 import pytest
 
+from dino_lib.build import build_schedules
 from dino_lib.config import PRESETS, Config
-from dino_lib.train import build_schedules, parse_args
+from dino_lib.train import parse_args
 
 WRONG = [
     ({"global_size": 0}, "global_size=0"),

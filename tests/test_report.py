@@ -16,12 +16,13 @@ from PIL import Image
 from dino_lib import data
 from dino_lib import report as report_module
 from dino_lib.attention import cls_attention, mass_mask, upsample
+from dino_lib.build import build_student
 from dino_lib.data import open_dataset
 from dino_lib.evaluate import extract_features, jaccard_by_head, knn_predict
 from dino_lib.probes import Probes, spread
 from dino_lib.report import best_head, compare, histogram_knn, in_words, report
 from dino_lib.shapes import Shapes
-from dino_lib.train import build_student, train
+from dino_lib.train import train
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -16,21 +16,12 @@ import torch
 import torch.nn.functional as F
 
 from dino_lib import train as loop
+from dino_lib.build import build_schedules, build_student, parameter_groups, pick_device, pick_precision
 from dino_lib.checkpoint import load_newest, load_teacher
 from dino_lib.inputs import StoreViews, epoch_order
 from dino_lib.loss import DINOLoss
 from dino_lib.schedules import cosine_schedule
-from dino_lib.train import (
-    Trainer,
-    build_schedules,
-    build_student,
-    main,
-    parameter_groups,
-    pick_device,
-    pick_precision,
-    read_history,
-    train,
-)
+from dino_lib.train import Trainer, main, read_history, train
 
 CPU = torch.device("cpu")
 
