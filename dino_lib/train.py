@@ -278,7 +278,7 @@ def read_history(folder):
 def train(config, dataset=None, *, on_log=None):
     """A run from Python; returns (teacher, history).
 
-    config: a Config, for example `dataclasses.replace(PRESETS["demo"], epochs=2)`. dataset: a map-style dataset of PIL
+    config: a Config, for example `dataclasses.replace(PRESETS["demo"], epochs=4)`. dataset: a map-style dataset of PIL
     images or (image, label) pairs to train on instead of the one that the config names. on_log is called with each
     line of the history as it is written. An interrupt leaves the run's folder ready for resume="auto".
 
