@@ -22,6 +22,7 @@ def _flat(value):
     if isinstance(value, tuple | list):
         return [tensor for part in value for tensor in _flat(part)]
     if isinstance(value, bool | int | float | np.ndarray | np.generic | torch.Tensor):
+        value = value.copy() if isinstance(value, np.ndarray) else value  # torch takes no negative strides
         return [torch.as_tensor(value).detach().cpu().double()]
     raise TypeError(type(value).__name__)
 
@@ -40,6 +41,8 @@ def _verdict(name, yours, right, hints, *, tolerance=1e-5):
         return print("not done yet")
     want = _flat(right)
     shapes, expected = [tuple(t.shape) for t in mine], [tuple(t.shape) for t in want]
+    if shapes != expected and isinstance(yours, list) and len(want) == 1:
+        return print(f"wrong: {name} gives a list; return one array of shape {expected[0]}")
     if shapes != expected:
         return print(f"wrong: {name} gives shapes {shapes}, and {expected} are expected")
     if not all(t.isfinite().all() for t in mine):
@@ -291,6 +294,8 @@ def check_plan_run(your_function):
         "a fraction of a batch counts as a fraction of an update; it is dropped": plan(n / batch * epochs),
         "these are the updates of one epoch, not of the run": plan(n // batch),
         "these are images, not updates: each update uses a whole batch": plan(n * epochs),
+        "the number of half-lives is a fraction: do not round it": (updates, life, round(updates / life)),
+        "the number of half-lives is a fraction: do not cut it off": (updates, life, updates // life),
         "1 / (1 - m) is the mean age of what the teacher holds, not the half-life": plan(updates, 1 / (1 - m)),
         "that is the time until a weight counts 1/e, not one half": plan(updates, -1 / math.log(m)),
         "the half-life has the wrong sign: both logarithms are negative": plan(updates, -life),
@@ -349,6 +354,8 @@ def check_split_loss(your_function):
             entropy, entropy + divergence),
         "the first is the whole loss, not the teacher's entropy": (entropy + divergence, divergence),
         "the first is the student's entropy, not the teacher's": (of_student, divergence),
+        "take the entropy of each row and then the mean, not the entropy of the mean row": (
+            torch.special.entr(q.mean(0)).sum().item(), divergence),
         "an entropy has a minus sign in front": (-entropy, divergence),
         "the divergence has the wrong sign: it is never negative": (entropy, -divergence),
         "both are means over the batch, not sums": (6 * entropy, 6 * divergence),
@@ -359,11 +366,12 @@ def check_split_loss(your_function):
 
 
 def check_diagnose(your_function):
-    """your_function(history, out_dim) -> "uniform", "one prototype" or "healthy"."""
-    words, k = ("uniform", "one prototype", "healthy"), 64
+    """your_function(history, out_dim) -> "uniform", "one prototype", "same for all" or "healthy"."""
+    words, k = ("uniform", "one prototype", "same for all", "healthy"), 64
     noise, same = torch.randn(2, 16, k, generator=torch.Generator().manual_seed(6)), torch.zeros(2, 16, k)
     same[..., 3] = 30
     apart = 30 * torch.eye(k)[:32].view(2, 16, k)  # each row sure of a prototype of its own
+    shared = 0.1 * noise + 30 * (torch.arange(k) < 8)  # every row the same eight prototypes
 
     def line(step, logits, loss):
         rows, mean = teacher_entropies(torch.softmax(logits, dim=-1))
@@ -371,18 +379,24 @@ def check_diagnose(your_function):
 
     evaluation = {"step": 20, "knn": 0.5}
     histories = [[line(10, noise, 3.0), line(20, last, loss), evaluation] for last, loss in [
-        (0.01 * noise, 4.15), (same, 0.01), (2 * noise, 3.5), (apart, 0.2), (2 * noise, 4.1), (noise, 3.9)]]
+        (0.01 * noise, 4.15), (same, 0.01), (2 * noise, 3.5), (apart, 0.2), (2 * noise, 4.1), (noise, 3.9),
+        (shared, 2.1)]]
     histories.append([line(10, same, 0.01), line(20, 2 * noise, 3.5), evaluation])
     histories.append([line(10, 0.01 * noise, 4.15), line(20, same, 0.01), evaluation])
 
-    def verdicts(row="teacher_entropy", batch="mean_entropy", which=-1, log=math.log, names=words):
+    def verdicts(row="teacher_entropy", batch="mean_entropy", which=-1, log=math.log, names=words, gap=0.05):
         found, top = [], log(k)
         for history in histories:
             last = [r for r in history if "loss" in r][which]
-            found.append(names[0] if last[row] > 0.95 * top else names[1] if last[batch] < 0.2 * top else names[2])
+            found.append(names[0] if last[row] > 0.95 * top else names[1] if last[batch] < 0.2 * top
+                         else names[2] if last[batch] - last[row] < gap * top else names[3])
         return [words.index(word) for word in found]
 
-    given = [your_function([dict(r) for r in history], k) for history in histories]
+    no_entropies = "the last line may be an evaluation, which has no entropies: take the last one that has them"
+    try:
+        given = [your_function([dict(r) for r in history], k) for history in histories]
+    except KeyError as error:
+        return print(f"wrong: a line has no {error}; {no_entropies}")
     odd = [word for word in given if word is not None and word not in words]
     if odd:
         return print(f"wrong: diagnose gives {odd[0]!r}; the words are {', '.join(map(repr, words))}")
@@ -395,10 +409,14 @@ def check_diagnose(your_function):
         "the two entropies look exchanged": verdicts("mean_entropy", "teacher_entropy"),
         "the loss does not tell: it may be low or high in a healthy run": verdicts("loss", "loss"),
         "it is the last line that counts, and this looks at the first": verdicts(which=0),
-        "the bounds are shares of ln K, not of K": verdicts(log=float),
+        "every run is one prototype for it: the bounds are shares of ln K, not of K, and " + no_entropies:
+            verdicts(log=float),
+        "the bounds are shares of ln K, and not nats: ln K is missing": verdicts(log=lambda _: 1.0),
+        "a target that is the same for all pictures says nothing of any of them: compare the two entropies":
+            verdicts(gap=-1.0),
         "the bounds are shares of the natural logarithm of K, and these look like bits": verdicts(log=math.log2),
-        "the two kinds of collapse look exchanged": verdicts(names=("one prototype", "uniform", "healthy")),
-        "it calls every run the same": [2] * len(histories),
+        "the two kinds of collapse look exchanged": verdicts(names=("one prototype", "uniform", *words[2:])),
+        "it calls every run the same": [3] * len(histories),
     })
 
 
@@ -412,6 +430,7 @@ def check_momentum_for(function):
         "after that many updates 1/e is left, not a half": math.exp(-1 / n),
         "1 - 1/n leaves about 1/e after n updates: solve m^n = 1/2": 1 - 1 / n,
         "1 - 1/(2n) is no solution of m^n = 1/2": 1 - 0.5 / n,
+        "after the half-life a half is left, whatever share of the run that is": share ** (1 / n),
         "the half-life is a share of the run, not the whole of it": 0.5 ** (1 / total),
         "that is the share left after the half-life in updates, with a momentum of 1/2": 0.5**n,
         "that is what the student adds at each update; the momentum is what the teacher keeps": 1 - 0.5 ** (1 / n)})
@@ -427,6 +446,8 @@ def check_temperature_schedule(function):
         "the warm-up starts at 0, not at `start`": np.concatenate([np.linspace(0, final, warm), rest]),
         "the warm-up never reaches `final`: both ends belong to it":
             np.concatenate([np.linspace(start, final, warm, endpoint=False), rest]),
+        "the warm-up is linear, not a piece of a cosine": np.concatenate(
+            [start + (final - start) * (1 - np.cos(np.linspace(0, math.pi, warm))) / 2, rest]),
         "it jumps: the warm-up is linear": np.concatenate([np.full(warm, start), rest]),
         "start and final are swapped": linear_warmup(final, start, total, warm),
         "after the warm-up it must stay, not fall along a cosine":
@@ -451,6 +472,10 @@ def check_ema_weights(function):
         "momentum is what the teacher keeps; the student adds the rest": library(1 - momenta),
         "the student after update j is not shrunk by update j itself":
             np.concatenate([kept[:1], (1 - momenta) * kept]),
+        "later updates shrink a student with their own momenta, not with the one of its update":
+            np.concatenate([kept[:1], (1 - momenta) * momenta ** np.arange(len(momenta))[::-1]]),
+        "a student is shrunk by the updates after it, not by those before it":
+            np.concatenate([kept[:1], (1 - momenta) * np.cumprod(momenta) / momenta]),
         "the common start has a weight too, the product of all momenta": np.concatenate([[0.0], right[1:]]),
         "each student is shrunk by the updates after it": np.concatenate([kept[:1], 1 - momenta]),
         "each student adds only 1 - momentum of itself": np.concatenate([kept, [1.0]])})
@@ -462,11 +487,14 @@ def check_accumulated_step(function):
     batches = [[torch.randn(4, 5, 8, generator=generator) for _ in range(3)] for _ in range(2)]
     weights = [torch.randn(6, 8, generator=generator) / 2 for _ in range(2)]
 
+    seen = []  # images in each forward pass
+
     def after(step):
         student = torch.nn.Linear(8, 6, bias=False)
         teacher, loss_fn = make_teacher(student), DINOLoss(6, student_temp=0.5)
         for module, weight in zip((student, teacher), weights, strict=True):
             module.weight.data.copy_(weight)
+            module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-2]))
         optimizer = torch.optim.SGD(student.parameters(), lr=0.5)
         for parts in batches:
             step([views.clone() for views in parts], student, teacher, loss_fn, optimizer, 0.7, 0.3)
@@ -478,6 +506,8 @@ def check_accumulated_step(function):
     yours = after(function)
     if all(torch.equal(a, b) for a, b in zip(yours, [*weights, torch.zeros(6)], strict=True)):
         yours = None
+    elif max(seen, default=0) > 5:
+        return print(f"wrong: a network was given {max(seen)} images at once, and a part has 5")
     mistakes = {
         "scale": "the parts' gradients add up: each part's loss has to be divided by their number",
         "center in every part": "the center moves once an update, from all rows together, not once a part",
@@ -487,6 +517,8 @@ def check_accumulated_step(function):
         "step in every part": "the optimizer steps once an update, not once a part",
         "gradient stays": "the gradient of the update before is still there: zero it",
         "teacher first": "the teacher follows after the optimizer's step, not before it",
+        "teacher stays": "the teacher does not move: it follows the student after each update",
+        "update in every part": "this makes an update of every part; the parts belong to one update",
         "reversed": "momentum is what the teacher keeps of itself, not what it takes from the student"}
     _verdict("accumulated_step", yours, after(whole), {
         hint: after(lambda *rest, mistake=mistake: _accumulate(*rest, mistake=mistake))
@@ -498,6 +530,10 @@ def _accumulate(parts, student, teacher, loss_fn, optimizer, momentum, teacher_t
     momentum, rows = 1 - momentum if mistake == "reversed" else momentum, []
     if mistake != "gradient stays":
         optimizer.zero_grad()
+    if mistake == "update in every part":
+        for part in parts:
+            _accumulate([part], student, teacher, loss_fn, optimizer, momentum, teacher_temp)
+        return
     for views in parts:
         targets = teacher(views[:2])
         loss = loss_fn(student(views), targets, teacher_temp, update_center=mistake == "center in every part")
@@ -514,7 +550,7 @@ def _accumulate(parts, student, teacher, loss_fn, optimizer, momentum, teacher_t
         ema_update(teacher, student, momentum)
     if mistake != "step in every part":
         optimizer.step()
-    if mistake not in ("teacher first", "teacher in every part"):
+    if mistake not in ("teacher first", "teacher in every part", "teacher stays"):
         ema_update(teacher, student, momentum)
 
 

@@ -95,6 +95,16 @@ WRONG = [
     ("accumulated_step", variant(zero=False), "zero it"),
     ("accumulated_step", variant(early=True), "after the optimizer's step"),
     ("accumulated_step", reversed_ema, "keeps of itself"),
+    ("accumulated_step", lambda parts, *rest: step([torch.cat(parts, dim=1)], *rest), "images at once"),
+    ("accumulated_step", lambda parts, *rest: [step([part], *rest) for part in parts], "update of every part"),
+    ("accumulated_step", lambda *a: step(*a[:5], 1.0, a[6]), "does not move: it follows"),
+    ("momentum_for", lambda total, share: share ** (1 / (share * total)), "whatever share"),
+    ("temperature_schedule", lambda a, b, n, w: np.array([
+        a + (b - a) * (1 - math.cos(math.pi * min(i / (w - 1), 1))) / 2 for i in range(n)]), "not a piece of a cosine"),
+    ("temperature_schedule", lambda *a: list(temperature_schedule(*a)), "gives a list"),
+    ("ema_weights", lambda m: np.append(m.prod(), [(1 - m[j]) * m[j] ** (len(m) - 1 - j) for j in range(len(m))]),
+     "with their own momenta"),
+    ("ema_weights", lambda m: np.append(m.prod(), [(1 - m[j]) * m[:j].prod() for j in range(len(m))]), "not by those"),
 ]
 
 

@@ -27,11 +27,18 @@ def backward_split(student, teacher, center, student_temp, teacher_temp):
     return -(q * q.log()).sum(-1).mean(), (p * (p / q).log()).sum(-1).mean()
 
 
-def diagnose(history, out_dim, row="teacher_entropy", batch="mean_entropy", which=-1, log=math.log):
+def entropy_of_the_mean(student, teacher, center, student_temp, teacher_temp):
+    q = torch.softmax((teacher - center) / teacher_temp, dim=-1).mean(0)
+    return -(q * q.log()).sum(), split_loss(student, teacher, center, student_temp, teacher_temp)[1]
+
+
+def diagnose(history, out_dim, row="teacher_entropy", batch="mean_entropy", which=-1, log=math.log, gap=0.05):
     last = [r for r in history if "teacher_entropy" in r][which]
     if last[row] > 0.95 * log(out_dim):
         return "uniform"
-    return "one prototype" if last[batch] < 0.2 * log(out_dim) else "healthy"
+    if last[batch] < 0.2 * log(out_dim):
+        return "one prototype"
+    return "same for all" if last[batch] - last[row] < gap * log(out_dim) else "healthy"
 
 
 RIGHT = {"plan_run": plan_run, "initial_share": np.prod, "split_loss": split_loss, "diagnose": diagnose}
@@ -67,6 +74,13 @@ WRONG = [
     ("diagnose", lambda h, k: diagnose(h, k, log=math.log2), "bits"),
     ("diagnose", lambda h, k: "healthy", "every run the same"),
     ("diagnose", lambda h, k: "ill", "'ill'"),
+    ("diagnose", lambda h, k: diagnose(h, k, gap=-1), "compare the two entropies"),
+    ("diagnose", lambda h, k: diagnose(h, k, log=lambda k: 1.0), "ln K is missing"),
+    ("diagnose", lambda h, k: "uniform" if h[-1]["teacher_entropy"] > 1 else "healthy", "may be an evaluation"),
+    ("diagnose", lambda h, k: "one prototype" if h[-1].get("mean_entropy", 0) < 0.2 else "healthy", "an evaluation"),
+    ("plan_run", lambda *a: (*plan_run(*a)[:2], int(plan_run(*a)[2])), "cut it off"),
+    ("plan_run", lambda *a: (*plan_run(*a)[:2], round(plan_run(*a)[2])), "fraction"),
+    ("split_loss", entropy_of_the_mean, "not the entropy of the mean row"),
 ]
 
 
