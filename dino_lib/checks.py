@@ -76,19 +76,24 @@ def check_center_after(function):
         "momentum is the share that is kept, not the share of the new batch": (1 - (1 - m) ** n) * mean,
         "each step also shrinks what the steps before have added": n * (1 - m) * mean,
         "that is one step only": (1 - m) * mean,
+        "that is one step too few": (1 - m ** (n - 1)) * mean,
+        "that is one step too many": (1 - m ** (n + 1)) * mean,
         "that is where the center ends after very many steps": mean})
 
 
 def check_two_entropies(function):
     """`function(probs)` with probs (2, B, K): (mean entropy of the rows, entropy of the mean row), in nats."""
     probs = torch.softmax(3 * torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    probs[0, 0] = torch.eye(8)[2]  # a row that is sure: 0 ln 0 counts 0
     rows, mean = teacher_entropies(probs)
+    first = teacher_entropies(probs[:1].expand(2, 6, 8))
     total = torch.special.entr(probs).sum().item()
     per_view = torch.special.entr(probs.mean(1)).sum(-1).mean().item()
     _verdict("two_entropies", function(probs.clone()), (rows, mean), {
         "the two are in the wrong order: first the mean of the rows' entropies": (mean, rows),
         "an entropy has a minus sign in front": (-rows, -mean),
         "these are bits: take the natural logarithm": (rows / math.log(2), mean / math.log(2)),
+        "that is of view 0 alone; both views count": first,
         "the first is a mean over the rows, not a sum": (total, mean),
         "the mean row is taken over both views together, not for each view apart": (rows, per_view),
         "the entropy of the mean is not the mean of the entropies: average the rows first": (rows, rows)})
@@ -96,7 +101,7 @@ def check_two_entropies(function):
 
 def check_student_gradient(function):
     """`function(s, q, student_temp)`: d/ds of the batch mean of -sum q log softmax(s / student_temp); s, q (B, K)."""
-    generator, temp = torch.Generator().manual_seed(1), 0.2
+    generator, temp = torch.Generator().manual_seed(1), 0.4  # temp * 5 rows is not 1
     s = torch.randn(5, 6, generator=generator, requires_grad=True)
     q = torch.softmax(2 * torch.randn(5, 6, generator=generator), dim=-1)
     (-q * torch.log_softmax(s / temp, dim=-1)).sum(-1).mean().backward()
@@ -106,6 +111,7 @@ def check_student_gradient(function):
         "the sign is turned round: a step against the gradient must bring p nearer to q": -right,
         "the inner derivative of s / student_temp is missing": right * temp,
         "the loss is a mean over the batch: divide by the number of rows": right * len(s),
+        "both divisions are missing, by the temperature and by the number of rows": p - q,
         "the student's probabilities lack their temperature": (warm - q) / temp / len(s),
         "multiplied by the temperature where it divides": (p - q) * temp / len(s),
         "that is through each logit alone: the softmax ties all of them together": -q / temp / len(s)})
@@ -148,6 +154,8 @@ def check_fast_loss(function):
         "the pairs are summed; the loss is their mean": both(lambda s, t: pairs(s, t, lambda i, v: v != i).sum()),
         "views 0 and 1 are paired with their own targets: each is to predict the other":
             both(lambda s, t: pairs(s, t, lambda i, v: v > 1 or v == i).mean()),
+        "a local view is in two pairs, a global one in one": both(
+            lambda s, t: (pairs(s, t, lambda i, v: v == 1 - i).sum() + pairs(s, t, lambda i, v: v > 1).sum() / 2) / 5),
         "it is summed over the batch; the loss is a mean": both(lambda s, t: 3 * library(s, t)),
         "the two temperatures are swapped": both(lambda s, t: library(s, t, cold, hot)),
         "the center is not subtracted": both(lambda s, t: library(s, t, c=0.0)),

@@ -14,7 +14,7 @@ def center_after(mean, m, n):
 
 def two_entropies(probs):
     mean = probs.mean((0, 1))
-    return -(probs * probs.log()).sum(-1).mean(), -(mean * mean.log()).sum()
+    return torch.special.entr(probs).sum(-1).mean(), torch.special.entr(mean).sum()
 
 
 def student_gradient(s, q, temp):
@@ -34,6 +34,13 @@ def fast_loss(student, teacher, center, student_temp, teacher_temp, *, detach=Tr
     return total / (count or 2 * (n - (not own)))
 
 
+def one_target_for_locals(student, teacher, center, hot, cold):
+    """Each view once: the locals with the mean of both targets, with the weight of a single pair."""
+    q = ((teacher.detach() - center) / cold).softmax(-1)
+    targets = torch.stack([q[1], q[0], *[q.mean(0)] * (len(student) - 2)])
+    return -(targets * (student / hot).log_softmax(-1)).sum(-1).mean()
+
+
 RIGHT = [("center_after", center_after), ("two_entropies", two_entropies), ("student_gradient", student_gradient),
          ("fast_loss", fast_loss)]
 
@@ -48,6 +55,13 @@ WRONG = [
     ("two_entropies", lambda p: (12 * two_entropies(p)[0], two_entropies(p)[1]), "not a sum"),
     ("two_entropies", lambda p: (two_entropies(p)[0], sum(two_entropies(v[None])[1] for v in p) / 2), "both views"),
     ("two_entropies", lambda p: (two_entropies(p)[0],) * 2, "average the rows first"),
+    ("two_entropies", lambda p: two_entropies(p[:1]), "view 0 alone"),
+    ("two_entropies", lambda p: -(p * p.log()).sum(-1).mean(), "shapes"),
+    ("two_entropies", lambda p: (-(p * p.log()).sum(-1).mean(), two_entropies(p)[1]), "not finite"),
+    ("center_after", lambda b, m, n: center_after(b, m, n - 1), "too few"),
+    ("center_after", lambda b, m, n: center_after(b, m, n + 1), "too many"),
+    ("student_gradient", lambda s, q, t: (s / t).softmax(-1) - q, "both divisions"),
+    ("fast_loss", one_target_for_locals, "in two pairs"),
     ("student_gradient", lambda s, q, t: -student_gradient(s, q, t), "sign"),
     ("student_gradient", lambda s, q, t: t * student_gradient(s, q, t), "inner derivative"),
     ("student_gradient", lambda s, q, t: len(s) * student_gradient(s, q, t), "number of rows"),
