@@ -7,7 +7,7 @@ SEED ?= 0
 NOTEBOOKS := $(wildcard notebooks/01*.ipynb notebooks/02*.ipynb notebooks/03*.ipynb) \
              $(wildcard notebooks/solutions/01*.ipynb notebooks/solutions/02*.ipynb notebooks/solutions/05*.ipynb)
 
-.PHONY: setup demo test lab figures clean
+.PHONY: setup demo test browser lab figures clean
 
 setup: .venv/ready
 
@@ -27,6 +27,10 @@ test: setup  ## every test, and the notebooks that are finished
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest tests
 	$(BIN)/python -m pytest --nbval $(NOTEBOOKS)
+
+browser: setup  ## the notebooks in JupyterLab, in a browser: needs Chromium or Chrome on the machine
+	$(BIN)/python -m pip install --quiet -e '.[browser]'
+	$(BIN)/python tests/browser.py --out runs/browser
 
 lab: setup
 	$(BIN)/jupyter lab --notebook-dir notebooks

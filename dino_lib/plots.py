@@ -8,8 +8,12 @@ CMAP = "inferno"
 PALETTE = ["#d62728", "#ff7f0e", "#e6b800", "#2ca02c", "#17becf", "#1f77b4", "#5e3c99", "#e377c2", "#8c564b", "#7f7f7f"]
 
 
-def _grid(rows, columns, *, cell=1.15, width=None, **kwargs):
-    figure = Figure(figsize=(width or columns * cell, rows * cell), layout="constrained", dpi=110)
+WIDTH = 9.6  # inches at most: a notebook shrinks what is wider than its column, and the text with it
+
+
+def _grid(rows, columns, *, cell=1.15, legend=0.0, **kwargs):
+    cell = min(cell, (WIDTH - legend) / columns)
+    figure = Figure(figsize=(columns * cell + legend, rows * cell), layout="constrained", dpi=110)
     axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
     return figure, axes
 
@@ -65,13 +69,13 @@ def show_images(images, *, masks=None, titles=None, columns=10):
 def attention_sheet(images, rows, *, masks=None):
     """Images above, one row of maps below for each entry of `rows`.
 
-    images uint8 (N, C, H, W); rows: dict of label -> maps (N, h, w), drawn over a dimmed picture, each map on its own
-    scale; masks bool (N, H, W) are outlined in the first row.
+    images uint8 (N, C, H, W), or a list of (C, H, W) of any sizes; rows: dict of label -> maps (N, h, w), or a list,
+    drawn over a dimmed picture, each map on its own scale; masks bool (N, H, W) are outlined in the first row.
     """
-    n, size = len(images), images.shape[-2:]
+    n = len(images)
     figure, axes = _grid(1 + len(rows), n)
     for i in range(n):
-        picture = to_image(images[i])
+        picture, size = to_image(images[i]), images[i].shape[-2:]
         axes[0, i].imshow(picture, interpolation="nearest")
         if masks is not None:
             axes[0, i].contour(masks[i].numpy(), [0.5], colors="white", linewidths=1)
@@ -89,13 +93,16 @@ def attention_sheet(images, rows, *, masks=None):
 
 
 def cluster_plot(panels, labels, classes=None):
-    """Embeddings side by side, coloured by class.
+    """Embeddings, three to a row, coloured by class.
 
     panels: dict of title -> (N, 2) points; labels (N,) ints; classes: their names for the legend.
     """
-    figure, axes = _grid(1, len(panels), width=4.1 * len(panels) + (1.1 if classes else 0), cell=4)
+    columns = min(3, len(panels))
+    figure, axes = _grid(-(-len(panels) // columns), columns, cell=4, legend=1.1 if classes else 0.0)
     labels = np.asarray(labels)
-    for axis, (title, points) in zip(axes[0], panels.items(), strict=True):
+    for axis in axes.flat[len(panels):]:
+        axis.remove()
+    for axis, (title, points) in zip(axes.flat, panels.items(), strict=False):
         points = np.asarray(points)
         for label in np.unique(labels):
             chosen = labels == label
@@ -120,7 +127,7 @@ def training_curves(history, out_dim):
 
     history: a list of dicts as `read_history` gives; out_dim: K.
     """
-    figure = Figure(figsize=(10, 5.2), layout="constrained", dpi=110)
+    figure = Figure(figsize=(WIDTH, 5.2), layout="constrained", dpi=110)
     axes = figure.subplots(2, 3)
     ceiling = np.log(out_dim)
     panels = [("loss", [("loss", "loss", 1)], ceiling), (
@@ -150,8 +157,9 @@ def training_curves(history, out_dim):
 
 def show_schedules(schedules):
     """Dict of name -> (steps,) arrays, each in its own small panel."""
-    figure, axes = _grid(1, len(schedules), width=10, cell=2.2)
-    for axis, (name, values) in zip(axes[0], schedules.items(), strict=True):
+    figure = Figure(figsize=(WIDTH, 2.2), layout="constrained", dpi=110)
+    axes = figure.subplots(1, len(schedules), squeeze=False)[0]
+    for axis, (name, values) in zip(axes, schedules.items(), strict=True):
         axis.plot(values)
         axis.set_title(name.replace("_", " "), fontsize=10)
         axis.set_xlabel("update", fontsize=8)
