@@ -190,6 +190,8 @@ def check_crop_size(your_function):
         "height and width look exchanged: the ratio is width / height": _each(lambda *c: right(*c)[::-1], cases),
         "the share looks applied to each side; it is a share of the area": _each(
             lambda h, w, s, r: [round(s * math.sqrt(h * w / r)), round(s * math.sqrt(h * w * r))], cases),
+        "these are areas, not sides: take the square root of each": _each(
+            lambda h, w, s, r: [round(s * h * w / r), round(s * h * w * r)], cases),
         "the ratio looks used without a square root, so the area comes out wrong": _each(
             lambda h, w, s, r: [round(math.sqrt(s * h * w) / r), round(math.sqrt(s * h * w) * r)], cases),
         "the sides are equal: the ratio is not used": _each(
@@ -271,14 +273,23 @@ def check_crop_matrix(your_function):
     def matrices(**change):
         return _each(lambda *case: formula(*case, **change), cases)
 
+    def masked_late(start, length, n_in, n_out):
+        weight = formula(start, length, n_in, n_out, mask=False)
+        weight[:, :start] = weight[:, start + length :] = 0
+        return weight
+
     def right(start, length, n_in, n_out):
         return augment._resize_matrix(torch.tensor([float(start)]), torch.tensor([float(length)]), n_in, n_out)[0]
 
-    _verdict("crop_matrix", _each(your_function, cases), _each(right, cases), {
+    yours = _each(your_function, cases)
+    if any(torch.is_tensor(m) and m.ndim == 2 and (m.isnan() | (m == 0)).all(1).any() for m in yours or []):
+        return print("wrong: a row is all zero: are the centres inside start ... start + length?")  # 0 / 0 is NaN
+    _verdict("crop_matrix", yours, _each(right, cases), {
         "the kernel looks beyond the crop: pixels outside start .. start + length must weigh nothing": matrices(
             mask=False),
         "the kernel is not stretched where the crop shrinks, so pixels are skipped": matrices(antialias=False),
         "the rows do not sum to 1: divide by their sum after masking": matrices(normalise=False),
+        "a row does not sum to 1: mask first, then divide": _each(masked_late, cases),
         "the crop begins at pixel 0, so `start` seems unused": _each(
             lambda start, *rest: formula(0, *rest), cases),
         "the centre of pixel i lies at i + 0.5, not at i": matrices(corner=0.0),
@@ -587,16 +598,22 @@ def check_head_parameters(your_function):
     """your_function(in_dim, out_dim, hidden_dim, bottleneck_dim) -> trainable parameters of the three-layer head."""
     cases = [(384, 65536, 2048, 256), (128, 256, 512, 128), (7, 5, 11, 3)]
 
-    def right(d, k, hidden, bottleneck):
-        layers = DINOHead(d, k, hidden_dim=hidden, bottleneck_dim=bottleneck)
-        return sum(p.numel() for p in layers.parameters() if p.requires_grad)
+    with torch.device("meta"):  # shapes without numbers
+        heads = [DINOHead(d, k, hidden_dim=hidden, bottleneck_dim=b) for d, k, hidden, b in cases]
+    right = [sum(p.numel() for p in head.parameters() if p.requires_grad) for head in heads]
 
     def off(difference):
-        return [right(*case) + difference(*case) for case in cases]
+        return [1 + difference(*case) for case in cases]
 
-    _verdict("head_parameters", _each(your_function, cases), off(lambda *_: 0), {
+    # counts are compared by their differences, plus 1: of millions, one bias vector more would pass for close
+    yours = _each(your_function, cases)
+    if yours is not None and all(isinstance(n, int | float | np.generic | torch.Tensor) for n in yours):
+        yours = [1 + n - exact for n, exact in zip(yours, right, strict=True)]
+    _verdict("head_parameters", yours, off(lambda *_: 0), {
         "the biases of the three Linears are missing": off(lambda d, k, h, b: -2 * h - b),
-        "the frozen gains are counted: norm_last_layer holds them at 1": off(lambda d, k, h, b: k),
+        "the frozen gains are counted, or biases that prototypes do not have": off(lambda d, k, h, b: k),
+        "one bias vector too many: each Linear has one bias for each of its outputs": off(lambda d, k, h, b: h),
+        "one bias vector too many: the bottleneck has one": off(lambda d, k, h, b: b),
         "the second hidden Linear, hidden to hidden, is missing": off(lambda d, k, h, b: -h * h - h),
         "the prototypes are missing": off(lambda d, k, h, b: -k * b),
         "the bottleneck is missing: prototypes lie in its space, not in the hidden one": off(
@@ -632,12 +649,17 @@ def check_group_views(your_function):
     def merged(sizes):
         return [(sizes.index(s), len(sizes) - sizes[::-1].index(s)) for s in dict.fromkeys(sizes)]
 
+    def counted(sizes):
+        stops = np.cumsum([sizes.count(s) for s in dict.fromkeys(sizes)]).tolist()
+        return list(zip([0, *stops[:-1]], stops, strict=True))
+
     _verdict("group_views", tables(your_function), tables(runs), {
         "one pass for each view: consecutive views of one size can share theirs": tables(
             lambda sizes: [(i, i + 1) for i in range(len(sizes))]),
         "everything in one pass: tensors of different sizes don't fit into one batch": tables(
             lambda sizes: [(0, len(sizes))]),
         "views that are not neighbours share a pass, so the order of the views is lost": tables(merged),
+        "views that are not neighbours were joined": tables(counted),
         "`stop` is one past the last view, as in a slice": tables(
             lambda sizes: [(a, b - 1) for a, b in runs(sizes)]),
         "the last group is missing": tables(lambda sizes: runs(sizes)[:-1]),

@@ -59,12 +59,38 @@ def skipping(start, length, n_in, n_out):
     return weight / weight.sum(1, keepdim=True)
 
 
+def masked_late(start, length, n_in, n_out):
+    weight = unmasked(start, length, n_in, n_out)
+    weight[:, :start] = 0
+    weight[:, start + length :] = 0
+    return weight
+
+
+def step_of_the_line(start, length, n_in, n_out):
+    step = n_in / n_out
+    centers = start + (torch.arange(n_out) + 0.5) * step
+    weight = kernel((torch.arange(n_in) + 0.5 - centers[:, None]) / max(step, 1))
+    weight[:, :start] = 0
+    weight[:, start + length :] = 0
+    return weight / weight.sum(1, keepdim=True)
+
+
+def start_forgotten(start, length, n_in, n_out):
+    step = length / n_out
+    centers = (torch.arange(n_out) + 0.5) * step
+    weight = kernel((torch.arange(n_in) + 0.5 - centers[:, None]) / max(step, 1))
+    weight[:, :start] = 0
+    weight[:, start + length :] = 0
+    return weight / weight.sum(1, keepdim=True)
+
+
 CASES = {"crop_size": crop_size, "saturation": saturation, "pairs": pairs, "crop_matrix": crop_matrix}
 
 WRONG = [
     ("crop_size", lambda h, w, s, r: crop_size(h, w, s, 1 / r), "exchanged"),
     ("crop_size", lambda h, w, s, r: (round(s * math.sqrt(h * w / r)), round(s * math.sqrt(h * w * r))), "each side"),
-    ("crop_size", lambda h, w, s, r: crop_size(h, w, s, r * r), "square root"),
+    ("crop_size", lambda h, w, s, r: (round(s * h * w / r), round(s * h * w * r)), "areas, not sides"),
+    ("crop_size", lambda h, w, s, r: crop_size(h, w, s, r * r), "without a square root"),
     ("crop_size", lambda h, w, s, r: crop_size(h, w, s, 1), "not used"),
     ("crop_size", lambda h, w, s, r: (int((s * h * w / r) ** 0.5), int((s * h * w * r) ** 0.5)), "cut off"),
     ("crop_size", lambda h, w, s, r: ((s * h * w / r) ** 0.5, (s * h * w * r) ** 0.5), "whole pixels"),
@@ -82,7 +108,11 @@ WRONG = [
     ("pairs", lambda n: [(i, v) for i in (0, 1) for v in range(n + 1) if i != v], "outside"),
     ("crop_matrix", unmasked, "beyond the crop"),
     ("crop_matrix", skipping, "skipped"),
-    ("crop_matrix", not_normalised, "sum to 1"),
+    ("crop_matrix", not_normalised, "after masking"),
+    ("crop_matrix", masked_late, "mask first, then divide"),
+    ("crop_matrix", step_of_the_line, "row is all zero"),
+    ("crop_matrix", start_forgotten, "row is all zero"),
+    ("crop_matrix", lambda *case: start_forgotten(*case).nan_to_num(), "row is all zero"),
     ("crop_matrix", lambda *case: 2 * crop_matrix(*case), "off by"),
     ("crop_matrix", lambda start, length, n_in, n_out: crop_matrix(0, length, n_in, n_out), "pixel 0"),
     ("crop_matrix", lambda start, length, n_in, n_out: crop_matrix(0, length, length, n_out), "shape"),

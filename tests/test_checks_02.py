@@ -32,6 +32,11 @@ def by_size(sizes):
     return [(where[0], where[-1] + 1) for where in places.values()]
 
 
+def by_count(sizes):
+    ends = list(itertools.accumulate(sizes.count(size) for size in dict.fromkeys(sizes)))
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
 RIGHT = {"cosine_logits": cosine_logits, "head_parameters": head_parameters, "group_views": group_views,
          "normalize_backward": normalize_backward}
 
@@ -45,12 +50,16 @@ WRONG = [
     ("cosine_logits", lambda x, w: cosine_logits(x, w)[:, 0], "shapes"),
     ("head_parameters", lambda d, k, h, b: d * h + h * h + h * b + k * b, "biases"),
     ("head_parameters", lambda d, k, h, b: head_parameters(d, k, h, b) + k, "gains"),
+    ("head_parameters", lambda d, k, h, b: head_parameters(d, k, h, b) + h, "each of its outputs"),
+    ("head_parameters", lambda d, k, h, b: head_parameters(d, k, h, b) + b, "the bottleneck has one"),
+    ("head_parameters", lambda d, k, h, b: f"{head_parameters(d, k, h, b)}", "str"),
     ("head_parameters", lambda d, k, h, b: d * h + h + h * b + b + k * b, "second hidden"),
     ("head_parameters", lambda d, k, h, b: head_parameters(d, k, h, b) - k * b, "prototypes are missing"),
     ("head_parameters", lambda d, k, h, b: d * h + h + h * h + h + k * h, "bottleneck"),
     ("group_views", lambda sizes: [(i, i + 1) for i in range(len(sizes))], "one pass for each"),
     ("group_views", lambda sizes: [(0, len(sizes))], "everything in one pass"),
-    ("group_views", by_size, "neighbours"),
+    ("group_views", by_size, "order of the views is lost"),
+    ("group_views", by_count, "not neighbours were joined"),
     ("group_views", lambda sizes: [(a, b - 1) for a, b in group_views(sizes)], "one past"),
     ("group_views", lambda sizes: group_views(sizes)[:-1], "last group"),
     ("group_views", lambda sizes: [(sizes[a], b - a) for a, b in group_views(sizes)], "sizes or counts"),
@@ -96,10 +105,15 @@ def test_nearly_right_is_close_and_says_how_far_off(capsys):
 
 
 def test_one_parameter_too_many_is_refused(capsys):
-    assert said(capsys, "head_parameters", lambda *sizes: head_parameters(*sizes) + 1) != "right"
+    assert said(capsys, "head_parameters", lambda *sizes: head_parameters(*sizes) + 1).startswith("wrong: ")
 
 
 def test_autograd_agrees_with_the_solution():
     z = torch.randn(3, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
     F.normalize(z, dim=-1).sum().backward()
     torch.testing.assert_close(z.grad, normalize_backward(z.detach(), torch.ones(3, 4)))
+
+
+@pytest.mark.parametrize("number", [float, torch.tensor])
+def test_a_count_may_be_any_kind_of_number(capsys, number):
+    assert said(capsys, "head_parameters", lambda *sizes: number(head_parameters(*sizes))) == "right"
