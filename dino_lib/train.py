@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from dino_lib.build import build_schedules, build_student, parameter_groups, pick_device, pick_precision
 from dino_lib.checkpoint import load_newest, load_teacher, save_checkpoint, save_teacher
 from dino_lib.config import PRESETS, Config
+from dino_lib.doctor import diagnose, feature_rank, read_history
 from dino_lib.inputs import epoch_order, open_views
 from dino_lib.loss import DINOLoss, teacher_entropies
 from dino_lib.probes import Probes
@@ -61,8 +62,9 @@ class Trainer:
                              center_momentum=config.center_momentum).to(self.device)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.student), lr=config.lr)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.step, self.history = 0, []
-        self.losses, self.seconds = [], 0.0  # since the last line of the history
+        self.step, self.history, self.said = 0, [], set()
+        self.skipped = 0  # updates in a row, up to the last one
+        self._start_line()
         self.forward = self.student
         if self.world > 1:
             devices = [self.device] if self.device.type == "cuda" else None
@@ -78,7 +80,9 @@ class Trainer:
         torch.manual_seed(np.random.SeedSequence([c.seed, 1, self.step, self.rank]).generate_state(1)[0])  # drop path
 
         self.optimizer.zero_grad(set_to_none=True)
-        losses, rows, parts = [], [], list(zip(*(v.chunk(c.accumulate) for v in views), strict=True))
+        buffers = [*self.student.buffers(), *self.teacher.buffers()]  # batch norm's: a forward pass moves them
+        before = [buffer.clone() for buffer in buffers]
+        losses, rows, largest, parts = [], [], [], list(zip(*(v.chunk(c.accumulate) for v in views), strict=True))
         for i, part in enumerate(parts):
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last or self.world == 1 else self.forward.no_sync():
@@ -91,20 +95,35 @@ class Trainer:
                 self.scaler.scale(loss / len(parts)).backward()
             losses.append(loss.detach())
             rows.append(targets.flatten(0, 1).float().mean(0))
+            largest.append((targets - self.loss.center).argmax(-1).flatten())
         probs = self.loss.teacher_probs(targets, now["teacher_temp"])  # of the last part, before the center moves
-        self.loss.update_center(torch.stack(rows))
 
         if self.step < c.freeze_last_layer * self.steps_per_epoch:
             for p in self.student.head.last_layer_parameters():
                 p.grad = None
         self.scaler.unscale_(self.optimizer)
-        if c.clip_grad:
-            torch.nn.utils.clip_grad_norm_(self.student.parameters(), c.clip_grad)
-        self.scaler.step(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), c.clip_grad or math.inf)
+        loss = torch.stack(losses).mean()
+        finite = self._all_finite(loss, norm)
+        if finite:
+            self.scaler.step(self.optimizer)
+            ema_update(self.teacher, self.student, now["momentum"])
+            self.loss.update_center(torch.stack(rows))
+            self.used[torch.cat(largest)] = True
+            self.losses.append(loss)
+        else:
+            for buffer, old in zip(buffers, before, strict=True):
+                buffer.copy_(old)
         self.scaler.update()
-        ema_update(self.teacher, self.student, now["momentum"])
         self.step += 1
-        return {"loss": torch.stack(losses).mean(), "probs": probs, "features": features, **now}
+        return {"loss": loss, "probs": probs, "features": features, "grad_norm": norm, "finite": finite, **now}
+
+    def _all_finite(self, *values):
+        """Whether scalars are finite on every process: all of them skip a step, or none does."""
+        total = torch.stack(values).sum()
+        if self.world > 1:
+            dist.all_reduce(total)
+        return math.isfinite(total.item())
 
     # --- the run --------------------------------------------------------------------------------------------------
 
@@ -145,15 +164,18 @@ class Trainer:
         batches = order.reshape(-1, c.batch_size)[first : first + self.total_steps - self.step, self.rank :: self.world]
         clock = time.perf_counter()
         for views in self.views.batches(epoch, batches):
+            self.waited += time.perf_counter() - clock
             result = self.train_step(views)
-            self.losses.append(result["loss"])
             self.seconds += time.perf_counter() - clock
             bar.update()
             done = self.step == self.total_steps
-            if self.step % c.log_every == 0 or done:
+            self.skipped = 0 if result["finite"] else self.skipped + 1
+            if self.skipped:
+                self._log_skipped(result)
+            if not self.skipped and (self.step % c.log_every == 0 or done):
                 self._log_step(result)
             self._evaluate_if_due()
-            if self._due(c.save_every) and not done:
+            if self._due(c.save_every) and not done and not self.skipped:
                 self.save()
             if interrupted():
                 raise KeyboardInterrupt
@@ -163,26 +185,50 @@ class Trainer:
         """Whether a thing that happens every `epochs` epochs happens at this step."""
         return epochs > 0 and self.step % max(1, round(epochs * self.steps_per_epoch)) == 0
 
+    def _start_line(self):
+        """What is gathered from one line of the history to the next."""
+        self.losses, self.seconds, self.waited = [], 0.0, 0.0
+        self.used = torch.zeros(self.config.out_dim, dtype=torch.bool, device=self.device)
+
     def _log_step(self, result):
-        loss, steps, seconds = self._mean_loss(), len(self.losses), self.seconds
-        self.losses, self.seconds = [], 0.0
         entropy, mean_entropy = teacher_entropies(result["probs"])
+        used = self.used.float()
+        if self.world > 1:
+            dist.all_reduce(used, op=dist.ReduceOp.MAX)
         features = F.normalize(result["features"].float(), dim=1)
         record = {name: result[name] for name in self.schedules}
-        record |= {"loss": loss, "teacher_entropy": entropy, "mean_entropy": mean_entropy,
+        record |= {"loss": torch.stack(self.losses).mean().item(), "teacher_entropy": entropy,
+                   "mean_entropy": mean_entropy, "center_norm": self.loss.center.norm().item(),
                    "feature_std": (features.std(0).mean() * features.shape[1] ** 0.5).item(),
-                   "center_norm": self.loss.center.norm().item(), "seconds": seconds,
-                   "images_per_second": steps * self.config.batch_size / seconds}
+                   "feature_rank": feature_rank(result["features"]), "prototypes_used": used.mean().item(),
+                   "teacher_lag": relative_distance(self.teacher, self.student),
+                   "seconds": self.seconds, "input_share": self.waited / self.seconds,
+                   "images_per_second": len(self.losses) * self.config.batch_size / self.seconds}
+        if result["finite"]:
+            record["grad_norm"] = result["grad_norm"].item()
+        self._start_line()
         self._log(record)
+        for finding in diagnose(self.history[-1000:], self.config):
+            if finding.name not in self.said:
+                self.said.add(finding.name)
+                tqdm.write(finding.line())
 
-    def _mean_loss(self):
-        """Of the updates since the last line of the history; FloatingPointError if it is not finite."""
-        loss = torch.stack(self.losses).mean().item()
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} at step {self.step}; the newest checkpoint in "
-                                     f"{self.folder / 'checkpoints'} is from before. Lower lr={self.config.lr} or "
-                                     f"clip_grad={self.config.clip_grad}, or take precision=fp32")
-        return loss
+    def _log_skipped(self, result):
+        """A line on a step that was not taken; FloatingPointError for the third in a row."""
+        what = "loss" if not math.isfinite(result["loss"]) else "gradient"
+        value = result["loss" if what == "loss" else "grad_norm"].item()
+        if what == "gradient" and self.scaler.is_enabled() and self.scaler.get_scale() >= 1:
+            self.skipped = 0  # float16's scale was too large and has been halved: no illness
+            self.losses.append(result["loss"])
+            return
+        self._log({"skipped": self.skipped})
+        if self.rank == 0:
+            tqdm.write(f"step {self.step}: the {what} is {value}, so this update is skipped")
+        if self.skipped == 3:
+            raise FloatingPointError(f"the {what} is {value} at step {self.step - 2}; so it was three times in a row, "
+                                     f"and the newest checkpoint in {self.folder / 'checkpoints'} is from before. "
+                                     f"Lower lr={self.config.lr} or clip_grad={self.config.clip_grad}, or take "
+                                     "precision=fp32")
 
     def _evaluate_if_due(self):
         """At step 0, every `eval_every` epochs and at the end, but not again where a resumed run has it already."""
@@ -205,13 +251,12 @@ class Trainer:
 
     def save(self):
         """A checkpoint to go on from exactly: no generator's state, since every draw is seeded by the step."""
-        if self.losses:
-            self._mean_loss()  # never in the place of a good checkpoint one from after the loss was lost
         if self.rank == 0:
             save_checkpoint(self.folder / "checkpoints", self.step, {
-                "config": dataclasses.asdict(self.config), "losses": self.losses, "seconds": self.seconds,
+                "config": dataclasses.asdict(self.config), **{k: getattr(self, k) for k in self._GATHERED},
                 **{k: getattr(self, k).state_dict() for k in self._STATE}})
 
+    _GATHERED = ("losses", "used", "skipped", "seconds", "waited")
     _STATE = ("student", "teacher", "loss", "optimizer", "scaler")
     _MAY_CHANGE = ("output_dir", "resume", "data_root", "download", "device", "num_workers", "log_every", "eval_every",
                    "eval_limit", "save_every", "progress", "tracker", "precision", "accumulate")
@@ -239,7 +284,9 @@ class Trainer:
         for name in self._STATE:
             if state[name]:  # empty: the scaler of a run in another precision
                 getattr(self, name).load_state_dict(state[name])
-        self.step, self.losses, self.seconds = state["step"], state["losses"], state["seconds"]
+        self.step = state["step"]
+        for name in self._GATHERED:
+            setattr(self, name, state[name])
         # lines written after the checkpoint are of steps that will be run again
         self.history = [r for r in read_history(self.folder) if r["step"] <= self.step]
         if self.rank == 0:
@@ -266,13 +313,13 @@ def _between_steps():
         signal.signal(signal.SIGINT, old)
 
 
-def read_history(folder):
-    """The lines of a run's history.jsonl as a list of dicts; a last line that was cut short is left out."""
-    records = []
-    for line in (Path(folder) / "history.jsonl").read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
-    return records
+@torch.no_grad()
+def relative_distance(teacher, student):
+    """||teacher - student|| / ||student|| over the parameters that are trained."""
+    pairs = [(t, s) for t, s in zip(teacher.parameters(), student.parameters(), strict=True) if s.requires_grad]
+    t, s = ([p.detach() for p in column] for column in zip(*pairs, strict=True))
+    apart, norm = (torch.stack(torch._foreach_norm(values)).norm() for values in (torch._foreach_sub(t, s), s))
+    return (apart / norm).item()
 
 
 def train(config, dataset=None, *, on_log=None):

@@ -49,15 +49,18 @@ def assert_close(a, b, atol=1e-5):
         torch.testing.assert_close(x, y, atol=atol, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
 
 
+CLOCK = ("seconds", "waited", "images_per_second", "input_share")
+
+
 def values(history):
     """A history without the clock's values."""
-    return [{k: v for k, v in record.items() if k not in ("seconds", "images_per_second")} for record in history]
+    return [{k: v for k, v in record.items() if k not in CLOCK} for record in history]
 
 
 def checkpoint(config):
     """What a run ended with: everything but its settings and the clock."""
     state = load_newest(f"{config.output_dir}/checkpoints")
-    return {k: v for k, v in state.items() if k not in ("config", "seconds")}
+    return {k: v for k, v in state.items() if k not in ("config", *CLOCK)}
 
 
 # --- one step ---------------------------------------------------------------------------------------------------------
@@ -264,7 +267,8 @@ def test_train_returns_the_loaded_teacher_and_the_written_history(tiny, pictures
     assert [(record["step"], record["epoch"]) for record in history] == [(i, i / 4) for i in range(1, 9)]
     assert history[0].keys() == {
         "step", "epoch", "loss", "lr", "weight_decay", "momentum", "teacher_temp", "teacher_entropy", "mean_entropy",
-        "feature_std", "center_norm", "seconds", "images_per_second"}
+        "feature_std", "feature_rank", "prototypes_used", "teacher_lag", "center_norm", "grad_norm", "seconds",
+        "input_share", "images_per_second"}
     assert history[-1]["center_norm"] == pytest.approx(checkpoint(tiny)["loss"]["center"].norm().item())
 
 
@@ -515,7 +519,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_its_checkpoints(tiny
         train(config, pictures)
     saved = checkpoint(config)
     assert saved["step"] == 2 and all(value.isfinite().all() for value in saved["student"].values())
-    assert all(math.isfinite(record["loss"]) for record in read_history(tmp_path / "run"))
+    lines = read_history(tmp_path / "run")
+    assert all(math.isfinite(record["loss"]) for record in lines if "skipped" not in record)
+    assert [record["step"] for record in lines if "skipped" in record] == [4, 5, 6]
 
 
 @pytest.mark.parametrize("store_size", [24, None], ids=["store", "workers"])
