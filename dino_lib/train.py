@@ -295,7 +295,7 @@ class Trainer:
 
 @contextlib.contextmanager
 def _between_steps():
-    """Ctrl-C waits for the end of the step, so that no half-done update is saved; a second one exits unsaved."""
+    """Ctrl-C and SIGTERM wait for the end of the step: no half-done update is saved. A second one exits unsaved."""
     asked = []
 
     def handler(signum, frame):
@@ -306,11 +306,12 @@ def _between_steps():
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    old = signal.signal(signal.SIGINT, handler)
+    old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGINT, old)
+        for number, before in old.items():
+            signal.signal(number, before)
 
 
 @torch.no_grad()

@@ -384,28 +384,29 @@ def test_an_interrupt_loses_and_doubles_no_evaluation(tiny, labelled_folder, tmp
     assert values(resumed) == values(history)
 
 
-def interrupting(monkeypatch, step, times=1):
-    """Ctrl-C in the middle of an update."""
+def interrupting(monkeypatch, step, times=1, number=signal.SIGINT):
+    """Ctrl-C, or another signal, in the middle of an update."""
     inside = Trainer.train_step
 
     def train_step(self, views):
         if self.step == step:
             for _ in range(times):
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
         return inside(self, views)
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
 
 
-def test_ctrl_c_waits_for_the_update_and_saves_it(tiny, pictures, tmp_path, monkeypatch, assert_same, capsys):
-    config, handler = replace(tiny, log_every=3), signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_waits_for_the_update_and_saves_it(tiny, pictures, tmp_path, monkeypatch, assert_same, capsys, number):
+    config, handler = replace(tiny, log_every=3), signal.getsignal(number)
     whole = replace(config, output_dir=str(tmp_path / "whole"))
     _, history = train(whole, pictures)
     with monkeypatch.context() as patch:
-        interrupting(patch, step=4)
+        interrupting(patch, step=4, number=number)
         with pytest.raises(KeyboardInterrupt):
             train(config, pictures)
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(number) is handler
     assert checkpoint(config)["step"] == 5
     assert "interrupted after update 5 and saved: go on with --resume auto" in capsys.readouterr().out
     _, resumed = train(replace(config, resume="auto"), pictures)
