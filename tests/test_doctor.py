@@ -274,3 +274,8 @@ def test_alone_it_reports_the_environment(capsys, monkeypatch):
     main()
     printed = capsys.readouterr().out
     assert f"torch {torch.__version__.split('+')[0]}" in printed and "device cpu" in printed and "python 3" in printed
+
+
+def test_few_prototypes_in_the_warm_up_are_no_illness():
+    rising = lines(lr=lambda s: 1e-5 * s, prototypes_used=lambda s: 0.04)
+    assert not [f for f in diagnose(rising, CONFIG) if f.name == "dead prototypes"]
