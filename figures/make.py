@@ -68,9 +68,43 @@ def architecture():
     return figure
 
 
+def data_flow(config):
+    """The tensors of one step with their shapes, in the order in which they come about."""
+    c, n_views = config, 2 + config.n_local
+    b, k, d = c.batch_size, c.out_dim, c.backbone_options["embed_dim"]
+    student, teacher, plain = "#cfe2f3", "#fce5cd", "#eeeeee"
+    rows = [
+        ("images, as bytes", f"({b}, 3, {c.store_size}, {c.store_size})", plain, "the store, in this epoch's order"),
+        ("views", f"2 x ({b}, 3, {c.global_size}, {c.global_size}),  {c.n_local} x ({b}, 3, {c.local_size}, "
+         f"{c.local_size})", plain, "multi-crop; drawn by (seed, epoch, index)"),
+        ("teacher's features", f"({2 * b}, {d})", teacher, "the two global views; no gradient"),
+        ("teacher's logits t", f"(2, {b}, {k})", teacher, "the head: cosines with K prototypes"),
+        ("targets q", f"(2, {b}, {k})", teacher, "softmax((t - center) / teacher temperature)"),
+        ("student's features", f"({n_views * b}, {d})", student, "all views, one pass for each size"),
+        ("student's logits s", f"({n_views}, {b}, {k})", student, "one pass of the head"),
+        ("loss", "()", plain, f"mean over {2 * (n_views - 1)} pairs of different views"),
+        ("gradient", "that of the student's weights", student, "norm clipped; AdamW takes the step"),
+        ("center c", f"({k},)", teacher, "0.9 c + 0.1 mean of t, after the loss"),
+        ("teacher's weights", "those of the student", teacher, "m t + (1 - m) s, after the optimizer's step"),
+    ]
+    figure = Figure(figsize=(9.6, 5.4), layout="constrained", dpi=110)
+    axis = figure.subplots()
+    axis.set_xlim(0, 13.4)
+    axis.set_ylim(-len(rows) + 0.4, 0.6)
+    axis.axis("off")
+    for i, (name, shape, color, note) in enumerate(rows):
+        box(axis, 0.2, -i, 2.6, name, color)
+        axis.text(3.2, -i, shape, va="center", fontsize=9.5, family="monospace")
+        axis.text(8.6, -i, note, va="center", fontsize=9, color="#444444")
+        if i:
+            arrow(axis, (1.5, -i + 0.62), (1.5, -i + 0.38))
+    return figure
+
+
 def main():
     """Draw and save everything."""
     architecture().savefig(HERE / "architecture.png")
+    data_flow(PRESETS["demo"]).savefig(HERE / "data_flow.png")
     config, teacher = PRESETS["demo"], load_teacher("demo")
     shapes = Shapes(40, seed=1)
     plots.show_images(shapes.images, masks=shapes.masks).savefig(HERE / "shapes.png")
