@@ -8,7 +8,8 @@ three lines, ten updates and a tenth of the run (at most 500 updates). Measured 
 | --------------- | -------------------------------- | --------------------------- | ------------------------------- |
 | uniform         | row entropy > 0.95 ln K          | 0.05 to 0.31, demo to 0.78  | 0.98 to 0.99 (teacher too warm) |
 | one prototype   | entropy of the mean < 0.2 ln K   | 0.26 to 0.71                | 0.10 to 0.17 (no center, fast)  |
-| dead prototypes | used < 0.1 of all, past warm-up  | 0.125 to 0.31, in it 0.04   | 0.02 to 0.08 (no center)        |
+| dead prototypes | used < 0.1 of all within reach   | 0.125 to 0.31, demo to 0.04 | 0.02 to 0.08 (no center)        |
+|                 | and entropy of the mean < 0.4    | 0.44 to 0.79, demo to 0.48  | 0.10 to 0.32                    |
 | feature rank    | RankMe < 2                       | 3.8 to 5.5                  | 1.0 to 1.9 (lr 0.3, decay 300)  |
 | no progress     | loss > 1.1 ln K past warm-up     | 0.36 to 0.83, demo to 0.96  | 1.4 to 2.5 (lr 1e-7; cold)      |
 | teacher lagging | lag > 5 W                        | 1.8 to 2.4, demo 0.8 to 0.9 | 5 to 10 (teacher left behind)   |
@@ -125,7 +126,7 @@ def _checks(lines, config):
            f"all prototypes get the same share: the entropy of the teacher's rows is {part['teacher_entropy']}")
     yield ("one prototype", lambda r: of("mean_entropy", r) < 0.2 * top,
            f"all images get the same prototype: the entropy of the teacher's mean is {part['mean_entropy']}")
-    yield ("dead prototypes", lambda r: r["step"] > warm and of("prototypes_used", r) < 0.1 * usable,
+    yield ("dead prototypes", lambda r: of("prototypes_used", r) < 0.1 * usable and of("mean_entropy", r) < 0.4 * top,
            f"only {of('prototypes_used'):.1%} of the {k:.0f} prototypes are any view's first choice")
     yield ("feature rank", lambda r: of("feature_rank", r) < 2,
            f"the teacher's features lie along {of('feature_rank'):.1f} directions")

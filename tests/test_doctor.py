@@ -85,7 +85,6 @@ def test_a_finding_begins_where_it_began_to_last(sick, expected):
 @pytest.mark.parametrize(("name", "value", "expected"), [
     ("teacher_entropy", 0.96 * math.log(64), "uniform"), ("teacher_entropy", 0.94 * math.log(64), None),
     ("mean_entropy", 0.19 * math.log(64), "one prototype"), ("mean_entropy", 0.21 * math.log(64), None),
-    ("prototypes_used", 0.09, "dead prototypes"), ("prototypes_used", 0.11, None),
     ("feature_rank", 1.9, "feature rank"), ("feature_rank", 2.1, None),
     ("loss", 1.11 * math.log(64), "no progress"), ("loss", 1.09 * math.log(64), None),
     # W is 0.009 with these constant schedules
@@ -110,7 +109,9 @@ def test_schedules_are_judged_from_the_first_line(changes, expected):
 
 def test_few_rows_can_use_few_prototypes_only():
     config = replace(CONFIG, out_dim=65536, log_every=10)  # 1280 rows a line: 2% at most
-    found = [diagnose(lines(prototypes_used=lambda s, used=used: used), config) for used in (0.003, 0.0015)]
+    low = 0.3 * math.log(65536)
+    found = [diagnose(lines(prototypes_used=lambda s, used=used: used, mean_entropy=lambda s: low), config)
+             for used in (0.003, 0.0015)]
     assert [[f.name for f in findings] for findings in found] == [[], ["dead prototypes"]]
 
 
@@ -276,6 +277,9 @@ def test_alone_it_reports_the_environment(capsys, monkeypatch):
     assert f"torch {torch.__version__.split('+')[0]}" in printed and "device cpu" in printed and "python 3" in printed
 
 
-def test_few_prototypes_in_the_warm_up_are_no_illness():
-    rising = lines(lr=lambda s: 1e-5 * s, prototypes_used=lambda s: 0.04)
-    assert not [f for f in diagnose(rising, CONFIG) if f.name == "dead prototypes"]
+@pytest.mark.parametrize(("used", "entropy", "expected"), [
+    (0.09, 0.39, ["dead prototypes"]), (0.11, 0.39, []), (0.09, 0.41, [])])
+def test_few_first_choices_are_an_illness_where_the_rest_have_no_share_either(used, entropy, expected):
+    history = lines(prototypes_used=lambda s: used, mean_entropy=lambda s: entropy * math.log(64),
+                    teacher_entropy=lambda s: 0.1)
+    assert [f.name for f in diagnose(history, CONFIG)] == expected
