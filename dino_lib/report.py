@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from dino_lib import plots
-from dino_lib.attention import mass_mask, upsample
+from dino_lib.attention import cls_attention, mass_mask, upsample
 from dino_lib.build import build_student
 from dino_lib.checkpoint import load_teacher
 from dino_lib.evaluate import accuracy, cluster_scores, color_histogram, embed_2d, jaccard_by_head, knn_predict
@@ -31,27 +31,31 @@ def best_head(maps, masks):
     return maps[:, head], head
 
 
-def compare(stages, probes, *, n_points=500, n_pictures=10):
+def compare(stages, probes, *, n_points=500, n_pictures=10, step=1):
     """What several networks make of the same images: the closing section of every notebook and of every run.
 
     stages: dict of name -> Backbone. Returns (table, attention, clusters): a dict of name -> scores (knn,
     knn_per_class, nmi, and jaccard where there are masks), and two Figures. The attention shown is of the head whose
-    mass mask fits the objects best, the mean of heads where there are no masks; None without CLS tokens.
+    mass mask fits the objects best, the mean of heads where there are no masks; None without CLS tokens. Its pictures
+    are every `step`-th query: a dataset that is sorted by class would show one class otherwise.
     """
     chosen = spread(len(probes.queries), n_points)
     labels, table, panels, rows = probes.query_labels[chosen], {}, {}, {}
+    pictures = slice(0, n_pictures * step, step)
     for name, backbone in stages.items():
         features = probes.features(backbone)
         table[name] = probes.evaluate(backbone, features)
         table[name]["nmi"] = cluster_scores(features[1][chosen], labels)["nmi"]
         panels[f"{name}: NMI {table[name]['nmi']:.2f}"] = embed_2d(features[1][chosen])
         if backbone.has_cls:
-            maps, head = best_head(probes.attention(backbone, 200), probes.masks)
-            rows[f"{name}\n{'mean of heads' if head is None else f'head {head}'}"] = maps[:n_pictures]
+            head = best_head(probes.attention(backbone, 200), probes.masks)[1]
+            maps = cls_attention(backbone, probes.normalize(probes.queries[pictures])).cpu()
+            rows[f"{name}\n{'mean of heads' if head is None else f'head {head}'}"] = (
+                maps.mean(1) if head is None else maps[:, head])
     few = probes.classes is not None and len(probes.classes) <= len(plots.PALETTE)
     clusters = plots.cluster_plot(panels, labels, probes.classes if few else None)
-    masks = None if probes.masks is None else probes.masks[:n_pictures]
-    attention = plots.attention_sheet(probes.queries[:n_pictures], rows, masks=masks) if rows else None
+    masks = None if probes.masks is None else probes.masks[pictures]
+    attention = plots.attention_sheet(probes.queries[pictures], rows, masks=masks) if rows else None
     return table, attention, clusters
 
 
@@ -70,7 +74,7 @@ def report(folder):
     if probes is not None:
         numbers["knn_color_histogram"], numbers["knn_per_class_color_histogram"] = histogram_knn(probes)
         stages = {"untrained": build_student(config).backbone.eval(), "trained": teacher}
-        table, attention, clusters = compare(stages, probes)
+        table, attention, clusters = compare(stages, probes, step=max(1, (len(probes.queries) - 1) // 9))
         numbers |= {f"{key}_{name}": value for name, scores in table.items() for key, value in scores.items()}
         clusters.savefig(folder / "clusters.png")
         if attention is not None:

@@ -113,16 +113,16 @@ BREAKS = {
             "np.linspace(start, base, warmup_steps)", "np.linspace(start, base, warmup_steps, endpoint=False)"),
         "the teacher follows before the student's step": (
             "train.py",
-            '        ema_update(self.teacher, self.student, now["momentum"])\n', "",
-            "        self.scaler.step(self.optimizer)\n",
-            '        ema_update(self.teacher, self.student, now["momentum"])\n'
-            "        self.scaler.step(self.optimizer)\n"),
+            '            ema_update(self.teacher, self.student, now["momentum"])\n', "",
+            "            self.scaler.step(self.optimizer)\n",
+            '            ema_update(self.teacher, self.student, now["momentum"])\n'
+            "            self.scaler.step(self.optimizer)\n"),
         "the center moves before the loss": (
             "train.py",
-            "        self.loss.update_center(torch.stack(rows))\n", "",
+            "            self.loss.update_center(torch.stack(rows))\n", "",
             "                loss = self.loss(predictions",
             "                self.loss.update_center(targets)\n                loss = self.loss(predictions"),
-        "the gradient is not clipped": ("train.py", "if c.clip_grad:", "if False:"),
+        "the gradient is not clipped": ("train.py", "c.clip_grad or math.inf", "math.inf"),
         "weight decay on biases": (
             "train.py", '(now["weight_decay"], 0.0)', '(now["weight_decay"], now["weight_decay"])'),
     },

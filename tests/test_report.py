@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_lib import data
+from dino_lib import data, plots
 from dino_lib import report as report_module
 from dino_lib.attention import cls_attention, mass_mask, upsample
 from dino_lib.build import build_student
@@ -155,6 +155,13 @@ def test_compare_scores_every_stage_and_draws_it(config):
     assert sum(len(dots.get_offsets()) for dots in clusters.axes[0].collections) == 20
     assert len(attention.axes) == 3 * 4 and len(clusters.legends) == 1
     assert attention.axes[4].get_ylabel().startswith("first\nhead ")
+
+
+def test_compare_shows_every_step_th_query(config):
+    probes, backbone = Probes.open(config), build_student(config).backbone.eval()
+    attention = compare({"x": backbone}, probes, n_points=20, n_pictures=3, step=5)[1]
+    for i, axis in enumerate(attention.axes[:3]):
+        np.testing.assert_allclose(axis.images[0].get_array(), plots.to_image(probes.queries[5 * i]), atol=1e-6)
 
 
 def test_compare_draws_no_attention_where_there_is_no_cls_token(config):
