@@ -19,13 +19,11 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm.auto import tqdm
 
-from dino_lib.attention import _blocks, _find, _look, _softmax, pooled_similarity
-from dino_lib.backbone import Backbone
-from dino_lib.checkpoint import load_teacher
+from dino_lib.attention import backbone_of, every_layer, pooled_similarity
+from dino_lib.checkpoint import as_seen, load_teacher
 from dino_lib.evaluate import eval_mode
 from dino_lib.images import FolderOfImages, SkipUnreadable, read_image, to_channels
 from dino_lib.plots import attention_sheet
@@ -67,14 +65,12 @@ def explore(teacher, images, *, path="explorer.html", size=None, limit=12):
     pictures, entries, seen = [], [], {}
     room = FACTOR_BYTES / (len(images) * len(teachers))
     for name, model in teachers.items():
-        backbone = _find(model)[0] or Backbone(_find(model)[1])
-        if size is not None and size < max(backbone.patch_size):
-            raise ValueError(f"size={size} is less than one patch of {backbone.patch_size} pixels")
+        backbone = backbone_of(model)
         entries.append(entry := {"name": str(name), "images": []})
         seen[name], tokens = [], []
         for image in tqdm(images, desc=f"{name} looks", leave=False, disable=None):
-            picture, x = _prepare(image, getattr(model, "transform", transforms[0]), backbone.patch_size, size)
-            kind, maps, attention, features = _see(backbone, x)
+            picture, x = as_seen(image, getattr(model, "transform", transforms[0]), backbone.patch_size, size)
+            kind, maps, attention, features = _see(backbone, x[None])
             uri = _data_uri(picture)
             if uri not in pictures:
                 pictures.append(uri)
@@ -142,14 +138,13 @@ def _see(backbone, x):
     """(1, C, H, W) -> kind of maps, maps (layers, heads, h, w), attention (heads, T, T) or None, features (h w, D)."""
     with eval_mode(backbone):
         features = backbone.patch_tokens(x.to(next(backbone.parameters()).device)).float().flatten(0, 2).cpu()
-    maps, attention, kind = pooled_similarity(backbone, x).cpu(), None, "pooled similarity"
+    maps = attention = None
     with contextlib.suppress(TypeError):  # a CNN has no attention; where the CLS token alone asks, patches have none
-        layers, grid = _look(backbone, x, range(len(_blocks(backbone))))  # one pass for all, not one a layer
-        if backbone.has_cls:
-            rows = torch.cat([_softmax(*layer, 0) for layer in layers])[:, :, 0]  # (layers, heads, T)
-            maps, kind = rows[..., -grid[0] * grid[1] :].unflatten(-1, grid).cpu(), "CLS attention"
-        attention = _softmax(*layers[-1])[0].cpu()
-    return kind, maps, attention, features
+        maps, attention = every_layer(backbone, x)
+    attention = None if attention is None else attention[0].cpu()
+    if maps is None:
+        return "pooled similarity", pooled_similarity(backbone, x).cpu(), attention, features
+    return "CLS attention", maps[:, 0].cpu(), attention, features
 
 
 def _gather(images, limit):
@@ -168,22 +163,6 @@ def _gather(images, limit):
     paths = [Path(image).expanduser() if isinstance(image, str | os.PathLike) else None for image in images]
     return ([path.name if path else f"image {i}" for i, path in enumerate(paths)],
             [read_image(path) if path else to_channels(image) for path, image in zip(paths, images, strict=True)])
-
-
-def _prepare(image, transform, patch, size):
-    """The image as the teacher sees it: a PIL image, and normalised (1, C, H, W)."""
-    steps = getattr(transform, "transforms", [])
-    start = next((i for i, step in enumerate(steps) if isinstance(step, v2.ToImage)), None)
-    if start is None:
-        raise ValueError("a teacher's .transform must be made by checkpoint.eval_transform, to show what it crops")
-    if size is None:
-        picture = v2.Compose(steps[:start])(image)
-    else:
-        ratio = size / (image.width * image.height) ** 0.5
-        sides = [max(1, round(side * ratio / p)) * p for side, p in zip(image.size, patch[::-1], strict=True)]
-        picture = image.resize(sides, Image.Resampling.BICUBIC)
-    picture = to_channels(picture, len(steps[-1].mean))
-    return picture, v2.Compose(steps[start:])(picture)[None]
 
 
 def _data_uri(picture):
