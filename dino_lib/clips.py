@@ -61,16 +61,17 @@ def _image_frames(image):
 
 
 def _clip_frames(source, frames, av):
-    first, size, count = None, None, 0
+    first = time = None
     try:
-        for count, frame in enumerate(frames, 1):
+        for frame in frames:
             time = frame.pts * frame.time_base
-            first, size = first if first is not None else time, size or (frame.width, frame.height)
-            image = frame.to_image(width=size[0], height=size[1])  # calls change their size on the way
-            image = image.rotate(frame.rotation, expand=True)  # a phone's
-            yield image, float(time - first), float(time - first + (frame.duration or 0) * frame.time_base)
+            first = first or (time, frame.width, frame.height)
+            image = frame.to_image(width=first[1], height=first[2])  # recorded calls change their size on the way
+            start, end = time - first[0], time - first[0] + (frame.duration or 0) * frame.time_base
+            yield image.rotate(frame.rotation, expand=True), float(start), float(end)  # phones turn their frames
     except av.FFmpegError as error:
-        raise ValueError(f"{source} (damaged after {count} frames: {error.strerror})") from error
+        when = "at its start" if first is None else f"{float(time - first[0]):.2f} s after its start"
+        raise ValueError(f"{source} (damaged {when}: {error.strerror})") from error
 
 
 def _need_av():

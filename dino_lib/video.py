@@ -19,7 +19,7 @@ from dino_lib.clips import WRITERS, read_frames
 from dino_lib.plots import CMAP
 
 BATCH = 8  # frames that the teacher sees at a time
-COLUMNS = 4  # panels side by side before the next row begins
+COLUMNS = 4  # at most so many panels side by side
 
 
 def attention_video(teacher, source, path, *, layer=-1, head=None, size=None, panel=320):
@@ -94,8 +94,9 @@ def _sheet(picture, maps, names):
         alpha = Image.fromarray((255 * (0.25 + 0.75 * values)).round().astype("uint8"))
         colours, alpha = (part.resize(picture.size, Image.Resampling.BILINEAR) for part in (colours, alpha))
         panels.append(Image.composite(colours, dimmed, alpha))
-    columns = min(COLUMNS, len(panels))
-    sheet = Image.new("RGB", (columns * width, -(-len(panels) // columns) * height))
+    rows = math.ceil(len(panels) / COLUMNS)
+    columns = math.ceil(len(panels) / rows)
+    sheet = Image.new("RGB", (columns * width, rows * height))
     font = ImageFont.load_default(max(9, min(width, height) // 12))
     for i, (image, name) in enumerate(zip(panels, ["picture", *names], strict=True)):
         ImageDraw.Draw(image).text((4, 2), name, "white", font, stroke_width=1, stroke_fill="black")
