@@ -87,7 +87,7 @@ def write_mp4(path):
     """Yields write(PIL image of even sides, start, end)."""
     av = _need_av()
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("h264", options={"crf": "20"})
+        stream = container.add_stream("h264", options={"crf": "20", "bf": "0"})  # B-frames blur the last one's time
         stream.codec_context.time_base, stream.pix_fmt, lasts = Fraction(1, CLOCK), "yuv420p", {}
 
         def mux(frame):
