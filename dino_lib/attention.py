@@ -47,6 +47,17 @@ def full_attention(model, images, *, layer=-1):
     return _softmax(*seen)
 
 
+def every_layer(model, images):
+    """What one forward pass tells: (`cls_attention` of every layer, `full_attention` of the last).
+
+    The first is (layers, B, heads, h, w), or None without a CLS token; the second is (B, heads, T, T), or None where
+    the CLS token alone asks. Raises TypeError where there is neither, ValueError as `cls_attention`.
+    """
+    blocks, grid = _look(model, images, range(len(_blocks(model))))
+    rows = torch.stack([_patches(_softmax(*block, 0), grid) for block in blocks]) if _has_cls(model) else None
+    return rows, _softmax(*blocks[-1]) if blocks[-1][0].shape[2] > 1 else None
+
+
 def queries_keys_values(model, images, *, layer=-1):
     """q, k and v of block `layer` as its fused kernel gets them (normalised, rotated), each (B, heads, T, d).
 
@@ -75,9 +86,9 @@ def pooled_similarity(model, images):
 
     What a CNN has instead of a CLS row: where the map agrees with the feature that is pooled from it.
     """
-    backbone, inner = _find(model)
-    with eval_mode(inner):
-        maps = (backbone or Backbone(inner)).patch_tokens(_on_device(inner, images)).float()  # (B, h, w, D)
+    vit = _find(model)[1]
+    with eval_mode(vit):
+        maps = backbone_of(model).patch_tokens(_on_device(vit, images)).float()  # (B, h, w, D)
     return F.cosine_similarity(maps, maps.mean((1, 2), keepdim=True), dim=-1)[:, None]
 
 
@@ -130,6 +141,12 @@ def patch_pca(tokens, foreground=None):
     return colours.to(tokens.device)
 
 
+def backbone_of(model):
+    """The Backbone that a student or teacher holds, or one around a timm model; TypeError if there is neither."""
+    backbone, vit = _find(model)
+    return backbone or Backbone(vit)
+
+
 def _find(model):
     """(Backbone or None, its timm model), down `.backbone` and `.model`."""
     while not (isinstance(model, Backbone) or hasattr(model, "forward_features")):
@@ -140,10 +157,14 @@ def _find(model):
     return (model, model.model) if isinstance(model, Backbone) else (None, model)
 
 
+def _has_cls(model):
+    return getattr(_find(model)[1], "cls_token", None) is not None
+
+
 def _need_cls(model):
-    vit = _find(model)[1]
-    if getattr(vit, "cls_token", None) is None:
-        raise TypeError(f"{type(vit).__name__} has no CLS token, so no attention map of it: use pooled_similarity")
+    if not _has_cls(model):
+        name = type(_find(model)[1]).__name__
+        raise TypeError(f"{name} has no CLS token, so no attention map of it: use pooled_similarity")
 
 
 def _on_device(model, images):
@@ -179,7 +200,9 @@ def _look(model, images, layers):
         with eval_mode(vit):
             vit.forward_features(_on_device(vit, images))
     except AssertionError as error:  # timm's word on an image size
-        raise ValueError(f"{type(vit).__name__} refuses images of {tuple(images.shape[-2:])}: {error}") from error
+        size = tuple(images.shape[-2:])
+        remedy = f" Create it with img_size={size}." if getattr(vit.patch_embed, "strict_img_size", False) else ""
+        raise ValueError(f"{type(vit).__name__} refuses images of {size}: {error}{remedy}") from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -235,4 +258,9 @@ def _softmax(q, k, v, bias, token=None):
 def _row(model, images, layer, token):
     """The row of one token over the patches; `token` gives its index from the grid (h, w)."""
     [seen], grid = _look(model, images, [layer])
-    return _softmax(*seen, token(grid))[:, :, 0, -grid[0] * grid[1] :].unflatten(-1, grid)
+    return _patches(_softmax(*seen, token(grid)), grid)
+
+
+def _patches(rows, grid):
+    """(B, heads, 1, T) -> (B, heads, h, w): the share of CLS and registers is left out."""
+    return rows[:, :, 0, -grid[0] * grid[1] :].unflatten(-1, grid)

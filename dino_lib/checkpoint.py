@@ -12,6 +12,7 @@ from pathlib import Path
 
 import timm
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torchvision.transforms import v2
@@ -19,6 +20,7 @@ from torchvision.transforms import v2
 from dino_lib.augment import IMAGENET
 from dino_lib.backbone import create_backbone
 from dino_lib.config import Config
+from dino_lib.images import to_channels
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "teachers"
@@ -106,6 +108,29 @@ def eval_transform(size, mean, std):
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(mean, std),
     ])
+
+
+def as_seen(image, transform, patch_size, size=None):
+    """What a teacher sees of a PIL image: (that picture, as PIL image; the same normalised, (C, H, W)).
+
+    transform: the teacher's own, of `eval_transform`. Without `size` it crops as it always does. With it the whole
+    image is seen, resized to about size x size pixels in all: its aspect is kept but for rounding both sides to whole
+    patches of patch_size (height, width). Raises ValueError on another transform and on a size below one patch.
+    """
+    steps = getattr(transform, "transforms", [])
+    start = next((i for i, step in enumerate(steps) if isinstance(step, v2.ToImage)), None)
+    if start is None:
+        raise ValueError("a teacher's .transform must be made by checkpoint.eval_transform, to show what it crops")
+    if size is None:
+        picture = v2.Compose(steps[:start])(image)
+    elif size < max(patch_size):
+        raise ValueError(f"size={size} is less than one patch of {patch_size} pixels")
+    else:
+        ratio = size / (image.width * image.height) ** 0.5
+        sides = [max(1, round(side * ratio / p)) * p for side, p in zip(image.size, patch_size[::-1], strict=True)]
+        picture = image.resize(sides, Image.Resampling.BICUBIC)
+    picture = to_channels(picture, len(steps[-1].mean))
+    return picture, v2.Compose(steps[start:])(picture)
 
 
 def load_teacher(name_or_path, device="cpu"):

@@ -1,6 +1,7 @@
 """The attention explorer: what teachers see in a few images, as one HTML file that needs no kernel and no network.
 
     python -m dino_lib.explore photos/ --teacher demo --teacher runs/mine --out seen
+    python -m dino_lib.explore clip.mp4 --teacher demo --size 96 --out seen        # a video of the heads instead
 
 Beside CLS attention the page rebuilds the last layer's attention of any patch. All of it would be T x T numbers a
 head: 90 MB for a dozen images. Its logarithm is a product of queries and keys, up to a constant a row, so it has a low
@@ -14,21 +15,22 @@ import html
 import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm.auto import tqdm
 
-from dino_lib.attention import _blocks, _find, _look, _softmax, pooled_similarity
-from dino_lib.backbone import Backbone
-from dino_lib.checkpoint import load_teacher
+from dino_lib.attention import backbone_of, every_layer, pooled_similarity
+from dino_lib.checkpoint import as_seen, load_teacher
+from dino_lib.clips import is_clip
 from dino_lib.evaluate import eval_mode
 from dino_lib.images import FolderOfImages, SkipUnreadable, read_image, to_channels
 from dino_lib.plots import attention_sheet
+from dino_lib.video import attention_video
 
 TEMPLATE = Path(__file__).with_name("explorer.html")
 FACTOR_BYTES = 3_500_000  # for all patch attention of a page: 15 dimensions a head for 2 ViT-S/8 and 12 images
@@ -53,11 +55,12 @@ class Explorer:
 def explore(teacher, images, *, path="explorer.html", size=None, limit=12):
     """Write the explorer of `images` as seen by `teacher` to `path`; returns an Explorer, which a notebook shows.
 
-    teacher: a Backbone as `load_teacher` gives it, or a dict of name -> Backbone; one without `.transform`, such as an
-    untrained network, takes that of the first which has one. images: a PIL image, a path, a list of these, or a
-    folder, of which at most `limit` readable images are taken, evenly spread. `size`: without it the teacher's own
-    transform is used (the middle square); with it the whole image, resized to about size x size pixels in all, its
-    aspect kept but for rounding to whole patches. Raises UnreadableImage, FileNotFoundError, ValueError or TypeError.
+    teacher: a Backbone as `load_teacher` gives it, or a dict of name -> Backbone, several stages of one run too,
+    {"step 0": ..., "step 100": ...}; one without `.transform`, such as an untrained network, takes that of the first
+    which has one. images: a PIL image, a path, a list of these, or a folder, of which at most `limit` readable images
+    are taken, evenly spread. `size`: without it the teacher's own transform is used (the middle square); with it the
+    whole image, resized to about size x size pixels in all, its aspect kept but for rounding to whole patches.
+    Raises UnreadableImage, FileNotFoundError, ValueError or TypeError.
     """
     teachers = teacher if isinstance(teacher, dict) else {"teacher": teacher}
     transforms = [t.transform for t in teachers.values() if hasattr(t, "transform")]
@@ -67,14 +70,12 @@ def explore(teacher, images, *, path="explorer.html", size=None, limit=12):
     pictures, entries, seen = [], [], {}
     room = FACTOR_BYTES / (len(images) * len(teachers))
     for name, model in teachers.items():
-        backbone = _find(model)[0] or Backbone(_find(model)[1])
-        if size is not None and size < max(backbone.patch_size):
-            raise ValueError(f"size={size} is less than one patch of {backbone.patch_size} pixels")
+        backbone = backbone_of(model)
         entries.append(entry := {"name": str(name), "images": []})
         seen[name], tokens = [], []
         for image in tqdm(images, desc=f"{name} looks", leave=False, disable=None):
-            picture, x = _prepare(image, getattr(model, "transform", transforms[0]), backbone.patch_size, size)
-            kind, maps, attention, features = _see(backbone, x)
+            picture, x = as_seen(image, getattr(model, "transform", transforms[0]), backbone.patch_size, size)
+            kind, maps, attention, features = _see(backbone, x[None])
             uri = _data_uri(picture)
             if uri not in pictures:
                 pictures.append(uri)
@@ -142,14 +143,13 @@ def _see(backbone, x):
     """(1, C, H, W) -> kind of maps, maps (layers, heads, h, w), attention (heads, T, T) or None, features (h w, D)."""
     with eval_mode(backbone):
         features = backbone.patch_tokens(x.to(next(backbone.parameters()).device)).float().flatten(0, 2).cpu()
-    maps, attention, kind = pooled_similarity(backbone, x).cpu(), None, "pooled similarity"
+    maps = attention = None
     with contextlib.suppress(TypeError):  # a CNN has no attention; where the CLS token alone asks, patches have none
-        layers, grid = _look(backbone, x, range(len(_blocks(backbone))))  # one pass for all, not one a layer
-        if backbone.has_cls:
-            rows = torch.cat([_softmax(*layer, 0) for layer in layers])[:, :, 0]  # (layers, heads, T)
-            maps, kind = rows[..., -grid[0] * grid[1] :].unflatten(-1, grid).cpu(), "CLS attention"
-        attention = _softmax(*layers[-1])[0].cpu()
-    return kind, maps, attention, features
+        maps, attention = every_layer(backbone, x)
+    attention = None if attention is None else attention[0].cpu()
+    if maps is None:
+        return "pooled similarity", pooled_similarity(backbone, x).cpu(), attention, features
+    return "CLS attention", maps[:, 0].cpu(), attention, features
 
 
 def _gather(images, limit):
@@ -168,22 +168,6 @@ def _gather(images, limit):
     paths = [Path(image).expanduser() if isinstance(image, str | os.PathLike) else None for image in images]
     return ([path.name if path else f"image {i}" for i, path in enumerate(paths)],
             [read_image(path) if path else to_channels(image) for path, image in zip(paths, images, strict=True)])
-
-
-def _prepare(image, transform, patch, size):
-    """The image as the teacher sees it: a PIL image, and normalised (1, C, H, W)."""
-    steps = getattr(transform, "transforms", [])
-    start = next((i for i, step in enumerate(steps) if isinstance(step, v2.ToImage)), None)
-    if start is None:
-        raise ValueError("a teacher's .transform must be made by checkpoint.eval_transform, to show what it crops")
-    if size is None:
-        picture = v2.Compose(steps[:start])(image)
-    else:
-        ratio = size / (image.width * image.height) ** 0.5
-        sides = [max(1, round(side * ratio / p)) * p for side, p in zip(image.size, patch[::-1], strict=True)]
-        picture = image.resize(sides, Image.Resampling.BICUBIC)
-    picture = to_channels(picture, len(steps[-1].mean))
-    return picture, v2.Compose(steps[start:])(picture)[None]
 
 
 def _data_uri(picture):
@@ -207,20 +191,29 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(words=None):
-    """The command line: writes explorer.html and heads.png."""
+    """The command line: writes explorer.html and heads.png; of a clip attention-TEACHER.mp4, or .gif of a GIF."""
     parser = _Parser("dino_lib.explore", description=explore.__doc__.splitlines()[0])
-    parser.add_argument("images", help="an image, or a folder of them")
+    parser.add_argument("images", help="an image, a folder of them, or a clip (.mp4, .webm, .gif, ...)")
     parser.add_argument("--teacher", action="append", help='what load_teacher takes ("demo"); may be repeated')
     parser.add_argument("--out", default="explorer", help="the folder to write to")
-    parser.add_argument("--size", type=int, help="see the whole image at about size x size pixels, its aspect kept")
+    parser.add_argument("--size", type=int, help="see whole images at about size x size pixels, their aspect kept")
+    parser.add_argument("--head", type=lambda word: word if word == "mean" else int(word),
+                        help='of a clip: one head\'s number, or "mean"; without it all stand side by side')
     parser.add_argument("--limit", type=int, default=12, help="the most images to take from a folder")
     options = parser.parse_args(words)
     try:
         teachers = {name: load_teacher(name) for name in options.teacher or ["demo"]}
         out = Path(options.out)
         out.mkdir(parents=True, exist_ok=True)
+        if is_clip(options.images):
+            suffix = ".gif" if Path(options.images).suffix.lower() == ".gif" else ".mp4"
+            for name, teacher in teachers.items():
+                path = out / f"attention-{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')}{suffix}"
+                attention_video(teacher, options.images, path, head=options.head, size=options.size)
+                print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+            return
         page = explore(teachers, options.images, path=out / "explorer.html", size=options.size, limit=options.limit)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, ImportError) as error:
         parser.error(str(error))
     rows = {f"{name}\n{f'head {head}' if maps.shape[1] > 1 else 'similarity'}": [m[-1, head] for _, m in seen]
             for name, seen in page.seen.items() for maps in [seen[0][1]] for head in range(maps.shape[1])}

@@ -1,25 +1,27 @@
 """Use every control of the explorer page in a browser and look at it: `python tests/explorer_browser.py [PAGE.html]`.
 
-Without a page one is made of the shipped teacher, the same network untrained and 12 images of the embedded dataset. It
-fails if a control changes nothing that is shown, if a request leaves, if anything is written to the console, if the
-first paint takes a second, or if the file has 10 MB. Screenshots in light and dark, of a desktop and a phone, go to the
-folder --out. It needs playwright, Chromium or Chrome on the machine, and no network.
+Without a page one is made of the shipped teacher, the same network untrained and 12 images of the embedded dataset, or
+with --large of two networks of the size of ViT-S/8. It fails if a control changes nothing that is shown, if a request
+leaves, if anything is written to the console, if the first paint takes a second, if the file has 10 MB, or if it can't
+be clicked as the output of a cell in JupyterLab. Screenshots in light and dark, of a desktop and a phone, go to the
+folder --out. It needs playwright, JupyterLab, Chromium or Chrome on the machine, and no network.
 """
 
 import argparse
 import os
-import shutil
 import sys
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+import torch
+from browser import IDLE, find_browser, lab
+from playwright.sync_api import TimeoutError, sync_playwright
 
+from dino_lib.backbone import create_backbone
 from dino_lib.build import build_student
-from dino_lib.checkpoint import load_teacher
+from dino_lib.checkpoint import eval_transform, load_teacher
 from dino_lib.explore import explore
 from dino_lib.shapes import Shapes
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SCREENS = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 SHOWN = """() => {  // a hash of the pixels of every canvas, by the panel or strip that it is in
@@ -37,12 +39,22 @@ STRIPS = {"images", "heads", "layers"}
 ALL = {"seen", "patch", "like"} | STRIPS
 
 
-def make_page(path):
-    """The page of the shipped teacher and of its network untrained; returns its path."""
+def make_page(path, large):
+    """The page of the shipped teacher and of its network untrained, or of two ViT-S/8 untrained; returns its path."""
+    images = [image for image, _ in Shapes(12, seed=1)]
+    if large:
+        vits = {f"ViT-S/8, seed {seed}": _vit(seed) for seed in (0, 1)}
+        return explore(vits, [image.resize((224, 224)) for image in images], path=path).path
     teacher = load_teacher("demo")
     untrained = build_student(teacher.config).backbone
-    return explore({"untrained": untrained, "trained": teacher}, [image for image, _ in Shapes(12, seed=1)],
-                   path=path).path
+    return explore({"untrained": untrained, "trained": teacher}, images, path=path).path
+
+
+def _vit(seed):
+    torch.manual_seed(seed)
+    vit = create_backbone("vit_small_patch8_224")
+    vit.transform = eval_transform(224, (0.5,) * 3, (0.5,) * 3)
+    return vit
 
 
 class Watch:
@@ -121,18 +133,49 @@ def use(watch, touch):
         watch.faults.append("the page is wider than the screen")
 
 
+def in_lab(browser, path, out):
+    """The faults of the page as the output of a cell in JupyterLab, where a click must change what is shown."""
+    source = f"from dino_lib.explore import Explorer\nExplorer(None, open({str(path.resolve())!r}).read(), None)"
+    cell = {"cell_type": "code", "source": source, "metadata": {}, "outputs": [], "execution_count": None}
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    content = {"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 4}
+    with lab() as (address, token):
+        page = browser.new_page(viewport={"width": 1500, "height": 1100})
+        made = page.request.put(f"{address}/api/contents/explorer.ipynb", headers={"Authorization": f"token {token}"},
+                                data={"type": "notebook", "content": content})
+        if not made.ok:
+            return [f"JupyterLab took no notebook: {made.status}"]
+        page.goto(f"{address}/lab/tree/explorer.ipynb?reset&token={token}", timeout=120_000)
+        try:
+            page.wait_for_function(IDLE, timeout=120_000)
+            page.get_by_role("menuitem", name="Run", exact=True).click()
+            page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+            frame = page.frame_locator("iframe[title='attention explorer']")
+            frame.locator("#images canvas").first.wait_for(timeout=120_000)
+            frame.locator("#seen").click(position={"x": 60, "y": 60})
+            frame.locator("#patch-text", has_text="What this patch").wait_for(timeout=10_000)
+        except TimeoutError as error:
+            return [f"not to be clicked in JupyterLab: {error}"]
+        finally:
+            page.screenshot(path=out / "explorer-lab.png")
+            page.close()
+    return []
+
+
 def main():
     """The command line; exits 1 if there is a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", nargs="?", type=Path, help="a page to use; default: one is made")
+    parser.add_argument("--large", action="store_true", help="make it of two ViT-S/8, untrained: takes minutes")
     parser.add_argument("--out", type=Path, default=Path("runs/browser"), help="folder of the screenshots")
     parser.add_argument("--browser", help="the program of Chromium or Chrome; default: the one on the PATH")
     options = parser.parse_args()
-    browser = options.browser or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        sys.exit(f"none of {', '.join(BROWSERS)} is on the PATH: install one, or name its program with --browser")
+    try:
+        browser = options.browser or find_browser()
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error}")
     options.out.mkdir(parents=True, exist_ok=True)
-    path, faults = options.page or make_page(options.out / "explorer.html"), []
+    path, faults = options.page or make_page(options.out / "explorer.html", options.large), []
     size = path.stat().st_size / 1e6
     if size > 10:
         faults.append(f"{size:.1f} MB are more than 10")
@@ -153,6 +196,7 @@ def main():
                 print(f"{screen}, {scheme}: first paint {watch.paint:.0f} ms, {len(watch.faults)} faults", flush=True)
                 faults += [f"{screen}, {scheme}: {fault}" for fault in watch.faults]
                 watch.page.close()
+        faults += in_lab(chromium, path, options.out)
         chromium.close()
     print(f"{path}: {size:.2f} MB", *faults, sep="\n  ")
     sys.exit(bool(faults))

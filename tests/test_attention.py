@@ -6,6 +6,7 @@ from torch import nn
 
 from dino_lib.attention import (
     cls_attention,
+    every_layer,
     full_attention,
     mass_mask,
     patch_attention,
@@ -87,6 +88,7 @@ def check_against(backbone, attn, images, layer, patch, prefix):
 
     full = full_attention(backbone, images, layer=layer)
     torch.testing.assert_close(full, matrix, atol=1e-5, rtol=0)
+    torch.testing.assert_close(full.sum(-1), torch.ones(full.shape[:3]), atol=1e-5, rtol=0)
     cls = cls_attention(backbone, images, layer=layer)
     torch.testing.assert_close(cls, matrix[:, :, 0, prefix:].unflatten(-1, (h, w)), atol=1e-5, rtol=0)
     torch.testing.assert_close(cls.sum((2, 3)) + matrix[:, :, 0, :prefix].sum(-1), torch.ones(cls.shape[:2]))
@@ -197,6 +199,23 @@ def test_only_the_asked_block_leaves_the_fused_kernel(tiny, monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **kw: calls.append(1) or fused(*args, **kw))
     cls_attention(tiny, images_of((16, 12)))
     assert len(calls) == 2  # the model's own two blocks, the one that is looked at too
+    every_layer(tiny, images_of((16, 12)))
+    assert len(calls) == 4  # one pass more
+
+
+def test_every_layer_in_one_pass(tiny):
+    images = images_of((16, 12))
+    rows, last = every_layer(tiny, images)
+    assert torch.equal(rows, torch.stack([cls_attention(tiny, images, layer=layer) for layer in (0, 1)]))
+    assert torch.equal(last, full_attention(tiny, images))
+
+
+@pytest.mark.parametrize("name, options, rows, last", [
+    ("vit_base_patch16_siglip_224", SMALL, None, (2, 3, 6, 6)),
+    ("cait_xxs24_224", {"depth": 1, "img_size": (48, 32)}, (2, 2, 4, 3, 2), None)])
+def test_every_layer_leaves_out_what_there_is_not(name, options, rows, last):
+    found = every_layer(create_backbone(name, **options), images_of((48, 32)))
+    assert [None if maps is None else tuple(maps.shape) for maps in found] == [rows, last]
 
 
 @pytest.mark.parametrize("name, options", [
@@ -204,7 +223,9 @@ def test_only_the_asked_block_leaves_the_fused_kernel(tiny, monkeypatch):
     ("vit_base_patch16_siglip_224", SMALL), ("mixer_s32_224", {})])
 def test_models_without_a_cls_row_say_what_to_use(name, options):
     model = timm.create_model(name, num_classes=0, **options)
-    for look in (cls_attention, rollout):
+    for look in (cls_attention, rollout, every_layer):
+        if look is every_layer and name.startswith("vit"):
+            continue  # its patches attend
         with pytest.raises(TypeError, match="pooled_similarity"):
             look(model, torch.zeros(1, 3, 224, 224))
     if not name.startswith("vit"):
@@ -231,8 +252,9 @@ def test_attention_that_cannot_be_read_is_refused():
 def test_unfit_sizes_are_refused(case, size):
     backbone = build(case)
     for model in (backbone, backbone.model):
-        with pytest.raises(ValueError, match=f"{size[0]}.*{size[1]}"):
+        with pytest.raises(ValueError, match=f"{size[0]}.*{size[1]}") as refusal:
             cls_attention(model, images_of(size))
+        assert (f"img_size={size}" in str(refusal.value)) == case.startswith("beit")  # a family of fixed size
 
 
 def test_unfit_images_and_patches_are_refused(tiny):

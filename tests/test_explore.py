@@ -1,7 +1,10 @@
+import argparse
 import base64
+import copy
 import html
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from PIL import Image
 from dino_lib.attention import cls_attention, patch_attention, pooled_similarity
 from dino_lib.backbone import create_backbone
 from dino_lib.checkpoint import eval_transform, load_teacher
+from dino_lib.clips import WRITERS, read_frames
 from dino_lib.explore import compress, explore, factorise, main, quantise
 from dino_lib.images import UnreadableImage
 from dino_lib.shapes import Shapes
@@ -141,14 +145,16 @@ def test_two_vits_of_28_x_28_patches_stay_below_10_mb(tmp_path, images):
 
 
 @pytest.mark.parametrize("sides, grid", [  # (width, height) in pixels, (rows, columns) of patches
-    ((3, 5), [10, 6]), ((2000, 20), [1, 80]), ((20, 2000), [80, 1]), ((60, 60), [8, 8]), ((1, 1), [8, 8])])
+    ((3, 5), [10, 6]), ((2000, 20), [1, 80]), ((20, 2000), [80, 1]), ((12_000, 1_500), [3, 23]),
+    ((60, 60), [8, 8]), ((1, 1), [8, 8])])
 def test_with_a_size_the_whole_image_is_seen(demo, tmp_path, sides, grid):
     page = explore(demo, Image.new("RGB", sides, "teal"), path=tmp_path / "a.html", size=48)
     assert data_of(page)["teachers"][0]["images"][0]["grid"] == grid
 
 
 @pytest.mark.parametrize("image", [
-    Image.new("RGB", (3, 5)), Image.new("CMYK", (40, 30)), Image.new("L", (9, 900)), Image.new("RGBA", (4000, 30))])
+    Image.new("RGB", (3, 5)), Image.new("CMYK", (40, 30)), Image.new("L", (9, 900)), Image.new("RGBA", (4000, 30)),
+    Image.new("RGB", (12_000, 1_500))])
 def test_any_mode_and_size_is_seen_through_the_transform(demo, tmp_path, image):
     [entry] = data_of(explore(demo, [image], path=tmp_path / "a.html"))["teachers"]
     assert entry["images"][0]["grid"] == [8, 8]
@@ -176,6 +182,23 @@ def test_a_teacher_without_transform_takes_that_of_another(tmp_path, demo, image
     assert [t["name"] for t in data["teachers"]] == ["untrained", "trained"] and len(data["pictures"]) == 3
     with pytest.raises(ValueError, match="eval_transform"):
         explore(bare, images, path=tmp_path / "b.html")
+
+
+def test_stages_of_one_run_are_teachers(tmp_path, demo, images):
+    stages = {}
+    for step in (0, 100, 620):
+        stages[f"step {step}"] = stage = copy.deepcopy(demo)
+        generator = torch.Generator().manual_seed(0)
+        for p in stage.parameters():
+            p.mul_(step / 620).add_((1 - step / 620) * 0.1 * torch.randn(p.shape, generator=generator))
+    data = data_of(explore(stages, images, path=tmp_path / "a.html"))
+    assert [t["name"] for t in data["teachers"]] == list(stages) and len(data["pictures"]) == 3
+    assert len({t["images"][0]["maps"] for t in data["teachers"]}) == 3
+
+
+def test_a_similarity_is_computed_only_where_it_is_shown(tmp_path, demo, images, monkeypatch):
+    monkeypatch.setattr("dino_lib.explore.pooled_similarity", None)
+    assert explore(demo, images[:1], path=tmp_path / "a.html").seen
 
 
 def test_no_name_ends_the_script(tmp_path, demo, images):
@@ -225,13 +248,37 @@ def test_the_command_writes_page_and_sheet(tmp_path, images, capsys, size):
     assert height > 2 * width  # 9 rows, 2 columns
 
 
+@pytest.mark.parametrize("kind, head, panels", [("gif", ["--head", "2"], 2), ("mp4", [], 9)])
+def test_the_command_turns_a_clip_into_a_video(tmp_path, images, capsys, kind, head, panels):
+    with WRITERS[f".{kind}"](tmp_path / f"clip.{kind}") as write:
+        for i, image in enumerate(images):
+            write(image, i / 25, (i + 1) / 25)
+    main([str(tmp_path / f"clip.{kind}"), "--out", str(tmp_path / "out"), *head])
+    [made] = (tmp_path / "out").iterdir()
+    assert made.name == f"attention-demo.{kind}" and f"wrote {made}" in capsys.readouterr().out
+    with read_frames(made) as (frames, count):
+        frames = list(frames)
+    assert count == len(frames) == 3
+    width, height = frames[0][0].size
+    assert width * height == panels * 320 * 320
+
+
 @pytest.mark.parametrize("words", [["{nowhere}"], ["{text}"], ["{image}", "--teacher", "nobody"], [],
-                                   ["{image}", "--size", "big"], ["{image}", "--size", "2"]])
+                                   ["{image}", "--size", "big"], ["{image}", "--size", "2"], ["{clip}"], ["{empty}"],
+                                   ["{image}", "--teacher", "{pickle}"], ["{moving}", "--head", "9"]])
 def test_wrong_input_is_one_line_and_exit_2(tmp_path, images, capsys, words):
     (tmp_path / "text.jpg").write_text("no image")
     images[0].save(tmp_path / "image.png")
-    names = {"nowhere": tmp_path / "nowhere", "text": tmp_path / "text.jpg", "image": tmp_path / "image.png"}
+    (tmp_path / "text.mp4").write_text("no clip")
+    (tmp_path / "empty.mp4").touch()
+    torch.save({"teacher": argparse.ArgumentParser()}, tmp_path / "class.pth")
+    images[0].save(tmp_path / "moving.gif", save_all=True, append_images=images[1:])
+    names = {"nowhere": tmp_path / "nowhere", "text": tmp_path / "text.jpg", "image": tmp_path / "image.png",
+             "clip": tmp_path / "text.mp4", "empty": tmp_path / "empty.mp4", "pickle": tmp_path / "class.pth",
+             "moving": tmp_path / "moving.gif"}
     with pytest.raises(SystemExit) as end:
         main([*(word.format(**names) for word in words), *(["--out", str(tmp_path / "out")] if words else [])])
     out, error = capsys.readouterr()
+    file = next((names[word[1:-1]] for word in reversed(words) if word.startswith("{")), "")
+    assert Path(file).name in error or "--" in " ".join(words)
     assert end.value.code == 2 and error.count("\n") == 1 and error.startswith("dino_lib.explore: ") and not out
