@@ -230,7 +230,7 @@ _DEMO = Config(
     color_jitter=(0.4, 0.4, 0.4, 0.08), gray_p=0.2, solarize_p=0.0, blur_p=(0.1, 0.1, 0.05),
     out_dim=256, hidden_dim=512, bottleneck_dim=128, use_bn=True,  # batch norm: a faster start
     # a teacher that follows fast (half-life 17 updates, 69 in the end): the run has only some hundred
-    epochs=10, batch_size=64, lr=1.5e-3, min_lr=1e-5, warmup_epochs=2, momentum=0.96, momentum_end=0.99,
+    epochs=9, batch_size=64, lr=1.5e-3, min_lr=1e-5, warmup_epochs=2, momentum=0.96, momentum_end=0.99,
     freeze_last_layer=0.0, eval_every=2, eval_limit=1000, output_dir="runs/demo",
 )
 

@@ -65,6 +65,8 @@ def open_dataset(name_or_path, root, split, channels=3, download=True):
       (i % 5 == 0) is held back as test. Labels are torchvision's: Faces_easy keeps its number, unused.
     - the path of a folder: FolderOfImages. Of the images with a label every fifth is held back as test. Without
       labels there is no evaluation: gallery and test are None, train is everything.
+    - the path of a folder with `train` and `val` (or `test`) in it, as ImageNet is laid out: train and gallery are the
+      one, test is the other; both have the same class folders, or the test has no labels to compare and is None.
 
     torchvision's datasets lie under `root` and are downloaded there if they do not. Raises RuntimeError with what to
     fetch by hand where that fails, ValueError on an unknown name or split.
@@ -84,12 +86,28 @@ def open_dataset(name_or_path, root, split, channels=3, download=True):
     if not Path(name_or_path).expanduser().exists():
         raise ValueError(f"no dataset or folder is called {str(name_or_path)!r}: the names are shapes, "
                          f"{', '.join(BY_HAND)}; or give the path of a folder of images")
-    folder = FolderOfImages(name_or_path, channels)
+    root = Path(name_or_path).expanduser()
+    held_back = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
+    if held_back and (root / "train").is_dir():
+        return _open_parts(root / "train", held_back, split, channels)
+    folder = FolderOfImages(root, channels)
     labelled = [i for i, label in enumerate(folder.labels) if label >= 0]
     if split != "train":
         return Pictures(folder, _hold_back(labelled, split), channels=channels) if labelled else None
     test = set(_hold_back(labelled, "test"))
     return Pictures(folder, [i for i in range(len(folder)) if i not in test], channels=channels)
+
+
+def _open_parts(train, held_back, split, channels):
+    classes = [FolderOfImages(part).classes for part in (train, held_back)]
+    if split == "train":
+        return Pictures(FolderOfImages(train, channels), channels=channels)
+    if not all(classes):
+        return None
+    if classes[0] != classes[1]:
+        raise ValueError(f"{train} and {held_back} must have the same class folders; in one of them only: "
+                         f"{sorted(set(classes[0]) ^ set(classes[1]))}")
+    return Pictures(FolderOfImages(held_back if split == "test" else train, channels), channels=channels)
 
 
 _shapes = functools.lru_cache(maxsize=2)(Shapes)  # a run opens it as its training set and as its gallery

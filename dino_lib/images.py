@@ -21,6 +21,8 @@ NO_DECODER = {"BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF"}  # PIL knows their 
 # what a dataset of images raises on a broken file; anything else is a mistake in the code, and stays one
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
+PHOTOS = Path(__file__).parent / "photos"  # sixteen photographs that no shipped teacher was trained on
+
 
 class UnreadableImage(ValueError):
     """An image that cannot be decoded whole; the message is "file (reason)"."""

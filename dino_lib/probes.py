@@ -52,7 +52,7 @@ class Probes:
 
     def features(self, backbone):
         """(gallery features, query features), L2-normalised on the CPU."""
-        batches = [[self.normalize(part) for part in images.split(256)] for images in (self.gallery, self.queries)]
+        batches = [[self.normalize(part) for part in images.split(64)] for images in (self.gallery, self.queries)]
         return tuple(extract_features(backbone, part) for part in batches)
 
     def evaluate(self, backbone, features=None, n_masks=200):

@@ -568,6 +568,27 @@ def test_a_folder_by_its_path(tmp_path):
     assert [splits["test"][i][1] for i in range(3)] == [0, 0, 1] and splits["test"].classes == ["cat", "dog"]
 
 
+@pytest.mark.parametrize("held_back", ["val", "test"])
+def test_a_folder_with_train_and_val_is_two_parts(tmp_path, held_back):
+    save_all(tmp_path, "train/ant/0.png", "train/ant/1.png", "train/bee/2.png",
+             f"{held_back}/ant/3.png", f"{held_back}/bee/4.png")
+    parts = {split: open_dataset(str(tmp_path), "", split) for split in ("train", "gallery", "test")}
+    assert {split: [label for _, label in part] for split, part in parts.items()} == {
+        "train": [0, 0, 1], "gallery": [0, 0, 1], "test": [0, 1]}
+    assert parts["test"].classes == ["ant", "bee"]
+
+    (tmp_path / held_back / "bee").rename(tmp_path / held_back / "wasp")
+    assert len(open_dataset(str(tmp_path), "", "train")) == 3
+    with pytest.raises(ValueError, match=r"same class folders.*\['bee', 'wasp'\]"):
+        open_dataset(str(tmp_path), "", "test")
+
+
+def test_train_and_val_without_classes_have_no_evaluation(tmp_path):
+    save_all(tmp_path, "train/0.png", "val/0.png")
+    assert [open_dataset(str(tmp_path), "", split) for split in ("gallery", "test")] == [None, None]
+    assert [label for _, label in open_dataset(str(tmp_path), "", "train")] == [-1]
+
+
 def test_a_flat_folder_has_no_evaluation(tmp_path):
     save_all(tmp_path, *[f"{i}.png" for i in range(6)])
     assert len(open_dataset(tmp_path, None, "train")) == 6
