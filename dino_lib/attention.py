@@ -119,28 +119,6 @@ def upsample(maps, size):
     return maps[..., rows[:, None], cols]
 
 
-def patch_pca(tokens, foreground=None):
-    """First three principal components of all patches together, as colours: (B, h, w, D) -> (B, h, w, 3) in [0, 1].
-
-    Each component runs from its 1st to its 99th percentile; its sign is fixed so that the direction's largest entry
-    is positive. With `foreground` (B, h, w) bool, components and percentiles come from those patches alone and the
-    others are 0 (black). Raises ValueError on D < 3 or fewer than 4 patches.
-    """
-    chosen = (torch.ones(tokens.shape[:3], dtype=torch.bool) if foreground is None else foreground).cpu()
-    if tokens.ndim != 4 or tokens.shape[-1] < 3 or chosen.shape != tokens.shape[:3] or chosen.sum() < 4:
-        raise ValueError(f"tokens {tuple(tokens.shape)} with {int(chosen.sum())} foreground patches of "
-                         f"{tuple(chosen.shape)}; expected (B, h, w, D >= 3) and at least 4 patches of (B, h, w)")
-    x = tokens.detach().cpu().double()[chosen]
-    x = x - x.mean(0)  # (n, D)
-    directions = torch.linalg.eigh(x.T @ x).eigenvectors[:, -3:].flip(1)  # (D, 3), largest variance first
-    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-    scores = x @ (directions * largest.sign())  # (n, 3)
-    low, high = scores.quantile(torch.tensor([0.01, 0.99], dtype=scores.dtype), dim=0)
-    colours = torch.zeros(*chosen.shape, 3)
-    colours[chosen] = ((scores - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).float()
-    return colours.to(tokens.device)
-
-
 def backbone_of(model):
     """The Backbone that a student or teacher holds, or one around a timm model; TypeError if there is neither."""
     backbone, vit = _find(model)

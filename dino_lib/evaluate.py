@@ -1,4 +1,4 @@
-"""What a frozen feature is worth: k-NN, linear probe, clustering, and masks against the object's own.
+"""What a frozen feature is worth: k-NN, retrieval, linear probe, and masks against the object's own.
 
 Features are float32 tensors (N, D), one row an image. Nothing here trains the network.
 """
@@ -8,11 +8,8 @@ import contextlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
-from sklearn.manifold import TSNE
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics import average_precision_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -59,6 +56,25 @@ def extract_features(model, images_or_loader, *, batch_size=256):
 
 
 @torch.no_grad()
+def nearest(gallery, queries, k):
+    """The k rows of `gallery` (N, D) with the largest cosine to each row of `queries` (M, D), nearest first.
+
+    Returns (cosine float32 (M, k), index int64 (M, k)) on their device. Raises ValueError on a k outside 1..N and on
+    widths that do not fit.
+    """
+    if gallery.ndim != 2 or queries.ndim != 2 or gallery.shape[1] != queries.shape[1]:
+        raise ValueError(f"features {tuple(gallery.shape)} and {tuple(queries.shape)} do not fit: expected (N, D) and "
+                         "(M, D)")
+    n = len(gallery)
+    if not 1 <= k <= n:
+        raise ValueError(f"k={k} must lie between 1 and the number of features to search, {n}")
+    gallery = F.normalize(gallery.float(), dim=1)
+    found = [(F.normalize(rows.float(), dim=1) @ gallery.T).topk(k)
+             for rows in queries.split(max(1, 2**24 // n))]  # 64 MB of similarities at a time
+    return tuple(torch.cat(part) for part in zip(*found, strict=True))
+
+
+@torch.no_grad()
 def knn_predict(train_features, train_labels, test_features, *, k=20, temperature=0.07):
     """Weighted k-NN (Wu et al. 2018, arXiv 1805.01978, section 3.4; the paper's main measure): int64 (M,).
 
@@ -69,28 +85,47 @@ def knn_predict(train_features, train_labels, test_features, *, k=20, temperatur
     """
     train_labels = torch.as_tensor(train_labels, device=train_features.device)
     n = len(train_features)
-    if train_features.ndim != 2 or test_features.ndim != 2 or train_features.shape[1] != test_features.shape[1]:
-        raise ValueError(f"train_features {tuple(train_features.shape)} and test_features "
-                         f"{tuple(test_features.shape)} do not fit: expected (N, D) and (M, D)")
     if train_labels.shape != (n,) or train_labels.is_floating_point():
         raise ValueError(f"train_labels are {train_labels.dtype} {tuple(train_labels.shape)}; expected {n} integers")
-    if not 1 <= k <= n:
-        raise ValueError(f"k={k} must lie between 1 and the number of training features, {n}")
-    if train_labels.min() < 0:
+    if n and train_labels.min() < 0:
         raise ValueError(f"train_labels hold {train_labels.min().item()}: class ids start at 0")
     if temperature <= 0:
         raise ValueError(f"temperature={temperature} must be positive")
 
-    train = F.normalize(train_features.float(), dim=1)
+    cosine, index = nearest(train_features, test_features, k)  # (M, k)
     classes, column = train_labels.unique(return_inverse=True)  # sorted, so the first maximum is the lowest id
-    predicted = []
-    for rows in test_features.split(max(1, 2**24 // n)):  # 64 MB of similarities at a time
-        similarity, nearest = (F.normalize(rows.float(), dim=1) @ train.T).topk(k)  # (m, k)
+    predicted, rows = [], max(1, 2**23 // len(classes))  # 64 MB of scores at a time
+    for near, found in zip(cosine.split(rows), index.split(rows), strict=True):
         # measured from the nearest: the same argmax, and exp(1 / temperature) can't overflow
-        weights = ((similarity - similarity[:, :1]).double() / temperature).exp()
-        scores = weights.new_zeros(len(rows), len(classes)).scatter_add_(1, column[nearest], weights)
+        weights = ((near - near[:, :1]).double() / temperature).exp()
+        scores = weights.new_zeros(len(near), len(classes)).scatter_add_(1, column[found], weights)
         predicted.append(classes[scores.argmax(1)])
     return torch.cat(predicted).long()
+
+
+@torch.no_grad()
+def retrieval_map(gallery, gallery_labels, queries, query_labels):
+    """Mean average precision of image retrieval, a float in [0, 1].
+
+    Each query (M, D) ranks the whole gallery (N, D) by cosine; what has its label is relevant. Its average precision
+    is the sum over the ranks n of (recall_n - recall_(n-1)) * precision_n (scikit-learn's, without interpolation);
+    the mean is over the queries, so large classes count more. Queries without a relevant image are left out, as in
+    the Oxford and Paris benchmarks; a query must not stand in the gallery. Raises ValueError on widths or lengths that
+    do not fit and if no query has a relevant image.
+    """
+    gallery_labels, query_labels = np.asarray(gallery_labels), np.asarray(query_labels)
+    if (len(gallery), len(queries)) != (len(gallery_labels), len(query_labels)):
+        raise ValueError(f"{len(gallery)} and {len(queries)} features, {len(gallery_labels)} and {len(query_labels)} "
+                         "labels: expected a label for each feature")
+    precisions = []
+    for part in torch.arange(len(queries)).split(256):  # a block of the M x N similarities at a time
+        cosine, index = nearest(gallery, queries[part], len(gallery))  # (m, N), most similar first
+        relevant = gallery_labels[index.cpu().numpy()] == query_labels[part, None]
+        precisions += [average_precision_score(right, near)
+                       for right, near in zip(relevant, cosine.cpu().numpy(), strict=True) if right.any()]
+    if not precisions:
+        raise ValueError("no query has an image of its class in the gallery")
+    return float(np.mean(precisions))
 
 
 def accuracy(predicted, labels):
@@ -132,32 +167,6 @@ def linear_probe(train_features, train_labels, test_features, *, C=1.0, max_iter
     return torch.from_numpy(probe.predict(np.asarray(test_features))).long()
 
 
-def cluster_scores(features, labels, n_clusters=None, seed=0):
-    """k-means against the classes. Returns a dict:
-
-    `nmi`, `ari`: normalised mutual information and adjusted Rand index. `accuracy`: the share that is right when
-    every cluster stands for one class, by the best one-to-one assignment (Hungarian). `clusters` int64 (N,): each
-    row's cluster. `assignment` int64 (n_clusters,): each cluster's class, -1 if there are more clusters than classes.
-    """
-    labels = np.asarray(labels)
-    classes, truth = np.unique(labels, return_inverse=True)
-    n_clusters = len(classes) if n_clusters is None else n_clusters
-    if not len(features) == len(labels) >= n_clusters:
-        raise ValueError(f"{len(features)} features, {len(labels)} labels, {n_clusters} clusters: expected a label "
-                         "for each feature and no more clusters than features")
-    clusters = KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(np.asarray(features))
-    table = np.zeros((n_clusters, len(classes)), dtype=np.int64)
-    np.add.at(table, (clusters, truth), 1)
-    rows, columns = linear_sum_assignment(table, maximize=True)
-    assignment = np.full(n_clusters, -1)
-    assignment[rows] = classes[columns]
-    return {"nmi": float(normalized_mutual_info_score(truth, clusters)),
-            "ari": float(adjusted_rand_score(truth, clusters)),
-            "accuracy": float(table[rows, columns].sum() / len(labels)),
-            "clusters": torch.from_numpy(clusters).long(),
-            "assignment": torch.from_numpy(assignment).long()}
-
-
 def _iou(masks, truth):
     """(N, heads, H, W) bool, (N, H, W) bool -> (N, heads) intersection over union; an empty union counts 0."""
     if masks.dtype != torch.bool or truth.dtype != torch.bool:
@@ -182,18 +191,6 @@ def jaccard(masks, truth):
 def jaccard_by_head(masks, truth):
     """The mean intersection over union of each head, float32 (heads,); arguments as in `jaccard`."""
     return _iou(masks, truth).mean(0).float()
-
-
-def embed_2d(features, seed=0):
-    """t-SNE for the eye (van der Maaten & Hinton 2008): float32 (N, 2). Distances between clusters mean nothing.
-
-    Starts from the first two principal components; perplexity min(30, (N - 1) / 3). Raises ValueError if N < 4.
-    """
-    if len(features) < 4:
-        raise ValueError(f"{len(features)} features: t-SNE needs at least 4")
-    perplexity = min(30.0, (len(features) - 1) / 3)
-    points = TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(np.asarray(features))
-    return torch.from_numpy(points).float()
 
 
 def rank_me(features):

@@ -8,7 +8,8 @@ from dino_lib import plots
 from dino_lib.attention import cls_attention, mass_mask, upsample
 from dino_lib.build import build_student
 from dino_lib.checkpoint import load_teacher
-from dino_lib.evaluate import accuracy, cluster_scores, color_histogram, embed_2d, jaccard_by_head, knn_predict
+from dino_lib.clusters import cluster_scores, embed_2d
+from dino_lib.evaluate import accuracy, color_histogram, jaccard_by_head, knn_predict
 from dino_lib.probes import Probes, spread
 from dino_lib.train import read_history
 
