@@ -76,8 +76,8 @@ def _overlay(axis, picture, heat):
     The scale ends at the 98th percentile, or one bright patch would darken all the others.
     """
     heat = heat.detach().float().cpu()
-    low, high = heat.min(), heat.quantile(0.98)
-    strength = ((heat - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).numpy()
+    low, high = heat.min().item(), heat.quantile(0.98).item()
+    strength = ((heat - low) / max(high - low, 1e-12)).clamp(0, 1).numpy()
     extent = (0, picture.shape[1], picture.shape[0], 0)
     axis.imshow(0.6 * picture.mean(2, keepdims=True).repeat(3, 2), extent=extent)
     axis.imshow(heat.numpy(), cmap=CMAP, vmin=low, vmax=max(high, low + 1e-12), extent=extent,

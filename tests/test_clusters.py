@@ -55,3 +55,13 @@ def test_embedding_keeps_neighbours_together():
     assert embed_2d(randn(4, 3)).shape == (4, 2)
     with pytest.raises(ValueError, match="at least 4"):
         embed_2d(randn(3, 3))
+
+
+def test_the_pca_map_is_the_projection_on_the_first_two_directions():
+    features = randn(40, 5) * torch.tensor([1.0, 5.0, 1.0, 3.0, 1.0])
+    points = embed_2d(features, method="pca")
+    x = features - features.mean(0)
+    expected = x @ torch.linalg.svd(x, full_matrices=False).Vh[:2].T
+    torch.testing.assert_close(points.abs(), expected.abs(), rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="method='umap' must be"):
+        embed_2d(features, method="umap")

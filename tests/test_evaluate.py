@@ -274,3 +274,44 @@ def test_rank_me_counts_dimensions():
     assert rank_me(torch.ones(10, 3)) == pytest.approx(1, rel=1e-5)
     p = torch.tensor([3 / 4, 1 / 4])  # singular values 3 and 1
     assert rank_me(torch.diag(torch.tensor([3.0, 1.0]))) == pytest.approx((-(p * p.log()).sum()).exp().item())
+
+
+# --- retrieval --------------------------------------------------------------------------------------------------
+
+def test_the_nearest_come_first_whatever_the_lengths():
+    gallery = torch.tensor([[1.0, 0.0], [10.0, 10.0], [0.0, 0.1]])
+    cosine, index = nearest(gallery, torch.tensor([[0.2, 0.1]]), 3)
+    assert index.tolist() == [[1, 0, 2]]
+    torch.testing.assert_close(cosine, torch.tensor([[3, 2, 1]]) / torch.tensor([[10**0.5, 5**0.5, 5**0.5]]))
+
+
+def test_average_precision_by_hand():
+    # by cosine with (1, 0): a, b, a, b; the precision at the two relevant ranks is 1 / 1 and 2 / 3
+    gallery = torch.tensor([[1.0, 0.0], [1.0, 0.2], [1.0, 0.5], [1.0, 0.9]])
+    query = torch.tensor([[2.0, 0.0]])
+    assert retrieval_map(gallery, [0, 1, 0, 1], query, [0]) == pytest.approx((1 + 2 / 3) / 2)
+    assert retrieval_map(gallery, [0, 1, 0, 1], query, [1]) == pytest.approx((1 / 2 + 2 / 4) / 2)
+    # a query without a relevant image has no say
+    assert retrieval_map(gallery, [0, 1, 0, 1], query.expand(2, -1), [0, 7]) == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_average_precision_against_a_naive_loop():
+    gallery, labels = blobs(spread=0.6)
+    queries, asked = randn(300, 5, seed=2), torch.arange(300) % 3  # more than a block
+    expected = []
+    for query, label in zip(queries, asked, strict=True):
+        relevant = labels[(gallery @ query / gallery.norm(dim=1)).argsort(descending=True)] == label
+        ranks = relevant.nonzero()[:, 0]
+        expected.append(((torch.arange(len(ranks)) + 1) / (ranks + 1)).mean().item())
+    assert retrieval_map(gallery, labels, queries, asked) == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_unfit_retrievals_are_refused():
+    with pytest.raises(ValueError, match="k=4 must lie between 1 and"):
+        nearest(randn(3, 2), randn(1, 2), 4)
+    with pytest.raises(ValueError, match="do not fit"):
+        nearest(randn(3, 2), randn(1, 3), 1)
+    with pytest.raises(ValueError, match="a label for each"):
+        retrieval_map(randn(3, 2), [0, 1], randn(1, 2), [0])
+    with pytest.raises(ValueError, match="no query has"):
+        retrieval_map(randn(3, 2), [0, 1, 1], randn(1, 2), [2])

@@ -142,6 +142,31 @@ BREAKS = {
             "train.py", "self.teacher.features(part[:2])", "self.teacher.features(part[2:4])"),
         "the center is forgotten when a run resumes": ("train.py", '"teacher", "loss", "opt', '"teacher", "opt'),
     },
+    "06": {
+        "no division by the root": ("attention.py", " / q.shape[-1] ** 0.5 + bias)", " + bias)"),
+        "queries and keys are not normalised": (
+            "attention.py", "q, k = attn.q_norm(q), attn.k_norm(k)", "q, k = q, k"),
+        "the first patch's row, not the CLS token's": (
+            "attention.py", "_row(model, images, layer, lambda grid: 0)", "_row(model, images, layer, lambda grid: 1)"),
+        "prefix tokens in the map, patches out of it": (
+            "attention.py", "rows[:, :, 0, -grid[0] * grid[1] :]", "rows[:, :, 0, : grid[0] * grid[1]]"),
+        "the map is made to sum to 1": (
+            "attention.py", "_patches(_softmax(*seen, token(grid)), grid)",
+            "F.normalize(_patches(_softmax(*seen, token(grid)), grid), p=1, dim=(-2, -1))"),
+        "always the last block": ("attention.py", "_look(model, images, [layer])\n    return _patches",
+                                  "_look(model, images, [-1])\n    return _patches"),
+        "the keys for the values": ("attention.py", "return q.float(), k.float(), v.float()",
+                                    "return q.float(), k.float(), k.float()"),
+        "the mask takes the smallest first": ("attention.py", "descending=True, stable=True", "stable=True"),
+        "the mask stops short of the share": (
+            "attention.py", "inside = before < keep", "inside = before + mass < keep"),
+        "the mass is not divided by its sum": ("attention.py", " * mass.sum(-1, keepdim=True)", ""),
+        "the mask is enlarged upside down": (
+            "attention.py", "maps[..., rows[:, None], cols]", "maps[..., rows.flip(0)[:, None], cols]"),
+        "the mean head counts": ("evaluate.py", "_iou(masks, truth).amax(1)", "_iou(masks, truth).mean(1)"),
+        "the union is the object alone": ("evaluate.py", "(masks | truth).sum((2, 3))",
+                                          "truth.expand_as(masks).sum((2, 3))"),
+    },
 }
 
 
@@ -154,7 +179,7 @@ def equality_cells(notebook):
 def copy_library(folder, *edits):
     """A copy of dino_lib in the folder, with edits (file, old, new, old, new ...)."""
     package = folder / "dino_lib"
-    shutil.copytree(ROOT / "dino_lib", package, ignore=shutil.ignore_patterns("teachers"))
+    shutil.copytree(ROOT / "dino_lib", package, ignore=shutil.ignore_patterns("*.jpg"))
     for file, *texts in edits:
         path = package / file
         source = path.read_text(encoding="utf-8")

@@ -65,10 +65,90 @@ def test_an_attention_sheet_has_a_row_of_maps_for_each_entry(pictures):
         for i in range(3):
             picture, heat = axes[j, i].images
             np.testing.assert_allclose(heat.get_array(), maps[i])
-            np.testing.assert_allclose(picture.get_array(), 0.35 * plots.to_image(pictures.images[i]), rtol=1e-6)
+            gray = 0.6 * plots.to_image(pictures.images[i]).mean(2)
+            np.testing.assert_allclose(picture.get_array(), np.stack([gray] * 3, 2), rtol=1e-5)
             assert list(heat.get_extent()) == list(picture.get_extent()) == [0, 24, 24, 0]
-    alpha = axes[1, 0].images[1].get_alpha()
-    assert (alpha.min(), alpha.max()) == pytest.approx((0.25, 1.0))
+    heat, first = axes[1, 0].images[1], rows["untrained"][0]
+    assert (heat.get_alpha().min(), heat.get_alpha().max()) == pytest.approx((0.15, 0.75))
+    assert heat.get_clim() == pytest.approx((first.min().item(), first.quantile(0.98).item()))
+
+
+def test_an_attention_sheet_takes_colours_titles_and_images_of_several_sizes(pictures):
+    images = [pictures.images[0], pictures.images[1][:, :12]]
+    colours = [torch.rand(3, 4, 3), torch.rand(2, 4, 3)]
+    figure = plots.attention_sheet(images, {"colours": colours}, titles=["whole", "half"])
+    draw(figure)
+    axes = np.array(figure.axes).reshape(2, 2)
+    assert [axis.get_title() for axis in axes[0]] == ["whole", "half"]
+    [drawn] = axes[1, 1].images
+    np.testing.assert_allclose(drawn.get_array(), colours[1])
+    assert list(drawn.get_extent()) == [0, 24, 12, 0]
+
+
+def test_a_layer_sheet_has_a_row_a_head_and_a_column_a_layer(pictures):
+    maps = torch.rand(3, 2, 4, 4)
+    figure = plots.layer_sheet(pictures.images[0], maps)
+    draw(figure)
+    axes = np.array(figure.axes).reshape(2, 3)
+    assert [axis.get_title() for axis in axes[0]] == ["layer 0", "layer 1", "layer 2"]
+    assert [axis.get_ylabel() for axis in axes[:, 0]] == ["head 0", "head 1"]
+    np.testing.assert_allclose(axes[1, 2].images[1].get_array(), maps[2, 1])
+
+
+def test_similarities_share_one_scale_and_the_asked_patch_is_outlined(pictures):
+    maps = torch.rand(3, 4, 4)
+    figure = plots.similarity_sheet(pictures.images[:3], maps, (1, 0, 3), columns=2)
+    draw(figure)
+    axes = np.array(figure.axes[:8]).reshape(4, 2)
+    below = [axes[1, 0], axes[1, 1], axes[3, 0]]
+    for axis, of in zip(below, maps, strict=True):
+        np.testing.assert_allclose(axis.images[0].get_array(), of)
+        assert axis.images[0].get_clim() == pytest.approx((maps.min().item(), maps.max().item()))
+    assert [len(axis.patches) for axis in below] == [0, 2, 0]
+    assert below[1].patches[0].get_bbox().bounds == (18, 0, 6, 6)  # row 0, column 3 of 4 x 4 on 24 pixels
+
+
+def test_correspondences_end_in_the_middle_of_their_patches(pictures):
+    figure = plots.correspondence(pictures.images[:2], [(4, 4), (2, 2)], [[(0, 0), (3, 1)], [(1, 1), (0, 0)]])
+    draw(figure)
+    [axis] = figure.axes
+    first, second = (line.get_xydata() for line in axis.lines)
+    np.testing.assert_allclose(first, [[0.125, 0.125], [1.15 + 0.75, 0.75]])
+    np.testing.assert_allclose(second, [[0.375, 0.875], [1.15 + 0.25, 0.25]])
+
+
+def test_the_heatmap_shows_the_numbers_and_frames_the_largest():
+    table = torch.tensor([[0.11, 0.42], [0.33, 0.29], [0.05, 0.07]])
+    figure = plots.jaccard_heatmap(table, (0.6, 0.9))
+    draw(figure)
+    [axis] = figure.axes
+    assert [text.get_text() for text in axis.texts] == ["0.11", "0.42", "0.33", "0.29", "0.05", "0.07"]
+    assert axis.patches[0].get_xy() == (0.5, -0.5)
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["60%", "90%"]
+
+
+def test_neighbours_are_framed_by_whether_their_class_is_the_query_s(pictures):
+    same = torch.tensor([[True, False], [False, True]])
+    figure = plots.neighbour_sheet(pictures.images[:2], pictures.images[2:6].unflatten(0, (2, 2)), same, ["a", "b"])
+    draw(figure)
+    rows = [figure.axes[:3], figure.axes[3:]]
+    assert [row[0].get_ylabel() for row in rows] == ["a", "b"]
+    for i, row in enumerate(rows):
+        for j, axis in enumerate(row[1:]):
+            np.testing.assert_allclose(axis.images[0].get_array(), plots.to_image(pictures.images[2 + 2 * i + j]))
+            blue = tuple(axis.spines["left"].get_edgecolor()[:3]) == pytest.approx((0.122, 0.467, 0.706), abs=1e-2)
+            assert blue == bool(same[i, j])
+
+
+def test_thumbnails_do_not_overlap_and_the_others_are_dots(pictures):
+    points = torch.tensor([[0.0, 0.0], [0.01, 0.0], [1.0, 1.0], [1.0, 0.0]])  # the second has no room
+    figure = plots.thumbnail_plot({"t-SNE": points, "PCA": points}, pictures.images[:4])
+    draw(figure)
+    assert [axis.get_title() for axis in figure.axes] == ["t-SNE", "PCA"]
+    for axis in figure.axes:
+        boxes = [artist for artist in axis.artists if hasattr(artist, "xybox")]
+        assert [tuple(box.xy) for box in boxes] == [(0, 0), (1, 1), (1, 0)]
+        assert len(axis.collections[0].get_offsets()) == 4
 
 
 def test_a_cluster_plot_colours_the_points_of_each_class():
