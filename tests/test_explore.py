@@ -1,9 +1,9 @@
-import argparse
 import base64
 import copy
 import html
 import json
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -271,7 +271,7 @@ def test_wrong_input_is_one_line_and_exit_2(tmp_path, images, capsys, words):
     images[0].save(tmp_path / "image.png")
     (tmp_path / "text.mp4").write_text("no clip")
     (tmp_path / "empty.mp4").touch()
-    torch.save({"teacher": argparse.ArgumentParser()}, tmp_path / "class.pth")
+    torch.save({"teacher": Fraction(1, 3)}, tmp_path / "class.pth")
     images[0].save(tmp_path / "moving.gif", save_all=True, append_images=images[1:])
     names = {"nowhere": tmp_path / "nowhere", "text": tmp_path / "text.jpg", "image": tmp_path / "image.png",
              "clip": tmp_path / "text.mp4", "empty": tmp_path / "empty.mp4", "pickle": tmp_path / "class.pth",
