@@ -9,7 +9,7 @@ from dino_lib.attention import cls_attention, mass_mask, upsample
 from dino_lib.build import build_student
 from dino_lib.checkpoint import load_teacher
 from dino_lib.clusters import cluster_scores, embed_2d
-from dino_lib.evaluate import accuracy, color_histogram, jaccard_by_head, knn_predict
+from dino_lib.evaluate import accuracy, color_histogram, jaccard_by_head, knn_predict, linear_probe
 from dino_lib.probes import Probes, spread
 from dino_lib.train import read_history
 
@@ -32,13 +32,14 @@ def best_head(maps, masks):
     return maps[:, head], head
 
 
-def compare(stages, probes, *, n_points=500, n_pictures=10, step=1):
+def compare(stages, probes, *, n_points=500, n_pictures=10, step=1, linear=False):
     """What several networks make of the same images: the closing section of every notebook and of every run.
 
     stages: dict of name -> Backbone. Returns (table, attention, clusters): a dict of name -> scores (knn,
-    knn_per_class, nmi, and jaccard where there are masks), and two Figures. The attention shown is of the head whose
-    mass mask fits the objects best, the mean of heads where there are no masks; None without CLS tokens. Its pictures
-    are every `step`-th query: a dataset that is sorted by class would show one class otherwise.
+    knn_per_class, nmi, jaccard where there are masks, and with `linear` those of a linear probe where there are two
+    classes or more), and two Figures. The attention shown is of the head whose mass mask fits the objects best, the
+    mean of heads where there are no masks; None without CLS tokens. Its pictures are every `step`-th query: a dataset
+    that is sorted by class would show one class otherwise.
     """
     chosen = spread(len(probes.queries), n_points)
     labels, table, panels, rows = probes.query_labels[chosen], {}, {}, {}
@@ -47,6 +48,9 @@ def compare(stages, probes, *, n_points=500, n_pictures=10, step=1):
         features = probes.features(backbone)
         table[name] = probes.evaluate(backbone, features)
         table[name]["nmi"] = cluster_scores(features[1][chosen], labels)["nmi"]
+        if linear and len(probes.gallery_labels.unique()) > 1:
+            predicted = linear_probe(features[0], probes.gallery_labels, features[1])
+            table[name]["linear"], table[name]["linear_per_class"] = accuracy(predicted, probes.query_labels)
         panels[f"{name}: NMI {table[name]['nmi']:.2f}"] = embed_2d(features[1][chosen])
         if backbone.has_cls:
             head = best_head(probes.attention(backbone, 200), probes.masks)[1]
@@ -75,7 +79,8 @@ def report(folder):
     if probes is not None:
         numbers["knn_color_histogram"], numbers["knn_per_class_color_histogram"] = histogram_knn(probes)
         stages = {"untrained": build_student(config).backbone.eval(), "trained": teacher}
-        table, attention, clusters = compare(stages, probes, step=max(1, (len(probes.queries) - 1) // 9))
+        table, attention, clusters = compare(stages, probes, linear=True,
+                                              step=max(1, (len(probes.queries) - 1) // 9))
         numbers |= {f"{key}_{name}": value for name, scores in table.items() for key, value in scores.items()}
         clusters.savefig(folder / "clusters.png")
         if attention is not None:
@@ -92,6 +97,9 @@ def in_words(numbers):
                      f"(a colour histogram: {numbers['knn_color_histogram']:.1%}).")
         lines.append(f"Clusters against classes (NMI): {numbers['nmi_untrained']:.2f} untrained, "
                      f"{numbers['nmi_trained']:.2f} trained.")
+    if "linear_trained" in numbers:
+        lines.append(f"Linear probe: {numbers['linear_untrained']:.1%} untrained, "
+                     f"{numbers['linear_trained']:.1%} trained.")
     if "jaccard_trained" in numbers:
         lines.append(f"Attention against object masks (Jaccard, best head): {numbers['jaccard_untrained']:.2f} "
                      f"untrained, {numbers['jaccard_trained']:.2f} trained.")

@@ -72,7 +72,7 @@ def test_a_report_has_the_figures_and_the_numbers(reported):
         pixels = picture(folder / name)
         assert pixels.shape[0] > height and pixels.shape[1] > width and pixels.std() > 10, name
     numbers = json.loads((folder / "report.json").read_text())
-    scores = [f"{key}_{stage}" for key in ("knn", "knn_per_class", "nmi", "jaccard")
+    scores = [f"{key}_{stage}" for key in ("knn", "knn_per_class", "nmi", "jaccard", "linear", "linear_per_class")
               for stage in ("untrained", "trained")]
     assert numbers.keys() == {"seconds", "images_seen", "knn_color_histogram", "knn_per_class_color_histogram", *scores}
     assert all(0 <= numbers[key] <= 1 for key in scores)
@@ -83,7 +83,7 @@ def test_a_report_has_the_figures_and_the_numbers(reported):
 
 def test_the_command_prints_the_figures_and_what_it_wrote(reported):
     folder, _, (*words, wrote) = reported
-    assert words[-4:] == in_words(json.loads((folder / "report.json").read_text())).splitlines()
+    assert words[-5:] == in_words(json.loads((folder / "report.json").read_text())).splitlines()
     assert wrote == "wrote " + ", ".join(
         str(folder / name) for name in ("attention.png", "clusters.png", "curves.png", "report.json"))
 
@@ -124,10 +124,11 @@ def test_a_report_without_masks_shows_the_mean_of_heads(tiny, labelled_folder, t
 def test_in_words_holds_the_figures():
     text = in_words({"images_seen": 640, "seconds": 41.6, "knn_untrained": 0.4321, "knn_trained": 0.6789,
                      "knn_color_histogram": 0.5555, "nmi_untrained": 0.111, "nmi_trained": 0.222,
+                     "linear_untrained": 0.4567, "linear_trained": 0.7654,
                      "jaccard_untrained": 0.333, "jaccard_trained": 0.444})
     assert re.findall(r"\d+\.?\d*%?", text.replace("20-NN", "")) == [
-        "640", "42", "43.2%", "67.9%", "55.5%", "0.11", "0.22", "0.33", "0.44"]
-    assert [line.split()[0] for line in text.splitlines()] == ["640", "20-NN", "Clusters", "Attention"]
+        "640", "42", "43.2%", "67.9%", "55.5%", "0.11", "0.22", "45.7%", "76.5%", "0.33", "0.44"]
+    assert [line.split()[0] for line in text.splitlines()] == ["640", "20-NN", "Clusters", "Linear", "Attention"]
 
 
 @pytest.mark.parametrize("arguments", [[], ["a", "b"]])
@@ -242,3 +243,12 @@ def test_an_evaluation_is_knn_and_jaccard_of_normalised_images(config):
     expected = (overlap.sum((2, 3)) / union.sum((2, 3))).amax(1).mean().item()
     assert scores["jaccard"] == pytest.approx(expected, abs=1e-6)
     assert backbone.training  # its mode is restored
+
+
+def test_a_report_of_one_class_has_no_linear_probe(tiny, pictures, tmp_path):
+    (tmp_path / "photos" / "train" / "cat").mkdir(parents=True)
+    for i in range(10):
+        pictures[i % len(pictures)][0].save(tmp_path / "photos" / "train" / "cat" / f"{i}.png")
+    train(dataclasses.replace(tiny, dataset=str(tmp_path / "photos" / "train"), epochs=1))
+    numbers = report(tmp_path / "run")
+    assert "linear_trained" not in numbers and "Linear" not in in_words(numbers)
