@@ -7,10 +7,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from dino_lib import plots
+from dino_lib.attention import cls_attention
 from dino_lib.augment import BatchMultiCrop, view_uniforms
 from dino_lib.build import build_student
-from dino_lib.checkpoint import SHIPPED, load_teacher
+from dino_lib.checkpoint import SHIPPED, eval_transform, load_teacher
 from dino_lib.config import PRESETS
+from dino_lib.images import PHOTOS, FolderOfImages
 from dino_lib.inputs import multicrop_settings
 from dino_lib.probes import Probes
 from dino_lib.report import compare
@@ -101,6 +103,16 @@ def data_flow(config):
     return figure
 
 
+def photographs(teacher, side=96):
+    """The heads of a teacher's last block over eight of the photographs that it has never seen."""
+    transform = eval_transform(side, teacher.config.mean, teacher.config.std)
+    x = torch.stack([transform(image) for image, _ in FolderOfImages(PHOTOS)])[[1, 2, 7, 8, 9, 10, 11, 14]]
+    mean, std = (torch.tensor(v)[:, None, None] for v in (teacher.config.mean, teacher.config.std))
+    maps = cls_attention(teacher, x)
+    rows = {f"head {head}": maps[:, head] for head in range(maps.shape[1])} | {"mean of heads": maps.mean(1)}
+    return plots.attention_sheet(((x * std + mean).clamp(0, 1) * 255).round().to(torch.uint8), rows)
+
+
 def main():
     """Draw and save everything."""
     architecture().savefig(HERE / "architecture.png")
@@ -118,6 +130,7 @@ def main():
     attention.savefig(HERE / "attention.png")
     clusters.savefig(HERE / "clusters.png")
     plots.training_curves(read_history(SHIPPED / "demo"), config.out_dim).savefig(HERE / "curves.png")
+    photographs(load_teacher("photos")).savefig(HERE / "photos.png", dpi=72)
 
 
 if __name__ == "__main__":
