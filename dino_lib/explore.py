@@ -52,7 +52,7 @@ class Explorer:
                 'style="width: 100%; height: 860px; border: 0"></iframe>')
 
 
-def explore(teacher, images, *, path="explorer.html", size=None, limit=12):
+def explore(teacher, images, *, path="explorer.html", size=None, limit=12, progress=True):
     """Write the explorer of `images` as seen by `teacher` to `path`; returns an Explorer, which a notebook shows.
 
     teacher: a Backbone as `load_teacher` gives it, or a dict of name -> Backbone, several stages of one run too,
@@ -60,7 +60,7 @@ def explore(teacher, images, *, path="explorer.html", size=None, limit=12):
     which has one. images: a PIL image, a path, a list of these, or a folder, of which at most `limit` readable images
     are taken, evenly spread. `size`: without it the teacher's own transform is used (the middle square); with it the
     whole image, resized to about size x size pixels in all, its aspect kept but for rounding to whole patches.
-    Raises UnreadableImage, FileNotFoundError, ValueError or TypeError.
+    progress=False shows no bar. Raises UnreadableImage, FileNotFoundError, ValueError or TypeError.
     """
     teachers = teacher if isinstance(teacher, dict) else {"teacher": teacher}
     transforms = [t.transform for t in teachers.values() if hasattr(t, "transform")]
@@ -69,11 +69,12 @@ def explore(teacher, images, *, path="explorer.html", size=None, limit=12):
     names, images = _gather(images, limit)
     pictures, entries, seen = [], [], {}
     room = FACTOR_BYTES / (len(images) * len(teachers))
+    hidden = None if progress else True  # None: hidden in a file, shown on a screen
     for name, model in teachers.items():
         backbone = backbone_of(model)
         entries.append(entry := {"name": str(name), "images": []})
         seen[name], tokens = [], []
-        for image in tqdm(images, desc=f"{name} looks", leave=False, disable=None):
+        for image in tqdm(images, desc=f"{name} looks", leave=False, disable=hidden):
             picture, x = as_seen(image, getattr(model, "transform", transforms[0]), backbone.patch_size, size)
             kind, maps, attention, features = _see(backbone, x[None])
             uri = _data_uri(picture)

@@ -22,7 +22,7 @@ BATCH = 8  # frames that the teacher sees at a time
 COLUMNS = 4  # at most so many panels side by side
 
 
-def attention_video(teacher, source, path, *, layer=-1, head=None, size=None, panel=320):
+def attention_video(teacher, source, path, *, layer=-1, head=None, size=None, panel=320, progress=True):
     """Write the CLS attention of `teacher` in each frame of the clip `source` to `path`, an .mp4 or .gif; the Path.
 
     teacher: a Backbone as `load_teacher` gives it, a ViT with a CLS token. source: what PyAV decodes (.mp4, .webm,
@@ -33,8 +33,9 @@ def attention_video(teacher, source, path, *, layer=-1, head=None, size=None, pa
     Colours: 0 is darkest. Brightest is the map's maximum, averaged over the frames so far with a time constant of one
     second: it follows the scene and doesn't flicker. Times are kept, also of a changing frame rate; but a GIF shows no
     frame for less than 0.02 s, so beyond 50 a second some are left out. Sound is dropped. `path` is written whole or
-    not at all. Raises FileNotFoundError; ValueError on a source that is no clip, damaged or empty, and on a `path`,
-    head, layer or size that cannot be; TypeError where no CLS token attends; ImportError where PyAV is missing.
+    not at all; progress=False shows no bar. Raises FileNotFoundError; ValueError on a source that is no clip, damaged
+    or empty, and on a `path`, head, layer or size that cannot be; TypeError where no CLS token attends; ImportError
+    where PyAV is missing.
     """
     path, backbone = Path(path), backbone_of(teacher)
     if path.suffix.lower() not in WRITERS:
@@ -46,9 +47,10 @@ def attention_video(teacher, source, path, *, layer=-1, head=None, size=None, pa
     if size is None:  # its own is the side of the square that it crops
         size = as_seen(Image.new("RGB", (9, 9)), teacher.transform, backbone.patch_size)[0].width
     part, scale, last = path.with_name(path.name + ".part"), None, 0.0
+    hidden = None if progress else True  # None: hidden in a file, shown on a screen
     try:
         with read_frames(source) as (frames, count), WRITERS[path.suffix.lower()](part) as write, \
-                tqdm(total=count, desc="attention", unit="frame", leave=False, disable=None) as bar:
+                tqdm(total=count, desc="attention", unit="frame", leave=False, disable=hidden) as bar:
             small = ((as_seen(image, teacher.transform, backbone.patch_size, size)[1], _shrink(image, panel), *times)
                      for image, *times in frames)
             while batch := list(itertools.islice(small, BATCH)):

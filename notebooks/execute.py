@@ -1,17 +1,20 @@
 """Execute notebooks from a fresh kernel and save them with their outputs: `python notebooks/execute.py NOTEBOOK ...`.
 
 Pictures are stored with 256 colours, which keeps a notebook small; execution times are not kept. Exits with an error
-if a cell fails, writes to stderr or leaves a widget (a progress bar), and then leaves the file as it was.
+if a cell fails, writes to stderr or shows a widget, such as a progress bar, and then leaves the file as it was.
 """
 
 import base64
 import io
+import os
 import sys
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from PIL import Image
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def shrink(png):
@@ -30,16 +33,16 @@ def execute(path):
         for output in cell.get("outputs", []):
             if output.output_type == "stream" and output.name == "stderr":
                 sys.exit(f"{path}, cell {cell.id}, wrote to stderr: {output.text}")
-            if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
-                sys.exit(f"{path}, cell {cell.id}, leaves a widget: {output.data.get('text/plain')}")
+            if WIDGET in output.get("data", {}):
+                sys.exit(f"{path}, cell {cell.id}, shows a widget: {output.data.get('text/plain')}")
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = shrink(output.data["image/png"])
     notebook.metadata["language_info"] = {"name": "python"}
-    notebook.metadata.pop("widgets", None)
     nbformat.write(notebook, path)
     print(f"{path}: {path.stat().st_size // 1000} KB")
 
 
 if __name__ == "__main__":
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm on stderr, where ipywidgets is missing
     for name in sys.argv[1:]:
         execute(Path(name))

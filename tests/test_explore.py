@@ -1,6 +1,7 @@
 import base64
 import copy
 import html
+import io
 import json
 import re
 from fractions import Fraction
@@ -17,6 +18,7 @@ from dino_lib.clips import WRITERS, read_frames
 from dino_lib.explore import compress, explore, factorise, main, quantise
 from dino_lib.images import UnreadableImage
 from dino_lib.shapes import Shapes
+from dino_lib.video import attention_video
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +201,21 @@ def test_stages_of_one_run_are_teachers(tmp_path, demo, images):
 def test_a_similarity_is_computed_only_where_it_is_shown(tmp_path, demo, images, monkeypatch):
     monkeypatch.setattr("dino_lib.explore.pooled_similarity", None)
     assert explore(demo, images[:1], path=tmp_path / "a.html").seen
+
+
+class Screen(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_bar_is_shown_on_a_screen_unless_it_is_not_wanted(tmp_path, demo, images, monkeypatch, progress):
+    monkeypatch.setattr("sys.stderr", screen := Screen())
+    explore(demo, images, path=tmp_path / "a.html", progress=progress)
+    images[0].save(tmp_path / "clip.gif", save_all=True, append_images=images[1:])
+    attention_video(demo, tmp_path / "clip.gif", tmp_path / "seen.gif", panel=32, progress=progress)
+    assert ("looks" in screen.getvalue(), "attention" in screen.getvalue()) == (progress, progress)
+    assert progress or not screen.getvalue()
 
 
 def test_no_name_ends_the_script(tmp_path, demo, images):
