@@ -151,7 +151,9 @@ class Config:
     eval_limit: int = 2000
     """Images of the gallery, and half as many queries, that an evaluation uses at most."""
     save_every: float = 1.0
-    """Epochs between two checkpoints."""
+    """Epochs between two checkpoints. One is saved as well wherever an evaluation's k-NN is the best so far."""
+    keep: int = 2
+    """Newest checkpoints that are kept; the best one by k-NN is kept besides."""
     progress: bool = True
     """Show a progress bar, in a terminal or a notebook."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
@@ -173,7 +175,7 @@ class Config:
                 yield value in choices, f"{f.name}={value!r} must be one of {', '.join(choices)}"
         positive = ["global_size", "local_size", "out_dim", "hidden_dim", "bottleneck_dim", "head_layers", "epochs",
                     "batch_size", "accumulate", "lr", "student_temp", "teacher_temp", "warmup_teacher_temp",
-                    "log_every", "eval_limit", "save_every"]
+                    "log_every", "eval_limit", "save_every", "keep"]
         for name in positive:
             yield getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive"
         not_negative = ["n_local", "min_lr", "warmup_epochs", "warmup_teacher_temp_epochs", "weight_decay",
