@@ -1,16 +1,17 @@
 """Broken and hostile input: `python benchmarks/fuzz.py --minutes 10`. Needs hypothesis (in the extra `test`).
 
-Hypothesis makes bytes that are no image, settings or checkpoint, and cuts, flips, drops, doubles and overwrites parts of
-real ones: images in nine formats, JSON and command lines of settings, checkpoints, a run's teacher, an official one.
-Readers may answer with a result or with the errors that they document, and with nothing else:
+Hypothesis makes bytes that are no image, settings or checkpoint; it flips, cuts, drops, doubles and overwrites parts of
+real ones (17 images of 12 formats, JSON and command lines of settings, checkpoints, a run's teacher, an official one);
+and it makes whole files whose content is wrong: missing and odd values, shapes and settings. Readers may answer with a
+result or with the errors that they document, and with nothing else:
 
 - `read_image`: UnreadableImage
 - `Config.from_json`: ValueError; `parse_args`: exit status 2
 - `load_newest`: ValueError; `load_teacher`: ValueError, FileNotFoundError
 
-An example that takes more than 20 seconds ends the command (a hang), and so does a crash of the interpreter. Pickles that
-call a function stand in half of the checkpoints; the function would leave a file, and none may be there in the end.
-Checkpoints are tried with the checksum that they had and with a right one for what they have become.
+An example that takes more than 20 seconds ends the command (a hang), and so does a crash of the interpreter. Pickles
+that call a function stand in many of the checkpoints; the function would make a folder, and none may be there in the
+end. Checkpoints are tried with the checksum that they had and with a right one for what they have become.
 """
 
 import argparse
@@ -32,8 +33,9 @@ from pathlib import Path
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.errors import HypothesisWarning
 from PIL import Image
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from dino_lib.checkpoint import ZEROS, build_backbone, load_newest, load_teacher, save_checkpoint, save_teacher
 from dino_lib.config import PRESETS, Config
@@ -79,11 +81,12 @@ def images():
 def mutated(draw, originals):
     """The bytes of one of them, changed in a few places."""
     data = bytearray(draw(st.sampled_from(originals)))
-    for _ in range(draw(st.integers(1, 6))):
-        # most of what a format says stands at its ends
-        place = draw(st.one_of(st.integers(0, 64), st.integers(0, len(data)), st.integers(max(0, len(data) - 300), len(data))))
-        place, length = min(place, len(data)), draw(st.sampled_from([1, 1, 2, 4, 8, 64, 1000]))
-        how = draw(st.sampled_from(["flip", "overwrite", "insert", "drop", "double", "cut"]))
+    for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3, 6]))):
+        size = len(data)  # most of what a format says stands at its ends
+        ends = st.integers(0, min(64, size)) | st.integers(max(0, size - 300), size)
+        place = draw(st.integers(0, size) | ends)
+        length = draw(st.sampled_from([1, 1, 2, 4, 8, 64, 1000]))
+        how = draw(st.sampled_from(["flip", "flip", "overwrite", "overwrite", "insert", "drop", "double", "cut"]))
         if how == "flip" and place < len(data):
             data[place] ^= 1 << draw(st.integers(0, 7))
         elif how == "overwrite":
@@ -106,6 +109,33 @@ def json_values():
         st.text(max_size=8), inner, max_size=4), max_leaves=6)
 
 
+def tensors():
+    """Tensors of a few numbers, of odd kinds too."""
+    shape = st.lists(st.sampled_from([0, 1, 2, 8, 16, 64]), max_size=4).filter(lambda s: torch.Size(s).numel() < 10**5)
+    kind = st.sampled_from([torch.float32, torch.int64, torch.bool, torch.complex64, torch.bfloat16])
+    plain = st.builds(lambda s, k: torch.zeros(s, dtype=k), shape, kind)
+    return plain | st.sampled_from([torch.eye(3).to_sparse(), torch.empty(2, 2, device="meta")])
+
+
+@st.composite
+def spoiled(draw, original):
+    """A nested dict with some of its values, at any depth, dropped, renamed or replaced."""
+    value = dict(original)
+    for _ in range(draw(st.integers(1, 3))):
+        key = draw(st.sampled_from([*value, "teacher"]))
+        how = draw(st.sampled_from(["drop", "rename", "replace", "inside", "inside"]))
+        if how == "inside" and isinstance(value.get(key), dict) and value[key]:
+            value[key] = draw(spoiled(value[key]))
+        elif how == "rename" and key in value:
+            value[draw(st.text(max_size=5) | st.integers())] = value.pop(key)
+        elif how == "replace":
+            value[key] = draw(tensors() | json_values())
+        else:
+            value.pop(key, None)
+        value = value or {"x": 1}
+    return value
+
+
 class Targets:
     """What is fuzzed: each method is a hypothesis test of one reader."""
 
@@ -123,11 +153,13 @@ class Targets:
         torch.save({"teacher": {f"backbone.{k}": v for k, v in model.state_dict().items()}}, folder / "official.pth")
         torch.save({"teacher": Trap(self.trap)}, folder / "trap.pth")
         torch.save({"x": Trap(self.trap)}, folder / "old.pth", _use_new_zipfile_serialization=False)
+        self.state, self.official = state, torch.load(folder / "official.pth")
         self.checkpoints = [save_checkpoint(folder / "checkpoints", 1, {**state, **more}).read_bytes()
                             for more in ({}, {"x": Trap(self.trap)})]
         self.pickles = [(folder / name).read_bytes() for name in ("official.pth", "trap.pth", "old.pth")]
         self.pickles.append(pickle.dumps(Trap(self.trap)))
         self.teacher = (folder / "teacher.safetensors").read_bytes()
+        self.weights = load(self.teacher)
         self.images, self.json = [*images()], SMALL.to_json()
 
     def image(self):
@@ -167,6 +199,7 @@ class Targets:
                     parse_args(words)
                 except SystemExit as end:
                     assert end.code in (2, 0 if {"-h", "--help"} & {*words} else 2), end.code
+                    self.counts["command line refused"] = self.counts.get("command line refused", 0) + (end.code == 2)
 
         return test
 
@@ -181,6 +214,29 @@ class Targets:
             with self.example("checkpoint", data, ValueError):
                 assert isinstance(load_newest(path.parent), dict)
             with self.example("checkpoint as teacher", data, ValueError):
+                load_teacher(path)
+
+        return test
+
+    def checkpoint_of_odd_state(self):
+        @given(spoiled(self.state))
+        def test(state):
+            path = save_checkpoint(self.folder / "checkpoints", 1, {str(k): v for k, v in state.items()})
+            data = path.read_bytes()
+            with self.example("odd checkpoint", data, ValueError):
+                assert isinstance(load_newest(path.parent), dict)
+            with self.example("odd checkpoint as teacher", data, ValueError):
+                load_teacher(path)
+
+        return test
+
+    def odd_pickle(self):
+        path = self.folder / "official.pth"
+
+        @given(spoiled(self.official) | json_values() | tensors())
+        def test(state):
+            torch.save(state, path)
+            with self.example("odd pickle", path.read_bytes(), ValueError):
                 load_teacher(path)
 
         return test
@@ -205,10 +261,21 @@ class Targets:
         def seal(data):
             return data.replace(ZEROS.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
 
-        unsealed = seal_removed(self.teacher)
-        made = header.map(lambda h: save({"x": torch.ones(2)}, h)) | mutated([self.teacher]) | mutated([unsealed]).map(seal)
+        fields = st.sampled_from([f.name for f in dataclasses.fields(Config)])
+        changed = st.dictionaries(fields, json_values(), max_size=2)
+        options = st.dictionaries(st.sampled_from(["img_size", "patch_size", "embed_dim", "depth", "num_heads", "x"]),
+                                  st.sampled_from([-1, 0, 1, 5, 12, 24, "a", 0.5, False]), max_size=2)
 
-        @given(st.binary(max_size=100) | made)
+        def odd(changes, options):
+            config = json.loads(self.json)
+            config |= changes | {"backbone_options": config["backbone_options"] | options}
+            header = {"format": "2", "config": json.dumps(config), "about": "{}", "sha256": ZEROS}
+            return save(self.weights, header)
+
+        whole = mutated([seal_removed(self.teacher)]) | st.builds(odd, changed, options)
+
+        @given(st.binary(max_size=100) | header.map(lambda h: save({"x": torch.ones(2)}, h)) | mutated([self.teacher])
+               | whole.map(seal))
         def test(data):
             path.write_bytes(data)
             with self.example("teacher", data, ValueError):
@@ -248,12 +315,13 @@ def main():
     args = parser.parse_args()
     faulthandler.enable()
     logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore", HypothesisWarning)
     torch.set_num_threads(1)
     clock, rounds, wrong = time.perf_counter(), 0, {}
     with tempfile.TemporaryDirectory() as folder:
         targets = Targets(Path(folder))
-        tests = [targets.image, targets.settings_json, targets.command_line, targets.checkpoint, targets.pickle,
-                 targets.safetensors]
+        tests = [targets.image, targets.settings_json, targets.command_line, targets.checkpoint,
+                 targets.checkpoint_of_odd_state, targets.pickle, targets.odd_pickle, targets.safetensors]
         while rounds == 0 or time.perf_counter() - clock < 60 * args.minutes:
             for test in tests:
                 run = settings(max_examples=args.examples, deadline=None, database=None, suppress_health_check=list(
@@ -265,7 +333,8 @@ def main():
                     place = inner.__traceback__
                     while place.tb_next:
                         place = place.tb_next
-                    where = f"{test.__name__}: {type(inner).__name__} in {place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
+                    code = place.tb_frame.f_code
+                    where = f"{test.__name__}: {type(inner).__name__} in {code.co_filename}:{place.tb_lineno}"
                     if where not in wrong:
                         wrong[where] = str(inner)[:300]
                         print(f"{where}: {wrong[where]}", flush=True)
@@ -281,8 +350,8 @@ def main():
     counts = targets.counts
     print("; ".join(f"{name}: {n} examples, {counts.get(f'{name} refused', 0)} refused" for name, n in counts.items()
                     if not name.endswith("refused")))
-    print(f"{rounds} rounds in {time.perf_counter() - clock:.0f} s: {len(wrong)} kinds of foreign errors, code executed: "
-          f"{executed} (the trap works: {works})")
+    print(f"{rounds} rounds in {time.perf_counter() - clock:.0f} s: {len(wrong)} kinds of foreign errors, code "
+          f"executed: {executed} (the trap works: {works})")
     sys.exit(1 if wrong or executed or not works else 0)
 
 

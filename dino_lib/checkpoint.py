@@ -277,21 +277,30 @@ def _load_safetensors(path, device):
         found = header.get("sha256", "")
         if hashlib.sha256(path.read_bytes().replace(found.encode(), ZEROS.encode(), 1)).hexdigest() != found:
             raise ValueError(f"{path} is damaged: its SHA-256 is another")
-    config = Config.from_json(header["config"])
-    return _ready_for(config, state, path, device, json.loads(header["about"]))
+    try:
+        config, about = Config.from_json(header["config"]), json.loads(header["about"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} has settings that cannot be read: {error}") from error
+    return _ready_for(config, state, path, device, about)
 
 
 def _load_from_checkpoint(path, device):
     state = read_checkpoint(path)
-    config = Config(**state["config"])
-    weights = {key.removeprefix("backbone."): value for key, value in state["teacher"].items()
-               if key.startswith("backbone.")}
-    about = {"step": state["step"], "images_seen": state["step"] * config.batch_size}
+    try:
+        config = Config(**state["config"])
+        weights = {key.removeprefix("backbone."): value for key, value in state["teacher"].items()
+                   if key.startswith("backbone.") and torch.is_tensor(value)}
+        about = {"step": state["step"], "images_seen": state["step"] * config.batch_size}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} does not hold the state of a run: {error!r}") from error
     return _ready_for(config, weights, path, device, about)
 
 
 def _ready_for(config, state, path, device, about):
-    backbone = build_backbone(config, pretrained=False)
+    try:
+        backbone = build_backbone(config, pretrained=False)
+    except Exception as error:  # whatever timm makes of odd options
+        raise ValueError(f"{path} asks for a network that cannot be built: {error}") from error
     _load_strictly(backbone, state, path)
     return _ready(backbone, device, config.eval_size, config.mean, config.std, config, about)
 
@@ -304,16 +313,20 @@ def _load_official(path, device):
     except Exception as error:  # whatever a damaged file makes the reader raise
         raise ValueError(f"{path} is damaged, or holds more than tensors and plain values "
                          f"({type(error).__name__})") from error
-    state = state.get("teacher", state)
-    state = {re.sub(r"^(module\.)?(backbone\.)?", "", key): value for key, value in state.items()}
+    state = state.get("teacher", state) if isinstance(state, dict) else state
+    state = {re.sub(r"^(module\.)?(backbone\.)?", "", str(key)): value for key, value in state.items()
+             if torch.is_tensor(value)} if isinstance(state, dict) else {}
     state = {key: value for key, value in state.items() if not key.startswith("head.")}
     if "patch_embed.proj.weight" not in state:
         raise ValueError(f"{path} holds no official DINO ViT: no patch_embed.proj.weight among {list(state)[:5]}")
-    width, _, patch, _ = state["patch_embed.proj.weight"].shape
-    side = round((state["pos_embed"].shape[1] - 1) ** 0.5) * patch
-    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
-    backbone = create_backbone("vit_base_patch16_224", img_size=side, patch_size=patch, embed_dim=width, depth=depth,
-                               num_heads=width // 64)
+    try:
+        width, _, patch, _ = state["patch_embed.proj.weight"].shape
+        side = round((state["pos_embed"].shape[1] - 1) ** 0.5) * patch
+        depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+        backbone = create_backbone("vit_base_patch16_224", img_size=side, patch_size=patch, embed_dim=width,
+                                   depth=depth, num_heads=width // 64)
+    except Exception as error:  # whatever timm makes of odd shapes
+        raise ValueError(f"{path} holds no official DINO ViT: {error!r}") from error
     _load_strictly(backbone.model, state, path)
     return _ready(backbone, device, side, *IMAGENET)
 
@@ -325,7 +338,10 @@ def _load_strictly(module, state, path):
               if state[k].shape != expected[k]]
     if missing or unexpected or misfit:
         raise ValueError(f"{path} does not fit: missing {missing}, unexpected {unexpected}, wrong shapes {misfit}")
-    module.load_state_dict(state)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:  # sparse, quantised
+        raise ValueError(f"{path} does not fit: {error}") from error
 
 
 def _ready(backbone, device, size, mean, std, config=None, about=None):
