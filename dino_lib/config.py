@@ -3,6 +3,8 @@
 import ast
 import dataclasses
 import json
+import math
+import numbers
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args, get_origin
 
@@ -30,6 +32,42 @@ Options = Annotated[dict[str, int | float | bool | str], PrimitiveConstructorSpe
     nargs="*", metavar="[NAME VALUE ...]", instance_from_str=_read_pairs,
     is_instance=lambda options: isinstance(options, dict),
     str_from_instance=lambda options: [str(word) for pair in options.items() for word in pair])]
+
+
+def _fits(value, kind):
+    """Whether a value is of an annotated type. An int is a float as well, a bool no number; numbers are finite."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _fits(value, parts[0])
+    if origin is Literal:
+        return isinstance(value, str) and value in parts
+    if origin is tuple:
+        many = len(value) if isinstance(value, tuple) else -1
+        return many > 0 and (parts[-1] is ... or many == len(parts)) and all(_fits(v, parts[0]) for v in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items())
+    if parts:  # a union
+        return any(_fits(value, part) for part in parts)
+    if kind in (int, float):
+        number = numbers.Integral if kind is int else numbers.Real
+        return isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind)
+
+
+def _words(kind):
+    """An annotated type in words."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _words(parts[0])
+    if origin is Literal:
+        return f"one of {', '.join(parts)}"
+    if origin is tuple:
+        return f"a tuple of {'' if parts[-1] is ... else f'{len(parts)} '}finite numbers"
+    if origin is dict:
+        return "a dict of names and plain values"
+    if parts:
+        return " or ".join(map(_words, parts))
+    return {int: "a whole number", float: "a finite number", bool: "True or False", str: "text"}.get(kind, "None")
 
 
 @dataclass(frozen=True)
@@ -151,7 +189,9 @@ class Config:
     eval_limit: int = 2000
     """Images of the gallery, and half as many queries, that an evaluation uses at most."""
     save_every: float = 1.0
-    """Epochs between two checkpoints."""
+    """Epochs between two checkpoints. One is saved as well wherever an evaluation's k-NN is the best so far."""
+    keep: int = 2
+    """Newest checkpoints that are kept; the best one by k-NN is kept besides."""
     progress: bool = True
     """Show a progress bar, in a terminal or a notebook."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
@@ -162,18 +202,16 @@ class Config:
     """auto goes on from the newest checkpoint in output_dir, or starts."""
 
     def __post_init__(self):
-        wrong = [message for ok, message in self._checks() if not ok]
+        # types first: the other checks compare numbers
+        wrong = [f"{f.name}={getattr(self, f.name)!r} must be {_words(f.type)}" for f in dataclasses.fields(self)
+                 if not _fits(getattr(self, f.name), f.type)] or [message for ok, message in self._checks() if not ok]
         if wrong:
             raise ValueError("; ".join(wrong))
 
     def _checks(self):
-        for f in dataclasses.fields(self):
-            if get_origin(f.type) is Literal:
-                value, choices = getattr(self, f.name), get_args(f.type)
-                yield value in choices, f"{f.name}={value!r} must be one of {', '.join(choices)}"
         positive = ["global_size", "local_size", "out_dim", "hidden_dim", "bottleneck_dim", "head_layers", "epochs",
                     "batch_size", "accumulate", "lr", "student_temp", "teacher_temp", "warmup_teacher_temp",
-                    "log_every", "eval_limit", "save_every"]
+                    "log_every", "eval_limit", "save_every", "keep"]
         for name in positive:
             yield getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive"
         not_negative = ["n_local", "min_lr", "warmup_epochs", "warmup_teacher_temp_epochs", "weight_decay",
@@ -212,8 +250,10 @@ class Config:
 
     @classmethod
     def from_json(cls, text):
-        """The inverse of `to_json`; ValueError names settings that do not exist."""
+        """The inverse of `to_json`; ValueError on text that is no JSON object, on settings that do not exist or fit."""
         values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"settings must be a JSON object, not {text[:40]!r}")
         unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise ValueError(f"unknown settings {sorted(unknown)}; known: {[f.name for f in dataclasses.fields(cls)]}")

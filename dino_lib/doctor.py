@@ -171,12 +171,20 @@ def read_history(folder):
     return records
 
 
+def versions():
+    """Python's and the packages' versions, by name."""
+    found = {"python": platform.python_version()}
+    for name in ("dino-lib", "torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 def environment():
     """Versions, machine and what "auto" takes, a line each: what a report of a problem should hold."""
-    packages = ["dino-lib", "torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn"]
-    device = pick_device()
-    yield f"python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores"
-    yield ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    device, found = pick_device(), versions()
+    yield f"python {found.pop('python')} on {platform.platform()}, {os.cpu_count()} cores"
+    yield ", ".join(f"{name} {version}" for name, version in found.items())
     card = f" ({torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda})" if device.type == "cuda" else ""
     yield f"device {device}{card}, {pick_precision('auto', device)}, {torch.get_num_threads()} threads"
 

@@ -1,9 +1,13 @@
 """Where a training step's views come from: a store in memory, or images decoded in worker processes.
 
-Both give the same views for the same (seed, epoch, index), in whatever batch, worker or process.
+Both give the same views for the same (seed, epoch, index), in whatever batch, worker or process. So does a dataset
+that draws from Python's, NumPy's or torch's global generator (a store decodes it once, in the same way each time); one
+with a generator object of its own does not, and its runs cannot be resumed exactly.
 """
 
+import contextlib
 import os
+import random
 
 import numpy as np
 import torch
@@ -29,7 +33,8 @@ class StoreViews:
     """Views of a dataset decoded once into a uint8 store (N, C, S, S), made for a whole batch on the device."""
 
     def __init__(self, dataset, config, device):
-        self.images, _, self.skipped = decode_store(dataset, config.store_size, len(config.mean))
+        with seeded(config.seed):
+            self.images, _, self.skipped = decode_store(dataset, config.store_size, len(config.mean))
         self.n_asked, self.seed, self.device = len(dataset), config.seed, device
         self.multicrop = BatchMultiCrop(**multicrop_settings(config))
 
@@ -81,11 +86,26 @@ class _ImageViews(torch.utils.data.Dataset):
 
     def __getitem__(self, key):
         epoch, index = key
-        image, _, used = self.images[index]
-        seed = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)[0]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(seed >> 1))
+        seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)[0] >> 1)
+        with seeded(seed):
+            image, _, used = self.images[index]
+            torch.manual_seed(seed)  # the views, whatever the dataset drew before
             return self.multicrop(image), used
+
+
+@contextlib.contextmanager
+def seeded(seed):
+    """Python's, NumPy's and torch's global generators start from `seed` inside, and are afterwards as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def open_views(config, dataset, device):

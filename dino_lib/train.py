@@ -12,6 +12,7 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -25,9 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from dino_lib.build import build_schedules, build_student, parameter_groups, pick_device, pick_precision
-from dino_lib.checkpoint import load_newest, load_teacher, save_checkpoint, save_teacher
+from dino_lib.checkpoint import load_newest, load_teacher, save_checkpoint, save_teacher, write_atomically
 from dino_lib.config import PRESETS, Config
-from dino_lib.doctor import diagnose, feature_rank, read_history
+from dino_lib.doctor import diagnose, feature_rank, read_history, versions
 from dino_lib.inputs import epoch_order, open_views
 from dino_lib.loss import DINOLoss, teacher_entropies
 from dino_lib.probes import Probes
@@ -63,6 +64,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(parameter_groups(self.student), lr=config.lr)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.step, self.history, self.said = 0, [], set()
+        self.paused = False  # run() has been left with all that it needs to go on in this very object
+        self.behind = False  # history.jsonl lacks a line, or may
         self.skipped = 0  # updates in a row, up to the last one
         self._start_line()
         self.forward = self.student
@@ -145,13 +148,15 @@ class Trainer:
                 while self.step < self.total_steps:
                     self._epoch(self.step // self.steps_per_epoch, bar, interrupted)
             except KeyboardInterrupt:
-                self.save()
-                print(f"interrupted after update {self.step} and saved: go on with --resume auto and the same settings")
+                folder = self._save_before_leaving()
+                print(f"interrupted after update {self.step} and saved: go on with --resume auto and the same settings"
+                      + (f", but --output-dir {folder}" if folder != self.folder else ""))
                 raise
-        self.save()
+        folder = self._save_before_leaving(done=True)
+        if folder != self.folder:
+            raise OSError(f"the run is complete, but {self.folder} could not be written: all of it is in {folder}")
+        self.paused = False
         if self.rank == 0:
-            save_teacher(self.folder / "teacher.safetensors", self.teacher.backbone, self.config, step=self.step,
-                         images_seen=self.step * self.config.batch_size)
             print(self.views.report())
         if self.world > 1:
             dist.barrier()  # the others wait until the teacher is written
@@ -175,8 +180,8 @@ class Trainer:
             if not self.skipped and (self.step % c.log_every == 0 or done):
                 self._log_step(result)
             self._evaluate_if_due()
-            if self._due(c.save_every) and not done and not self.skipped:
-                self.save()
+            if (self._due(c.save_every) or self._best_so_far()) and not done and not self.skipped:
+                self._save_or_go_on()
             if interrupted():
                 raise KeyboardInterrupt
             clock = time.perf_counter()
@@ -241,8 +246,18 @@ class Trainer:
             return
         record = {"step": self.step, "epoch": self.step / self.steps_per_epoch, **values}
         self.history.append(record)
-        with open(self.folder / "history.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            if self.behind:
+                self._write_history(self.folder)
+            else:
+                with open(self.folder / "history.jsonl", "a") as file:
+                    file.write(json.dumps(record) + "\n")
+            self.behind = False
+        except OSError as error:
+            if not self.behind:
+                tqdm.write(f"update {self.step}: the history could not be written ({error}); training goes on, and "
+                           "its lines are written as soon as they can be")
+            self.behind = True
         self.track(record)
         if self.on_log:
             self.on_log(record)
@@ -250,29 +265,95 @@ class Trainer:
     # --- save and resume ------------------------------------------------------------------------------------------
 
     def save(self):
-        """A checkpoint to go on from exactly: no generator's state, since every draw is seeded by the step."""
+        """A checkpoint to go on from exactly: no generator's state, since every draw is seeded by the step.
+
+        Raises OSError where the run's folder cannot be written.
+        """
         if self.rank == 0:
-            save_checkpoint(self.folder / "checkpoints", self.step, {
-                "config": dataclasses.asdict(self.config), **{k: getattr(self, k) for k in self._GATHERED},
-                **{k: getattr(self, k).state_dict() for k in self._STATE}})
+            self._save_to(self.folder)
+
+    def _save_to(self, folder, done=False):
+        """The history first: the checkpoint is worth no more than what leads up to it."""
+        if self.behind or folder != self.folder:
+            self._write_history(folder)
+        else:
+            with open(folder / "history.jsonl", "rb+") as file:
+                os.fsync(file.fileno())
+        save_checkpoint(folder / "checkpoints", self.step, {
+            "config": dataclasses.asdict(self.config), "versions": versions(),
+            **{k: getattr(self, k) for k in self._GATHERED},
+            **{k: getattr(self, k).state_dict() for k in self._STATE}}, self.config.keep, self._scores())
+        if done:
+            save_teacher(folder / "teacher.safetensors", self.teacher.backbone, self.config, step=self.step,
+                         images_seen=self.step * self.config.batch_size)
+
+    def _save_or_go_on(self):
+        """In the middle of a run a full disk or a vanished folder costs a checkpoint, and not the run."""
+        try:
+            self.save()
+        except OSError as error:
+            self.behind = True
+            tqdm.write(f"update {self.step} could not be saved ({error}); training goes on, and the next save tries "
+                       "again")
+
+    def _save_before_leaving(self, done=False):
+        """Save; where the run's folder cannot be written, in a new one for temporary files. Returns the folder.
+
+        OSError where that fails as well. run() goes on, or ends the run, from memory if it is called again.
+        """
+        self.paused = True
+        if self.rank > 0:
+            return self.folder
+        try:
+            self._save_to(self.folder, done)
+            return self.folder
+        except OSError as error:
+            self.behind, failed = True, error
+        try:
+            spare = Path(tempfile.mkdtemp(prefix="dino-"))
+            (spare / "config.json").write_text(self.config.to_json())
+            self._save_to(spare, done)
+        except OSError as error:
+            raise OSError(f"update {self.step} could be saved neither in {self.folder} ({failed}) nor for the time "
+                          f"being ({error}): the newest checkpoint there is what is left, unless this Trainer is still "
+                          "at hand to run() again") from error
+        tqdm.write(f"{self.folder} could not be written ({failed}): saved in {spare} for the time being")
+        return spare
+
+    def _write_history(self, folder):
+        with write_atomically(folder / "history.jsonl") as file:
+            file.write("".join(json.dumps(record) + "\n" for record in self.history).encode())
+
+    def _scores(self):
+        """Step -> k-NN accuracy of the evaluations: the checkpoint of the highest one is kept."""
+        return {record["step"]: record["knn"] for record in self.history if "knn" in record}
+
+    def _best_so_far(self):
+        """Whether this very step has been evaluated, and better than every trained one before."""
+        scores = self._scores() if self.history and "knn" in self.history[-1] else {}
+        now = scores.get(self.step)
+        return now is not None and all(now > score for step, score in scores.items() if 0 < step < self.step)
 
     _GATHERED = ("losses", "used", "skipped", "seconds", "waited")
     _STATE = ("student", "teacher", "loss", "optimizer", "scaler")
     _MAY_CHANGE = ("output_dir", "resume", "data_root", "download", "device", "num_workers", "log_every", "eval_every",
-                   "eval_limit", "save_every", "progress", "tracker", "precision", "accumulate")
+                   "eval_limit", "save_every", "keep", "progress", "tracker", "precision", "accumulate")
 
     def _start_or_resume(self):
         state = load_newest(self.folder / "checkpoints", self.device)
+        if self.paused and (state is None or state["step"] <= self.step):
+            return
         if state is None:
             if (self.folder / "teacher.safetensors").exists():
                 raise FileExistsError(f"{self.folder} holds the teacher of a finished run, and no checkpoint: move it "
                                       "away, or choose another --output-dir")
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.rank == 0:
-                (self.folder / "config.json").write_text(self.config.to_json())
-                (self.folder / "history.jsonl").write_text("")
+                with write_atomically(self.folder / "config.json") as file:
+                    file.write(self.config.to_json().encode())
+                self._write_history(self.folder)
             return
-        if self.config.resume != "auto":
+        if self.config.resume != "auto" and not self.paused:
             raise FileExistsError(f"{self.folder} holds a run at step {state['step']}: go on with --resume auto, or "
                                   "choose another --output-dir")
         mine, theirs = dataclasses.asdict(self.config), state["config"]
@@ -290,7 +371,11 @@ class Trainer:
         # lines written after the checkpoint are of steps that will be run again
         self.history = [r for r in read_history(self.folder) if r["step"] <= self.step]
         if self.rank == 0:
-            (self.folder / "history.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.history))
+            self._write_history(self.folder)
+            others = [f"{name} {state['versions'].get(name)}, now {version}" for name, version in versions().items()
+                      if state["versions"].get(name) != version]
+            if others:
+                print(f"going on with other versions, so the last digits may differ: {'; '.join(others)}")
 
 
 @contextlib.contextmanager
@@ -355,7 +440,7 @@ def main(argv=None):
             dist.init_process_group("nccl" if pick_device(config.device).type == "cuda" else "gloo")
         trainer = Trainer(config)
         trainer.run()
-    except (ValueError, FileExistsError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

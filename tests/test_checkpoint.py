@@ -15,7 +15,17 @@ from safetensors.torch import load_file, save_file
 
 from dino_lib import checkpoint
 from dino_lib.augment import IMAGENET
-from dino_lib.checkpoint import build_backbone, eval_transform, load_newest, load_teacher, save_checkpoint, save_teacher
+from dino_lib.checkpoint import (
+    UnknownFormat,
+    build_backbone,
+    eval_transform,
+    load_newest,
+    load_teacher,
+    read_checkpoint,
+    save_checkpoint,
+    save_teacher,
+)
+from dino_lib.train import train
 
 OFFICIAL = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1}
 
@@ -40,8 +50,8 @@ def names(folder):
 def test_a_checkpoint_gives_back_what_was_saved(tmp_path, assert_same):
     state = {"model": {"w": torch.arange(6.0).view(2, 3), "n": torch.tensor(3)}, "config": {"scale": (0.4, 1.0)},
              "losses": [torch.tensor(0.5)], "seconds": 1.5, "nothing": None}
-    path = save_checkpoint(tmp_path / "a" / "checkpoints", 12, state)
-    assert path == tmp_path / "a" / "checkpoints" / "step_00000012.pt"
+    path = save_checkpoint(tmp_path / "checkpoints", 12, state)
+    assert path == tmp_path / "checkpoints" / "step_00000012.pt"
     assert_same(load_newest(path.parent), {"format": checkpoint.FORMAT, "step": 12, **state})
 
 
@@ -63,8 +73,8 @@ def test_an_interrupted_save_leaves_the_old_file_alone(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, 1, {"x": torch.ones(3)})
     before = (tmp_path / "step_00000001.pt").read_bytes()
 
-    def stops_half_way(state, path):
-        Path(path).write_bytes(b"half of it")
+    def stops_half_way(state, file):
+        file.write(b"half of it")
         assert (tmp_path / "step_00000001.pt").read_bytes() == before  # never under the final name
         raise KeyboardInterrupt
 
@@ -76,12 +86,74 @@ def test_an_interrupted_save_leaves_the_old_file_alone(tmp_path, monkeypatch):
     assert (tmp_path / "step_00000001.pt").read_bytes() == before
 
 
-def test_a_save_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
-    calls, replace = [], os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: calls.append("flushed"))
-    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("renamed"), replace(a, b)))
-    save_checkpoint(tmp_path, 1, {})
-    assert calls == ["flushed", "renamed"]
+def test_a_save_is_on_the_disk_before_it_takes_its_name_and_before_an_old_one_goes(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    save_checkpoint(tmp_path / "run", 1, {}, keep=1)
+    calls, replace, unlink = [], os.replace, Path.unlink
+    monkeypatch.setattr(os, "fsync", lambda number: calls.append(("flushed", os.fstat(number).st_ino)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append(("renamed", Path(b))), replace(a, b)))
+    monkeypatch.setattr(Path, "unlink", lambda path, **kw: (calls.append(("dropped", path)), unlink(path, **kw)))
+    path = save_checkpoint(tmp_path / "run", 2, {}, keep=1)
+    file, folder, above = (place.stat().st_ino for place in (path, path.parent, tmp_path))
+    assert calls == [("flushed", file), ("renamed", path), ("flushed", folder), ("flushed", above),
+                     ("dropped", path.with_name("step_00000001.pt"))]
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+    scores = {0: 0.9}  # has no checkpoint
+    for step, score in {1: 0.2, 2: 0.5, 3: 0.5, 4: 0.4, 5: None, 6: 0.6, 7: 0.1, 8: 0.1}.items():
+        scores |= {step: score} if score else {}
+        save_checkpoint(tmp_path, step, {}, keep=2, scores=scores)
+        best = {1: 1, 2: 2, 3: 2, 4: 2, 5: 2}.get(step, 6)
+        kept = {step, max(step - 1, 1), best}
+        assert names(tmp_path) == [f"step_{i:08d}.pt" for i in sorted(kept)]
+
+
+def test_what_a_killed_save_left_goes_with_the_next(tmp_path):
+    (tmp_path / "step_00000001.pt.part").write_bytes(b"half of it")
+    save_checkpoint(tmp_path, 2, {})
+    assert names(tmp_path) == ["step_00000002.pt"]
+
+
+def test_damaged_checkpoints_do_not_count_among_the_kept(tmp_path, capsys):
+    for step in (4, 8):
+        newest = save_checkpoint(tmp_path, step, {})
+    newest.write_bytes(b"")
+    assert load_newest(tmp_path)["step"] == 4
+    for step in (5, 6):
+        save_checkpoint(tmp_path, step, {})
+    assert names(tmp_path) == ["step_00000005.pt", "step_00000006.pt", "step_00000008.damaged"]
+
+
+def test_a_folder_that_has_vanished_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        save_checkpoint(tmp_path / "unmounted" / "checkpoints", 1, {})
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_full_disk_is_the_systems_error_and_nothing_is_dropped(tmp_path, monkeypatch, after):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, {"x": torch.ones(3)})
+    writes, write = [], checkpoint._Sealed.write
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            writes.append(len(data))
+            if len(writes) > after:
+                raise OSError(28, "No space left on device")
+            return self.file.write(data)
+
+    def on_full_disk(self, data):
+        self.file = self.file if isinstance(self.file, Full) else Full(self.file)
+        return write(self, data)
+
+    monkeypatch.setattr(checkpoint._Sealed, "write", on_full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path, 3, {"x": torch.ones(3)})
+    assert names(tmp_path) == ["step_00000001.pt", "step_00000002.pt"] and load_newest(tmp_path)["step"] == 2
 
 
 def test_what_a_killed_save_left_is_not_read(tmp_path):
@@ -100,6 +172,28 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, dam
     assert f"{newest} is damaged" in capsys.readouterr().out
 
 
+def test_every_flipped_bit_is_found(tmp_path):
+    path = save_checkpoint(tmp_path, 1, {"x": torch.arange(4.0), "text": "abc"})
+    whole = path.read_bytes()
+    assert read_checkpoint(path)["text"] == "abc"
+    for position in [*range(0, len(whole) - 80, 11), *range(len(whole) - 80, len(whole))]:
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match="is damaged") as error:
+            read_checkpoint(path)
+        assert not isinstance(error.value, UnknownFormat), position
+
+
+def test_every_length_but_the_whole_is_found(tmp_path):
+    path = save_checkpoint(tmp_path, 1, {"x": torch.arange(4.0)})
+    whole = path.read_bytes()
+    for data in (*(whole[:n] for n in [*range(0, len(whole), 11), len(whole) - 1]), whole + b"\n", whole + whole):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match="is damaged"):
+            read_checkpoint(path)
+
+
 def test_damaged_checkpoints_alone_are_an_error(tmp_path):
     for step in (1, 2):
         save_checkpoint(tmp_path, step, {}).write_bytes(b"")
@@ -112,16 +206,21 @@ def test_an_unknown_format_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
     save_checkpoint(tmp_path, 2, {})
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"step_00000002\.pt has format 99; this version reads format 1"):
+    with pytest.raises(ValueError, match=r"step_00000002\.pt has format 99; this version reads format 2"):
+        load_newest(tmp_path)
+    torch.save({"format": 1, "step": 3}, tmp_path / "step_00000003.pt")  # as it was, without a checksum
+    with pytest.raises(ValueError, match=r"step_00000003\.pt has format 1; this version reads format 2"):
         load_newest(tmp_path)
 
 
 def test_nothing_in_a_checkpoint_is_executed(tmp_path):
     trap = tmp_path / "executed"
-    torch.save({"format": checkpoint.FORMAT, "step": 1, "x": Touch(trap)}, tmp_path / "step_00000001.pt")
+    save_checkpoint(tmp_path, 1, {"x": Touch(trap)})  # its checksum is right
     torch.save({"teacher": Touch(trap)}, tmp_path / "official.pth")
     with pytest.raises(ValueError, match="can be read"):
         load_newest(tmp_path)
+    with pytest.raises(ValueError, match=r"step_00000001\.pt is damaged \(UnpicklingError\)"):
+        load_teacher(tmp_path / "step_00000001.pt")
     with pytest.raises(ValueError, match=r"official\.pth is damaged, or holds more than tensors"):
         load_teacher(tmp_path / "official.pth")
     assert not trap.exists()
@@ -223,11 +322,11 @@ def test_a_teacher_that_does_not_fit_its_settings_lists_what_is_wrong(saved):
         assert part in str(error.value)
 
 
-@pytest.mark.parametrize("metadata", [None, {"format": "2"}], ids=["foreign", "newer"])
+@pytest.mark.parametrize("metadata", [None, {"format": "3"}], ids=["foreign", "newer"])
 def test_safetensors_of_another_format_are_refused_by_name(tmp_path, metadata):
     save_file({"w": torch.ones(2)}, tmp_path / "teacher.safetensors", metadata=metadata)
-    found = "None" if metadata is None else "'2'"
-    with pytest.raises(ValueError, match=rf"teacher\.safetensors has format {found}; this version reads format 1"):
+    found = "None" if metadata is None else "'3'"
+    with pytest.raises(ValueError, match=rf"teacher\.safetensors has format {found}; this .* reads format 1 and 2"):
         load_teacher(tmp_path)
 
 
@@ -236,20 +335,41 @@ def test_a_damaged_teacher_is_named(saved):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"teacher\.safetensors is damaged"):
         load_teacher(saved[0])
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"teacher\.safetensors is damaged"):
+        load_teacher(saved[0])
     (saved[0] / "cut.pth").write_bytes(b"PK\x03\x04")
     with pytest.raises(ValueError, match=r"cut\.pth is damaged"):
         load_teacher(saved[0] / "cut.pth")
+
+
+def test_a_teachers_flipped_bits_are_found(saved):
+    path = saved[0] / "teacher.safetensors"
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for position in [*range(9), *range(9, header, 13), *range(header, len(whole), 997), len(whole) - 1]:
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"teacher\.safetensors (is damaged|has format)"):
+            load_teacher(path)
+
+
+def test_a_runs_checkpoint_is_a_teacher_too(tiny, pictures, tmp_path, assert_same):
+    teacher, _ = train(tiny, pictures)
+    loaded = load_teacher(tmp_path / "run" / "checkpoints" / "step_00000008.pt")
+    assert_same(dict(loaded.state_dict()), dict(teacher.state_dict()))
+    assert (loaded.config, loaded.about) == (tiny, teacher.about)
 
 
 def test_an_interrupted_save_of_a_teacher_leaves_the_old_one(saved, monkeypatch):
     folder, backbone, config = saved
     before = (folder / "teacher.safetensors").read_bytes()
 
-    def stops_half_way(tensors, path, metadata):
-        Path(path).write_bytes(b"half of it")
+    def full(number):
         raise OSError("no space left on the device")
 
-    monkeypatch.setattr(checkpoint, "save_file", stops_half_way)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         save_teacher(folder / "teacher.safetensors", backbone, config)
     assert (names(folder), (folder / "teacher.safetensors").read_bytes()) == (["teacher.safetensors"], before)

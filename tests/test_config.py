@@ -61,6 +61,22 @@ WRONG = [
     ({"num_workers": -1}, "num_workers=-1"),
     ({"head": "original", "use_bn": True}, "use_bn"),
     ({"head": "linear"}, "head='linear' must be one of dino, original"),
+    ({"keep": 0}, "keep=0"),
+    ({"lr": "0.001"}, "lr='0.001' must be a finite number"),
+    ({"lr": None}, "lr=None must be a finite number"),
+    ({"epochs": float("inf")}, "epochs=inf must be a finite number"),
+    ({"batch_size": 64.0}, "batch_size=64.0 must be a whole number"),
+    ({"batch_size": True}, "batch_size=True must be a whole number"),
+    ({"limit": "all"}, "limit='all' must be a whole number or None"),
+    ({"download": "no"}, "download='no' must be True or False"),
+    ({"dataset": None}, "dataset=None must be text"),
+    ({"global_scale": 0.4}, "global_scale=0.4 must be a tuple of 2 finite numbers"),
+    ({"blur_p": (1.0, 0.1)}, "blur_p=(1.0, 0.1) must be a tuple of 3 finite numbers"),
+    ({"mean": ()}, "mean=() must be a tuple of finite numbers"),
+    ({"mean": ("a",)}, "mean=('a',) must be a tuple of finite numbers"),
+    ({"backbone_options": {"depth": None}}, "backbone_options={'depth': None} must be a dict of names and plain"),
+    ({"backbone_options": ["depth", 2]}, "backbone_options=['depth', 2] must be a dict"),
+    ({"device": ["cpu"]}, "device=['cpu'] must be one of auto"),
     ({"device": "tpu"}, "device='tpu' must be one of auto, cpu, cuda, mps"),
     ({"precision": "fp64"}, "precision='fp64' must be one of"),
     ({"tracker": "mlflow"}, "tracker='mlflow' must be one of"),
@@ -101,6 +117,8 @@ def test_json_with_unknown_or_wrong_settings_is_refused():
         Config.from_json('{"learning_rate": 1, "batch_sise": 2}')
     with pytest.raises(ValueError, match="lr=-1"):
         Config.from_json('{"lr": -1}')
+    with pytest.raises(ValueError, match=r"settings must be a JSON object, not '\[1, 2\]'"):
+        Config.from_json("[1, 2]")
 
 
 def test_settings_cannot_be_changed_in_place(tiny):

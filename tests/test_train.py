@@ -1,24 +1,29 @@
 """The training loop: a step against Algorithm 1 written out, runs against each other, and all that stops one."""
 
+import contextlib
 import copy
 import json
 import math
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from dino_lib import train as loop
 from dino_lib.build import build_schedules, build_student, parameter_groups, pick_device, pick_precision
 from dino_lib.checkpoint import load_newest, load_teacher
-from dino_lib.inputs import StoreViews, epoch_order
+from dino_lib.doctor import versions
+from dino_lib.inputs import StoreViews, epoch_order, open_views
 from dino_lib.loss import DINOLoss
 from dino_lib.schedules import cosine_schedule
 from dino_lib.train import Trainer, main, read_history, train
@@ -500,6 +505,250 @@ def test_a_run_may_go_on_in_another_precision(tiny, pictures):
     with pytest.raises(KeyboardInterrupt):
         train(replace(tiny, precision="fp16", resume="auto"), pictures, on_log=interrupt_at_line(1))
     assert len(train(replace(tiny, resume="auto"), pictures)[1]) == 8
+
+
+@pytest.mark.parametrize("how", ["callback", "signal"])
+def test_an_interrupted_trainer_goes_on_in_the_same_process(tiny, pictures, tmp_path, monkeypatch, assert_same, how):
+    config = replace(stateful(tiny), log_every=3 if how == "signal" else 1)
+    whole = trained(replace(config, output_dir=str(tmp_path / "whole")), pictures)
+    trainer = Trainer(config, pictures, on_log=interrupt_at_line(3) if how == "callback" else None)
+    with monkeypatch.context() as patch:
+        if how == "signal":
+            interrupting(patch, step=4)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+    assert trainer.step == checkpoint(config)["step"] == (3 if how == "callback" else 5)
+    _, history = trainer.run()
+    assert_same(checkpoint(config), checkpoint(replace(config, output_dir=str(tmp_path / "whole"))))
+    assert values(history) == values(whole.history) == values(read_history(tmp_path / "run"))
+
+
+def test_an_interrupted_trainer_sees_that_the_run_has_gone_on_without_it(tiny, pictures, tmp_path, capsys):
+    trainer = Trainer(tiny, pictures, on_log=interrupt_at_line(3))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    train(replace(tiny, resume="auto"), pictures)
+    before = contents(tmp_path / "run")
+    teacher, history = trainer.run()
+    assert "is finished" in capsys.readouterr().out
+    assert (teacher.about["step"], len(history)) == (8, 8) and contents(tmp_path / "run") == before
+
+
+class Drawing(torch.utils.data.Dataset):
+    """Pictures that are never twice the same: turned and darkened by Python's, NumPy's and torch's generators."""
+
+    def __init__(self, pictures):
+        self.pictures = pictures
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, i):
+        image, label = self.pictures[i]
+        shade = np.random.rand()
+        image = image.rotate(90 * random.randrange(4)).point(lambda value: int(value * shade))
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if torch.rand(()) < 0.5 else image, label
+
+
+@pytest.mark.parametrize("changes", [{}, {"store_size": None, "num_workers": 2}], ids=["store", "workers"])
+def test_whatever_else_is_drawn_a_resumed_run_is_the_uninterrupted_one(tiny, pictures, tmp_path, assert_same, changes):
+    config, dataset = replace(stateful(tiny), **changes), Drawing(pictures)
+    whole = replace(config, output_dir=str(tmp_path / "whole"))
+    _, history = train(whole, dataset)
+    for n in (3, 2, None):
+
+        def draw(record, n=n, lines=[]):  # noqa: B006 (counts its own calls)
+            lines.append(record)
+            random.random(), np.random.rand(len(lines)), torch.rand(len(lines))
+            if len(lines) == n:
+                raise KeyboardInterrupt
+
+        random.seed(n), np.random.seed(n), torch.manual_seed(n or 0)
+        again = replace(config, resume="auto", num_workers=config.num_workers if n else 0)
+        with contextlib.suppress(KeyboardInterrupt):
+            _, resumed = train(again, dataset, on_log=draw)
+    assert_same(checkpoint(config), checkpoint(whole))
+    assert values(resumed) == values(history)
+
+
+def test_views_leave_the_callers_generators_alone(tiny, pictures):
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = random.random(), np.random.rand(), torch.rand(()).item()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    for store_size in (24, None):
+        views = open_views(replace(tiny, store_size=store_size), Drawing(pictures), CPU)
+    views.dataset[0, 3]
+    assert (random.random(), np.random.rand(), torch.rand(()).item()) == expected
+
+
+def test_other_versions_are_named_and_no_hindrance(tiny, pictures, monkeypatch, capsys):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, pictures, on_log=interrupt_at_line(3))
+    assert load_newest(f"{tiny.output_dir}/checkpoints")["versions"]["torch"] == torch.__version__.split("+")[0]
+    capsys.readouterr()
+    monkeypatch.setattr(loop, "versions", lambda: {**versions(), "torch": "9.9", "timm": "0.1"})
+    train(replace(tiny, resume="auto"), pictures)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "versions" in line]
+    assert len(lines) == 1 and "now 9.9" in lines[0] and "now 0.1" in lines[0] and "numpy" not in lines[0]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_best_checkpoint_is_saved_and_kept(tiny, labelled_folder, tmp_path, monkeypatch, interrupted):
+    accuracies = {0: 0.9, 1: 0.1, 2: 0.5, 3: 0.4, 4: 0.5, 5: 0.3, 6: 0.2, 7: 0.2, 8: 0.2}
+    config = replace(tiny, dataset=str(labelled_folder), eval_every=0.25, save_every=50, keep=1)
+    saved, save = [], loop.save_checkpoint
+    monkeypatch.setattr(loop, "save_checkpoint", lambda folder, step, *rest: (saved.append(step), save(
+        folder, step, *rest)))
+    for resume in ["never", "auto"] if interrupted else ["never"]:
+        trainer = Trainer(replace(config, resume=resume),
+                          on_log=interrupt_at_line(12) if interrupted and resume == "never" else None)
+        trainer.probes.evaluate = lambda backbone, trainer=trainer: {"knn": accuracies[trainer.step]}
+        try:
+            trainer.run()
+        except KeyboardInterrupt:
+            assert trainer.step == 6
+    assert saved == ([1, 2, 6, 8] if interrupted else [1, 2, 8])  # the first trained one, the best, and the end
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        "step_00000002.pt", "step_00000008.pt"]
+
+
+# --- folders that cannot be written -----------------------------------------------------------------------------------
+
+
+class Vanishing:
+    """A run's folder that is a mount: away from one log step to another, as a callback. Here it is renamed."""
+
+    def __init__(self, folder, away, back=None):
+        self.folder, self.away, self.back = folder, away, back
+
+    def __call__(self, record):
+        if record["step"] == self.away:
+            self.go()
+        if record["step"] == self.back:
+            self.come()
+
+    def go(self):
+        self.folder.rename(self.folder.with_name("elsewhere"))
+
+    def come(self):
+        assert not self.folder.exists()  # nothing was written where the mount was
+        self.folder.with_name("elsewhere").rename(self.folder)
+
+
+class Mount(Vanishing):
+    """A run's folder on a file system of its own, which fills up or becomes read-only: as root, on Linux."""
+
+    def __init__(self, folder, away, back=None, full=False):
+        super().__init__(folder, away, back)
+        self.full = full
+        folder.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True).returncode:
+            pytest.skip("mounting needs root")
+
+    def go(self):
+        if self.full:
+            for name, filler in [("filler", bytes(4096)), ("history.jsonl", b"\n")]:  # the rest of its page as well
+                with open(self.folder / name, "ab", buffering=0) as file, pytest.raises(OSError, match="No space"):
+                    while True:
+                        file.write(filler)
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", self.folder], check=True)
+
+    def come(self):
+        if self.full:
+            (self.folder / "filler").unlink()
+        else:
+            subprocess.run(["mount", "-o", "remount,rw", self.folder], check=True)
+
+
+@pytest.fixture(params=["vanished", "full", "read-only"])
+def failing(request, tmp_path):
+    """A function of (from step, to step) that gives the callback of a folder that fails in between."""
+    mounts = []
+
+    def make(away, back=None):
+        if request.param == "vanished":
+            return Vanishing(tmp_path / "run", away, back)
+        mounts.append(Mount(tmp_path / "run", away, back, full=request.param == "full"))
+        return mounts[0]
+
+    yield make
+    for mount in mounts:
+        subprocess.run(["umount", mount.folder], check=True)
+
+
+def test_a_folder_that_fails_for_a_while_costs_a_save_and_nothing_else(tiny, pictures, tmp_path, assert_same, capsys,
+                                                                       failing):
+    config, whole = replace(tiny, save_every=0.5), replace(tiny, output_dir=str(tmp_path / "whole"))
+    train(whole, pictures)
+    capsys.readouterr()
+    fails = failing(3, 5)
+    seen = []
+
+    def on_log(record):
+        if record["step"] == fails.back:
+            seen.extend(checkpoint(replace(config, output_dir=str(where)))["step"] for where in (
+                tmp_path / "run", tmp_path / "elsewhere") if where.exists())
+        fails(record)
+
+    train(config, pictures, on_log=on_log)
+    printed = capsys.readouterr().out
+    assert printed.count("could not be saved (") == 1 and "update 4 could not be saved ([Errno " in printed
+    assert printed.count("the history could not be written ([Errno ") == 1
+    assert seen == [2]  # what had been saved is still there
+    assert_same(checkpoint(config), checkpoint(whole))
+    assert values(read_history(tmp_path / "run")) == values(read_history(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["interrupted", "at the end"])
+def test_a_folder_that_fails_in_the_end_leaves_the_run_elsewhere(tiny, pictures, tmp_path, assert_same, capsys,
+                                                                 monkeypatch, failing, done):
+    whole = replace(tiny, output_dir=str(tmp_path / "whole"))
+    train(whole, pictures)
+    (tmp_path / "spare").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
+    fails, stop = failing(7), None if done else interrupt_at_line(7)
+    trainer = Trainer(tiny, pictures, on_log=lambda record: (fails(record), stop and stop(record)))
+    with pytest.raises(OSError if done else KeyboardInterrupt) as error:
+        trainer.run()
+    [spare] = (tmp_path / "spare").iterdir()
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'run'} could not be written ([Errno " in printed and str(spare) in printed
+    if done:
+        assert f"the run is complete, but {tmp_path / 'run'} could not be written: all of it is in {spare}" in str(
+            error.value)
+        assert load_teacher(spare).about["step"] == 8
+    else:
+        assert f"go on with --resume auto and the same settings, but --output-dir {spare}" in printed
+    fails.come()
+    assert checkpoint(tiny)["step"] == 4
+    trainer.on_log = None
+    trainer.run()  # from memory, in its own folder
+    train(replace(tiny, resume="auto", output_dir=str(spare)), pictures)  # from the other one
+    for folder in (tmp_path / "run", spare):
+        assert_same(checkpoint(replace(tiny, output_dir=str(folder))), checkpoint(whole))
+        assert values(read_history(folder)) == values(read_history(tmp_path / "whole"))
+        assert load_teacher(folder).about["step"] == 8
+
+
+def test_nowhere_to_save_is_an_error_that_says_what_is_left(tiny, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    trainer = Trainer(tiny, pictures, on_log=Vanishing(tmp_path / "run", 7))
+    with pytest.raises(OSError, match=r"update 8 could be saved neither in .*run \(.*the newest checkpoint there"):
+        trainer.run()
+    trainer.on_log.come()
+    trainer.run()
+    assert checkpoint(tiny)["step"] == 8
+
+
+def test_an_output_folder_that_cannot_be_made_ends_the_command_in_one_line(tiny, labelled_folder, tmp_path, capsys,
+                                                                           as_arguments):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as error:
+        main(as_arguments(replace(tiny, dataset=str(labelled_folder), output_dir=str(tmp_path / "file" / "run"))))
+    assert error.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and str(tmp_path / "file" / "run") in line
 
 
 # --- what stops a run -------------------------------------------------------------------------------------------------
