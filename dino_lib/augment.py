@@ -5,6 +5,7 @@ distribution for a whole batch at once, on the batch's device: every crop, resiz
 small matrix per image, every colour operation a batched formula. The tests hold the two together.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -15,6 +16,8 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 BLUR_SIGMA, SOLARIZE_THRESHOLD, JITTER_P = (0.1, 2.0), 128, 0.8
 BLUR_TAPS = 2 * math.ceil(3 * BLUR_SIGMA[1]) + 1  # three sigmas to each side at the strongest blur
 CROP_RATIO, CROP_TRIES = (3 / 4, 4 / 3), 10  # torchvision's RandomResizedCrop
+BLOCK = 32  # rows that are resampled together
+CPU_CHUNK, GPU_CHUNK = 2**18, 2**26  # numbers in the views that are made together: on a CPU they stay in its cache
 
 
 class _Recipe:
@@ -106,33 +109,56 @@ class BatchMultiCrop(_Recipe):
             uniforms = torch.rand(len(images), self.n_uniforms, generator=generator)
         elif uniforms.shape != (len(images), self.n_uniforms):
             raise ValueError(f"expected uniforms {(len(images), self.n_uniforms)}, got {tuple(uniforms.shape)}")
-        rows = uniforms.float().to(images.device).split(self._PER_VIEW, dim=1)
-        x = images.float() / 255
-        return [self._view(x, u, *view) for u, view in zip(rows, self.views, strict=True)]
+        x, rows = images.float() / 255, uniforms.float().cpu().view(len(images), -1, self._PER_VIEW).transpose(0, 1)
+        return self._one_size(x, rows[:2], self.views[:2]) + self._one_size(x, rows[2:], self.views[2:])
 
-    def _view(self, x, u, size, scale, blur_p, solarize_p):
-        tries, u = u[:, : 2 * CROP_TRIES], u[:, 2 * CROP_TRIES :]
-        x = _crop_resize_flip(x, crop_boxes(tries, u[:, 0:2], x.shape[-2:], scale), size, flip=u[:, 2] < 0.5)
-        if any(self.color_jitter):
-            x = _apply_where(u[:, 3] < JITTER_P, self._jitter, x, u[:, 4:8], u[:, 8:12])
-        if x.shape[1] == 3:
-            x = _apply_where(u[:, 12] < self.gray_p, lambda x: _gray(x).expand(-1, 3, -1, -1), x)
-        x = _apply_where(u[:, 13] < blur_p, _blur, x, BLUR_SIGMA[0] + (BLUR_SIGMA[1] - BLUR_SIGMA[0]) * u[:, 14])
-        x = _apply_where(u[:, 15] < solarize_p, lambda x: torch.where(x >= SOLARIZE_THRESHOLD / 255, 1 - x, x), x)
+    def _one_size(self, x, u, views):
+        """Views of one size and scale from uniforms (V, B, _PER_VIEW): a list of V tensors (B, C, size, size).
+
+        What is drawn is known on the CPU, so a GPU is never waited for. Sorted by it, views that take the same
+        operations in the same order stand together, and go through them together.
+        """
+        if not views:
+            return []
+        (size, scale, _, _), images = views[0], len(x)
+        blur_p, solarize_p = (torch.tensor([view[k] for view in views]).repeat_interleave(images) for k in (2, 3))
+        u, image = u.flatten(0, 1), torch.arange(images).repeat(len(views))
+        boxes, u = crop_boxes(u[:, : 2 * CROP_TRIES], u[:, 2 * CROP_TRIES :][:, :2], x.shape[-2:], scale), u[:, -14:]
+        steps = torch.where(u[:, 1:2] < JITTER_P, u[:, 2:6].argsort(1), -1)  # uniform over the permutations
+        gray, blur, solarize = u[:, 10] < self.gray_p, u[:, 11] < blur_p, u[:, 13] < solarize_p
+        place = torch.tensor([256, 64, 16, 4, 2, 1])
+        order = (torch.cat([steps, gray[:, None], blur[:, None]], 1) * place).sum(1).argsort(stable=True)
+        longest = _longest_side(x.shape[-2:], scale)
         mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (self.mean, self.std))
-        return (x - mean) / std
+        out = x.new_empty(len(u), x.shape[1], size, size)
+        room = CPU_CHUNK if x.device.type == "cpu" else GPU_CHUNK
+        for part, sorted_out in zip(order.split(n := max(1, room // out[0].numel())), out.split(n), strict=True):
+            draws = u[part].to(x.device, non_blocking=True)
+            y = _crop_resize_flip(x, image[part].to(x.device), boxes[part].to(x.device), size, draws[:, 0] < 0.5, longest)
+            y = self._jitter(y, steps[part], draws[:, 6:10])
+            if y.shape[1] == 3:
+                y = _apply_where(gray[part], lambda y: _gray(y).expand(-1, 3, -1, -1), y)
+            y = _apply_where(blur[part], _blur, y, BLUR_SIGMA[0] + (BLUR_SIGMA[1] - BLUR_SIGMA[0]) * draws[:, 12])
+            y = _apply_where(solarize[part], lambda y: torch.where(y >= SOLARIZE_THRESHOLD / 255, 1 - y, y), y)
+            torch.addcmul(-mean / std, y, 1 / std, out=sorted_out)
+        return list(out[order.argsort().to(x.device)].view(len(views), images, *out.shape[1:]))
 
-    def _jitter(self, x, order, strength):
-        """Brightness, contrast, saturation and hue, each image in an order of its own."""
-        order = order.argsort(1)  # uniform over the permutations
+    def _jitter(self, x, steps, strength):
+        """Brightness, contrast, saturation and hue, each image in an order of its own: `steps` (B, 4) on the CPU.
+
+        -1 is no step. Changes x.
+        """
         low = torch.tensor([max(0.0, 1 - s) for s in self.color_jitter[:3]] + [-self.color_jitter[3]])
         high = torch.tensor([1 + s for s in self.color_jitter[:3]] + [self.color_jitter[3]])
         strength = low.to(x.device) + (high - low).to(x.device) * strength
         operations = [_brightness, _contrast] + ([_saturation, _hue] if x.shape[1] == 3 else [])
-        for slot in range(4):
-            for k, operation in enumerate(operations):
-                if self.color_jitter[k]:
-                    x = _apply_where(order[:, slot] == k, operation, x, strength[:, k])
+        use = [k for k in range(len(operations)) if self.color_jitter[k]]
+        for own, run in _runs(steps.tolist()):
+            y = x[run]
+            for k in own:
+                if k in use:
+                    y = operations[k](y, strength[run, k])
+            x[run] = y
         return x
 
 
@@ -169,62 +195,110 @@ def crop_boxes(tries, corner, image_size, scale):
     return torch.where(fits.any(1, keepdim=True), torch.stack([top, left, h, w], 1), fallback)
 
 
+def _longest_side(image_size, scale):
+    """No crop has a longer side, in pixels."""
+    side = math.sqrt(math.prod(image_size) * scale[1] * CROP_RATIO[1])
+    return math.ceil(side) if side <= min(image_size) else max(image_size)  # then one may not fit: the fallback
+
+
+def _runs(keys):
+    """(key, slice) of each run of equal keys."""
+    start = 0
+    for key, same in itertools.groupby(keys):
+        stop = start + len(list(same))
+        yield key, slice(start, stop)
+        start = stop
+
+
 def _apply_where(chosen, operation, x, *per_image):
-    """`operation` on the chosen images only."""
-    index = torch.nonzero(chosen)[:, 0]
-    if len(index) == 0:
-        return x
-    return x.index_copy(0, index, operation(x[index], *(p[index] for p in per_image)))
+    """`operation` on the chosen images, by runs: in an order that makes them long this is fast. Changes x."""
+    for here, run in _runs(chosen.tolist()):
+        if here:
+            x[run] = operation(x[run], *(p[run] for p in per_image))
+    return x
 
 
-def _resize_matrix(start, length, n_in, n_out):
-    """Antialiased bicubic resampling (a = -0.5) of [start, start + length) to n_out pixels, (B, n_out, n_in).
+def _weighted_rows(x, image, rows, weights):
+    """Weighted sums of rows of the images x[image], transposed: two of these, one after the other, resample an image.
 
-    The weights of PIL and of `interpolate(antialias=True)`: the cubic kernel, stretched when it shrinks.
+    x (N, C, H, W), image (n,), rows (n or 1, blocks, window), weights (n, blocks or 1, block, window) -> (n, C, W,
+    blocks * block). A row of the result needs few neighbours, so the matrix product goes by blocks of rows, and each
+    looks at its window only.
     """
-    step = (length / n_out)[:, None, None]
-    support = step.clamp(min=1)
-    center = start[:, None, None] + (torch.arange(n_out, device=start.device)[:, None] + 0.5) * step
-    pixel = torch.arange(n_in, device=start.device) + 0.5
-    t = ((pixel - center) / support).abs()
-    near, far = (1.5 * t - 2.5) * t * t + 1, ((-0.5 * t + 2.5) * t - 4) * t + 2
-    weight = torch.where(t < 1, near, torch.where(t < 2, far, 0.0))
-    outside = (pixel < start[:, None, None]) | (pixel > (start + length)[:, None, None])
-    weight = weight.masked_fill(outside, 0.0)  # a crop sees nothing of what lies around it
-    return weight / weight.sum(-1, keepdim=True)
+    (_, channels, height, width), (blocks, window), (n, _, block, _) = x.shape, rows.shape[1:], weights.shape
+    plane = channels * image[:, None] + torch.arange(channels, device=x.device)  # (n, C)
+    source = height * plane[:, :, None, None] + rows[:, None]  # (n, C, blocks, window)
+    windows = x.reshape(-1, width).index_select(0, source.flatten()).view(-1, window, width)
+    weights = weights[:, None].expand(n, channels, blocks, block, window).reshape(-1, block, window)
+    sums = windows.transpose(1, 2) @ weights.transpose(1, 2)  # (n * C * blocks, W, block)
+    return sums.view(n, channels, blocks, width, block).transpose(2, 3).flatten(3)
 
 
-def _crop_resize_flip(x, boxes, size, flip):
-    """Crop, resize to (size, size), flip where told: two matrix products an image; (B, C, H, W) in [0, 1]."""
+def _blocks(size):
+    """The rows of an image in blocks of about 32: (blocks, block) row numbers, the last of them too large."""
+    blocks = max(1, round(size / BLOCK))
+    block = math.ceil(size / blocks)
+    return torch.arange(blocks * block).view(blocks, block)
+
+
+def _resize_bands(start, length, n_in, n_out, *, flip=None, longest=None):
+    """Antialiased bicubic resampling (a = -0.5) of [start, start + length) to n_out pixels.
+
+    The rows (n, blocks, window) that each block of the result looks at, and their weights (n, blocks, block, window):
+    those of PIL and of `interpolate(antialias=True)`, the cubic kernel, stretched when it shrinks. `longest` is an
+    upper bound of the lengths; where `flip`, the result is mirrored.
+    """
+    start, length, step = (v[:, None, None] for v in (start, length, length / n_out))
+    position = _blocks(n_out).to(start.device) + 0.5
+    if flip is not None:
+        position = torch.where(flip[:, None, None], n_out - position, position)
+    center, support = start + position * step, step.clamp(min=1)  # (n, blocks, block)
+    largest = (longest or n_in) / n_out
+    window = min(n_in, math.ceil((center.shape[-1] - 1) * largest + 4 * max(1, largest)) + 1)
+    first = (center.amin(-1, keepdim=True) - 2 * support).floor().clamp(0, n_in - window)
+    pixel = first + torch.arange(window, device=start.device) + 0.5  # (n, blocks, window)
+    t = ((pixel[:, :, None] - center[..., None]) / support[..., None]).abs_()
+    # clamps, for comparisons take ten times as long on a CPU: |t| < 2, |t| < 1, inside the crop
+    u, v = (2 - t).clamp_(min=0), (1 - t).clamp_(min=0)
+    weight = u * u * (0.5 * u - 0.5) + v * v * (1 - 2 * v)
+    inside = (pixel - start + 0.5).clamp(0, 1) * (start + length - pixel + 0.5).clamp(0, 1)
+    weight *= inside[:, :, None]  # a crop sees nothing of what lies around it
+    return pixel.long(), weight / weight.sum(-1, keepdim=True)
+
+
+def _crop_resize_flip(x, image, boxes, size, flip, longest=None):
+    """Crops of the images x[image], resized to (size, size), flipped where told; (n, C, size, size) in [0, 1]."""
     top, left, h, w = boxes.unbind(1)
-    rows = _resize_matrix(top, h, x.shape[-2], size)  # (B, size, H)
-    columns = _resize_matrix(left, w, x.shape[-1], size)  # (B, size, W)
-    columns = torch.where(flip[:, None, None], columns.flip(1), columns)
-    x = rows[:, None] @ x @ columns.transpose(1, 2)[:, None]
-    return x.clamp(0, 1)
+    y = _weighted_rows(x, image, *_resize_bands(top, h, x.shape[-2], size, longest=longest))[..., :size]
+    one_each = torch.arange(len(y), device=x.device)
+    y = _weighted_rows(y, one_each, *_resize_bands(left, w, x.shape[-1], size, flip=flip, longest=longest))[..., :size]
+    return y.clamp_(0, 1)
 
 
 def _blur(x, sigma):
-    """Gaussian blur with mirrored borders, one sigma (B,) an image: two matrix products."""
-    size = x.shape[-1]
-    offsets = torch.arange(BLUR_TAPS, device=x.device) - BLUR_TAPS // 2
-    kernel = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
-    kernel = kernel / kernel.sum(1, keepdim=True)  # (B, BLUR_TAPS)
-    source = torch.arange(size, device=x.device)[:, None] + offsets  # (size, BLUR_TAPS)
-    source = (size - 1) - (source.abs() - (size - 1)).abs()  # mirror at both ends
-    matrix = x.new_zeros(len(x), size, size)
-    matrix.scatter_add_(2, source.expand(len(x), -1, -1), kernel[:, None].expand(-1, size, -1).contiguous())
-    return matrix[:, None] @ x @ matrix.transpose(1, 2)[:, None]
+    """Gaussian blur with mirrored borders, one sigma (B,) an image."""
+    size, blocks = x.shape[-1], _blocks(x.shape[-1]).to(x.device)
+    window, half = blocks.shape[1] + BLUR_TAPS - 1, BLUR_TAPS // 2
+    rows = blocks[:, :1] - half + torch.arange(window, device=x.device)
+    rows = (size - 1 - (rows.abs() - (size - 1)).abs()).clamp(min=0)[None]  # mirror at both ends
+    offset = torch.arange(window, device=x.device) - torch.arange(blocks.shape[1], device=x.device)[:, None] - half
+    weight = torch.exp(-0.5 * (offset / sigma[:, None, None]) ** 2) * (offset.abs() <= half)
+    weight = (weight / weight.sum(-1, keepdim=True))[:, None]
+    one_each = torch.arange(len(x), device=x.device)
+    for _ in range(2):
+        x = _weighted_rows(x, one_each, rows, weight)[..., :size]
+    return x
 
 
 def _blend(x, other, factor):
-    return torch.lerp(other, x, factor[:, None, None, None]).clamp(0, 1)
+    return torch.lerp(other, x, factor[:, None, None, None]).clamp_(0, 1)
 
 
 def _gray(x):
     if x.shape[1] == 1:
         return x
-    return (x * x.new_tensor([0.2989, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    r, g, b = x.split(1, 1)
+    return (0.2989 * r).add_(g, alpha=0.587).add_(b, alpha=0.114)
 
 
 def _brightness(x, factor):
@@ -240,14 +314,20 @@ def _saturation(x, factor):
 
 
 def _hue(x, shift):
-    """Rotate the hue by `shift` turns, keeping saturation and value of HSV."""
+    """Rotate the hue by `shift` turns (at most one), keeping saturation and value of HSV.
+
+    In sixths of a turn the hue is 1 + (g - r) / chroma where blue is the smallest, and so on around the circle. Signs
+    and clamps, for comparisons take ten times as long on a CPU.
+    """
     r, g, b = x.unbind(1)
-    value, chroma = x.amax(1), x.amax(1) - x.amin(1)
-    safe = torch.where(chroma > 0, chroma, 1.0)
-    sector = torch.where(value == r, (g - b) / safe, torch.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4))
-    sector = torch.where(chroma > 0, sector, 0.0) + 6 * shift[:, None, None]  # hue in sixths of a turn
-    channels = []
-    for n in (5, 3, 1):
-        k = torch.remainder(n + sector, 6)
-        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.stack(channels, 1)
+    largest, smallest = torch.maximum(r, g).maximum(b), torch.minimum(r, g).minimum(b)
+    chroma = largest - smallest
+    some_blue, some_red = (b - smallest).sign_(), (r - smallest).sign_()  # 0 where it is the smallest
+    hue = torch.lerp((3 * chroma).add_(b).sub_(g), (5 * chroma).add_(r).sub_(b), some_red)
+    hue = torch.lerp((chroma + g).sub_(r), hue, some_blue).div_((6 * chroma).clamp_(min=1e-12))
+    hue = hue.add_(1 + shift[:, None, None]).frac_().mul_(6)
+    out = torch.empty_like(x)
+    torch.addcmul(smallest - chroma, chroma, (hue - 3).abs_().clamp_(1, 2), out=out[:, 0])
+    for channel, center in ((1, 2), (2, 4)):
+        torch.addcmul(largest + chroma, chroma, (hue - center).abs_().clamp_(1, 2), value=-1, out=out[:, channel])
+    return out
