@@ -88,7 +88,7 @@ def pooled_similarity(model, images):
     """
     vit = _find(model)[1]
     with eval_mode(vit):
-        maps = backbone_of(model).patch_tokens(_on_device(vit, images)).float()  # (B, h, w, D)
+        maps = backbone_of(model).patch_tokens(on_device(vit, images)).float()  # (B, h, w, D)
     return F.cosine_similarity(maps, maps.mean((1, 2), keepdim=True), dim=-1)[:, None]
 
 
@@ -125,6 +125,13 @@ def backbone_of(model):
     return backbone or Backbone(vit)
 
 
+def on_device(model, images):
+    """Images on the model's device; TypeError if they are not floating point."""
+    if not images.is_floating_point():
+        raise TypeError(f"images are {images.dtype}: normalise them to floating point first")
+    return images.to(next(model.parameters()).device)
+
+
 def _find(model):
     """(Backbone or None, its timm model), down `.backbone` and `.model`."""
     while not (isinstance(model, Backbone) or hasattr(model, "forward_features")):
@@ -143,12 +150,6 @@ def _need_cls(model):
     if not _has_cls(model):
         name = type(_find(model)[1]).__name__
         raise TypeError(f"{name} has no CLS token, so no attention map of it: use pooled_similarity")
-
-
-def _on_device(model, images):
-    if not images.is_floating_point():
-        raise TypeError(f"images are {images.dtype}: normalise them to floating point first")
-    return images.to(next(model.parameters()).device)
 
 
 def _blocks(model):
@@ -176,7 +177,7 @@ def _look(model, images, layers):
     hooks = [blocks[layer].attn.register_forward_pre_hook(catch, with_kwargs=True) for layer in layers]
     try:
         with eval_mode(vit):
-            vit.forward_features(_on_device(vit, images))
+            vit.forward_features(on_device(vit, images))
     except AssertionError as error:  # timm's word on an image size
         size = tuple(images.shape[-2:])
         remedy = f" Create it with img_size={size}." if getattr(vit.patch_embed, "strict_img_size", False) else ""

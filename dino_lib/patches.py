@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from .attention import _on_device, backbone_of, mass_mask, queries_keys_values, upsample
+from .attention import backbone_of, mass_mask, on_device, queries_keys_values, upsample
 from .evaluate import eval_mode, jaccard_by_head
 
 
@@ -19,7 +19,7 @@ def patch_features(model, images, *, of="tokens"):
         raise ValueError(f'of={of!r} must be one of "tokens", "queries", "keys", "values"')
     backbone = backbone_of(model)
     with eval_mode(backbone):
-        tokens = backbone.patch_tokens(_on_device(backbone, images)).float()
+        tokens = backbone.patch_tokens(on_device(backbone, images)).float()
     if of == "tokens":
         return tokens
     grid = tokens.shape[1:3]

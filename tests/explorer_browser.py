@@ -1,10 +1,11 @@
 """Use every control of the explorer page in a browser and look at it: `python tests/explorer_browser.py [PAGE.html]`.
 
 Without a page one is made of the shipped teacher, the same network untrained and 12 images of the embedded dataset, or
-with --large of two networks of the size of ViT-S/8. It fails if a control changes nothing that is shown, if a request
-leaves, if anything is written to the console, if the first paint takes a second, if the file has 10 MB, or if it can't
-be clicked as the output of a cell in JupyterLab. Screenshots in light and dark, of a desktop and a phone, go to the
-folder --out. It needs playwright, JupyterLab, Chromium or Chrome on the machine, and no network.
+with --photos of the teacher of photographs and 12 of them, or with --large of two networks of the size of ViT-S/8. It
+fails if a control changes nothing that is shown, if a request leaves, if anything is written to the console, if the
+first paint takes a second, if the file has 10 MB, or if it can't be clicked as the output of a cell in JupyterLab.
+Screenshots in light and dark, of a desktop and a phone, go to the folder --out. It needs playwright, JupyterLab,
+Chromium or Chrome on the machine, and no network.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from dino_lib.backbone import create_backbone
 from dino_lib.build import build_student
 from dino_lib.checkpoint import eval_transform, load_teacher
 from dino_lib.explore import explore
+from dino_lib.images import PHOTOS
 from dino_lib.shapes import Shapes
 
 SCREENS = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
@@ -39,15 +41,16 @@ STRIPS = {"images", "heads", "layers"}
 ALL = {"seen", "patch", "like"} | STRIPS
 
 
-def make_page(path, large):
-    """The page of the shipped teacher and of its network untrained, or of two ViT-S/8 untrained; returns its path."""
+def make_page(path, large, photos):
+    """The page of a shipped teacher and of its network untrained, or of two ViT-S/8 untrained; returns its path."""
     images = [image for image, _ in Shapes(12, seed=1)]
     if large:
         vits = {f"ViT-S/8, seed {seed}": _vit(seed) for seed in (0, 1)}
         return explore(vits, [image.resize((224, 224)) for image in images], path=path).path
-    teacher = load_teacher("demo")
+    teacher = load_teacher("photos" if photos else "demo")
     untrained = build_student(teacher.config).backbone
-    return explore({"untrained": untrained, "trained": teacher}, images, path=path).path
+    images, size = (PHOTOS, 128) if photos else (images, None)
+    return explore({"untrained": untrained, "trained": teacher}, images, path=path, size=size).path
 
 
 def _vit(seed):
@@ -129,6 +132,9 @@ def use(watch, touch):
         expect("the theme", action, set(), ALL)
         if page.evaluate("getComputedStyle(document.body).backgroundColor") == colour:
             watch.faults.append("the theme did not change the background")
+    scale = page.evaluate("quantile(Float32Array.from({length: 101}, (_, i) => (7 * i) % 101), 0.98)")
+    if scale != 98:
+        watch.faults.append(f"the scale of a map ends at {scale}, not at its 98th percentile")
     if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
         watch.faults.append("the page is wider than the screen")
 
@@ -166,6 +172,7 @@ def main():
     """The command line; exits 1 if there is a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", nargs="?", type=Path, help="a page to use; default: one is made")
+    parser.add_argument("--photos", action="store_true", help="make it of the teacher of photographs")
     parser.add_argument("--large", action="store_true", help="make it of two ViT-S/8, untrained: takes minutes")
     parser.add_argument("--out", type=Path, default=Path("runs/browser"), help="folder of the screenshots")
     parser.add_argument("--browser", help="the program of Chromium or Chrome; default: the one on the PATH")
@@ -175,7 +182,7 @@ def main():
     except FileNotFoundError as error:
         sys.exit(f"error: {error}")
     options.out.mkdir(parents=True, exist_ok=True)
-    path, faults = options.page or make_page(options.out / "explorer.html", options.large), []
+    path, faults = options.page or make_page(options.out / "explorer.html", options.large, options.photos), []
     size = path.stat().st_size / 1e6
     if size > 10:
         faults.append(f"{size:.1f} MB are more than 10")

@@ -11,16 +11,19 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.offsetbox import AnnotationBbox
 from PIL import Image
 
 from dino_lib import data, plots
 from dino_lib import report as report_module
 from dino_lib.attention import cls_attention, mass_mask, upsample
+from dino_lib.backbone import create_backbone
 from dino_lib.build import build_student
+from dino_lib.checkpoint import load_teacher
 from dino_lib.data import open_dataset
-from dino_lib.evaluate import extract_features, jaccard_by_head, knn_predict
+from dino_lib.evaluate import extract_features, jaccard_by_head, knn_predict, retrieval_map
 from dino_lib.probes import Probes, spread
-from dino_lib.report import best_head, compare, histogram_knn, in_words, report
+from dino_lib.report import best_head, compare, histogram_knn, in_words, neighbours, report
 from dino_lib.shapes import Shapes
 from dino_lib.train import train
 
@@ -68,12 +71,13 @@ def picture(path):
 
 def test_a_report_has_the_figures_and_the_numbers(reported):
     folder, history, _ = reported
-    for name, width, height in [("curves.png", 1000, 500), ("attention.png", 1000, 300), ("clusters.png", 800, 400)]:
+    for name, width, height in [("curves.png", 1000, 500), ("attention.png", 1000, 300), ("clusters.png", 800, 400),
+                                ("neighbours.png", 1000, 700)]:
         pixels = picture(folder / name)
         assert pixels.shape[0] > height and pixels.shape[1] > width and pixels.std() > 10, name
     numbers = json.loads((folder / "report.json").read_text())
-    scores = [f"{key}_{stage}" for key in ("knn", "knn_per_class", "nmi", "jaccard", "linear", "linear_per_class")
-              for stage in ("untrained", "trained")]
+    keys = ("knn", "knn_per_class", "nmi", "map", "jaccard", "linear", "linear_per_class")
+    scores = [f"{key}_{stage}" for key in keys for stage in ("untrained", "trained")]
     assert numbers.keys() == {"seconds", "images_seen", "knn_color_histogram", "knn_per_class_color_histogram", *scores}
     assert all(0 <= numbers[key] <= 1 for key in scores)
     assert numbers["images_seen"] == 40
@@ -83,9 +87,9 @@ def test_a_report_has_the_figures_and_the_numbers(reported):
 
 def test_the_command_prints_the_figures_and_what_it_wrote(reported):
     folder, _, (*words, wrote) = reported
-    assert words[-5:] == in_words(json.loads((folder / "report.json").read_text())).splitlines()
+    assert words[-6:] == in_words(json.loads((folder / "report.json").read_text())).splitlines()
     assert wrote == "wrote " + ", ".join(
-        str(folder / name) for name in ("attention.png", "clusters.png", "curves.png", "report.json"))
+        str(folder / name) for name in ("attention.png", "clusters.png", "curves.png", "neighbours.png", "report.json"))
 
 
 def test_untrained_is_the_runs_own_network_at_step_0_and_trained_its_teacher(reported):
@@ -124,17 +128,72 @@ def test_a_report_without_masks_shows_the_mean_of_heads(tiny, labelled_folder, t
 def test_in_words_holds_the_figures():
     text = in_words({"images_seen": 640, "seconds": 41.6, "knn_untrained": 0.4321, "knn_trained": 0.6789,
                      "knn_color_histogram": 0.5555, "nmi_untrained": 0.111, "nmi_trained": 0.222,
+                     "map_untrained": 0.1234, "map_trained": 0.5678,
                      "linear_untrained": 0.4567, "linear_trained": 0.7654,
                      "jaccard_untrained": 0.333, "jaccard_trained": 0.444})
     assert re.findall(r"\d+\.?\d*%?", text.replace("20-NN", "")) == [
-        "640", "42", "43.2%", "67.9%", "55.5%", "0.11", "0.22", "45.7%", "76.5%", "0.33", "0.44"]
-    assert [line.split()[0] for line in text.splitlines()] == ["640", "20-NN", "Clusters", "Linear", "Attention"]
+        "640", "42", "43.2%", "67.9%", "55.5%", "0.11", "0.22", "12.3%", "56.8%", "45.7%", "76.5%", "0.33", "0.44"]
+    assert [line.split()[0] for line in text.splitlines()] == [
+        "640", "20-NN", "Clusters", "Retrieval", "Linear", "Attention"]
+    assert in_words({"knn_trained": 0.5, "knn_color_histogram": 0.25}) == (
+        "20-NN accuracy: 50.0% trained (a colour histogram: 25.0%).")
 
 
-@pytest.mark.parametrize("arguments", [[], ["a", "b"]])
-def test_the_command_asks_for_one_folder(arguments):
-    with pytest.raises(SystemExit, match=r"usage: python -m dino_lib\.report RUN_FOLDER"):
-        printed_by_the_command(*arguments)
+@pytest.mark.parametrize("arguments, reason", [
+    ([], "required: teacher"), (["nothing"], "no teacher 'nothing'"), (["demo"], "demo is no run's folder"),
+    (["{official}", "--out", "{folder}"], "--dataset"),
+    (["demo", "--dataset", "nowhere", "--out", "{folder}"], "nowhere")])
+def test_the_command_says_in_a_line_what_is_missing(arguments, reason, tmp_path, capsys):
+    vit = create_backbone("vit_base_patch16_224", img_size=48, patch_size=16, embed_dim=64, depth=1, num_heads=1)
+    torch.save(vit.model.state_dict(), tmp_path / "official.pth")
+    names = {"official": tmp_path / "official.pth", "folder": tmp_path / "out"}
+    with pytest.raises(SystemExit) as end:
+        printed_by_the_command(*(word.format(**names) for word in arguments))
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and reason in error and "Traceback" not in error
+    assert not arguments or error.count("\n") == 1
+
+
+def test_a_shipped_teacher_is_scored_on_its_own_dataset_and_on_another(labelled_folder, tmp_path):
+    numbers = report("demo", out=tmp_path / "out")
+    probes, teacher = Probes.open(load_teacher("demo").config), load_teacher("demo")
+    assert numbers["knn_trained"] == probes.evaluate(teacher)["knn"] and numbers["images_seen"] == 558 * 64
+    gallery, queries = probes.features(teacher)
+    expected = retrieval_map(gallery, probes.gallery_labels, queries, probes.query_labels)
+    assert numbers["map_trained"] == pytest.approx(expected) and numbers["map_untrained"] != numbers["map_trained"]
+    other = report("demo", dataset=str(labelled_folder), out=tmp_path / "other")
+    assert other["knn_trained"] != numbers["knn_trained"] and "jaccard_trained" not in other
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == [
+        "attention.png", "clusters.png", "curves.png", "neighbours.png", "report.json"]
+
+
+def test_a_teacher_without_settings_is_scored_as_its_transform_sees(labelled_folder, tmp_path):
+    torch.manual_seed(0)
+    vit = create_backbone("vit_base_patch16_224", img_size=48, patch_size=16, embed_dim=64, depth=1, num_heads=1)
+    torch.save(vit.model.state_dict(), tmp_path / "official.pth")
+    numbers = report(tmp_path / "official.pth", dataset=str(labelled_folder), out=tmp_path / "out")
+    assert "knn_untrained" not in numbers and not (tmp_path / "out" / "curves.png").exists()
+    teacher, hits = load_teacher(tmp_path / "official.pth"), 0
+    seen = [[(extract_features(teacher, teacher.transform(image)[None])[0], label) for image, label in
+             open_dataset(str(labelled_folder), "", split)] for split in ("gallery", "test")]
+    gallery, labels = torch.stack([x for x, _ in seen[0]]), torch.tensor([label for _, label in seen[0]])
+    for feature, label in seen[1]:
+        hits += knn_predict(gallery, labels, feature[None], k=20).item() == label
+    assert numbers["knn_trained"] == pytest.approx(hits / len(seen[1]))
+
+
+def test_the_nearest_of_the_gallery_stand_beside_each_query(config):
+    probes, backbone = Probes.open(config), build_student(config).backbone.eval()
+    figure = neighbours(backbone, probes, n=3, k=4)
+    gallery, queries = probes.features(backbone)
+    shown = [axis.images[0].get_array() for axis in figure.axes]
+    assert len(shown) == 3 * (1 + 4)
+    for i in range(3):
+        asked = i * len(queries) // 3
+        np.testing.assert_allclose(shown[5 * i], plots.to_image(probes.queries[asked]), atol=1e-6)
+        nearest = (gallery @ queries[asked]).argmax().item()
+        np.testing.assert_allclose(shown[5 * i + 1], plots.to_image(probes.gallery[nearest]), atol=1e-6)
+        assert figure.axes[5 * i].get_ylabel() == probes.classes[probes.query_labels[asked]]
 
 
 def test_report_of_no_run_says_what_could_be_loaded(tmp_path):
@@ -156,6 +215,13 @@ def test_compare_scores_every_stage_and_draws_it(config):
     assert sum(len(dots.get_offsets()) for dots in clusters.axes[0].collections) == 20
     assert len(attention.axes) == 3 * 4 and len(clusters.legends) == 1
     assert attention.axes[4].get_ylabel().startswith("first\nhead ")
+
+
+def test_more_classes_than_colours_are_shown_as_pictures(config):
+    probes, backbone = Probes.open(config), build_student(config).backbone.eval()
+    probes.classes = [*probes.classes, "an eleventh"]
+    clusters = compare({"x": backbone}, probes, n_points=20)[2]
+    assert any(isinstance(artist, AnnotationBbox) for artist in clusters.axes[0].artists) and not clusters.legends
 
 
 def test_compare_shows_every_step_th_query(config):
