@@ -8,6 +8,7 @@ with a generator object of its own does not, and its runs cannot be resumed exac
 import contextlib
 import os
 import random
+import signal
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class WorkerViews:
         """For each array of indices in `batches`: a list of (B, C, h, w) views on the device."""
         asked = [[(epoch, int(i)) for i in indices] for indices in batches]
         loader = torch.utils.data.DataLoader(
-            self.dataset, batch_sampler=asked, num_workers=self.num_workers,
+            self.dataset, batch_sampler=asked, num_workers=self.num_workers, worker_init_fn=_leave_signals,
             pin_memory=self.device.type == "cuda", prefetch_factor=4 if self.num_workers else None)
         for indices, (views, used) in zip(batches, loader, strict=True):
             self.dataset.images.note(indices, used)
@@ -106,6 +107,13 @@ def seeded(seed):
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+def _leave_signals(worker):
+    """A terminal's Ctrl-C and a scheduler's SIGTERM reach the workers too. The trainer, which sees to them after its
+    update, would find its workers gone before; it ends them itself."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def open_views(config, dataset, device):

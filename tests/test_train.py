@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import math
+import multiprocessing
 import os
 import random
 import signal
@@ -11,7 +12,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -419,6 +423,54 @@ def test_ctrl_c_waits_for_the_update_and_saves_it(tiny, pictures, tmp_path, monk
     assert values(resumed) == values(history)  # the line of step 6 holds the losses from before the interrupt too
 
 
+class Drawing(torch.utils.data.Dataset):
+    """Pictures that are never twice the same: turned and darkened by Python's, NumPy's and torch's generators."""
+
+    def __init__(self, pictures):
+        self.pictures = pictures
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, i):
+        image, label = self.pictures[i]
+        shade = np.random.rand()
+        image = image.rotate(90 * random.randrange(4)).point(lambda value: int(value * shade))
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if torch.rand(()) < 0.5 else image, label
+
+
+class Slow(Drawing):
+    def __getitem__(self, i):
+        time.sleep(0.025)
+        return super().__getitem__(i)
+
+
+@pytest.mark.parametrize(("method", "number"), [("spawn", signal.SIGINT), ("fork", signal.SIGTERM)])
+def test_a_signal_that_reaches_the_workers_too_is_like_any_other(tiny, pictures, tmp_path, monkeypatch, assert_same,
+                                                                 method, number):
+    config = replace(tiny, store_size=None, epochs=1)
+    whole = replace(config, output_dir=str(tmp_path / "whole"))
+    train(whole, Slow(pictures))
+    timers = []
+
+    def everyone():
+        for process in [*multiprocessing.active_children(), multiprocessing.current_process()]:
+            os.kill(process.pid, number)
+
+    def on_log(record):  # the next batch takes 0.2 s, so that it is waited for
+        if record["step"] == 1:
+            timers.append(threading.Timer(0.05, everyone))
+            timers[0].start()
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch.utils.data, "DataLoader", partial(
+            torch.utils.data.DataLoader, multiprocessing_context=method))
+        train(replace(config, num_workers=1), Slow(pictures), on_log=on_log)
+    assert 1 < checkpoint(config)["step"] < 4
+    train(replace(config, resume="auto"), Slow(pictures))
+    assert_same(checkpoint(config), checkpoint(whole))
+
+
 def test_a_second_ctrl_c_exits_at_once_and_saves_no_half_done_update(tiny, pictures, monkeypatch):
     interrupting(monkeypatch, step=5, times=2)
     with pytest.raises(SystemExit) as error:
@@ -532,22 +584,6 @@ def test_an_interrupted_trainer_sees_that_the_run_has_gone_on_without_it(tiny, p
     teacher, history = trainer.run()
     assert "is finished" in capsys.readouterr().out
     assert (teacher.about["step"], len(history)) == (8, 8) and contents(tmp_path / "run") == before
-
-
-class Drawing(torch.utils.data.Dataset):
-    """Pictures that are never twice the same: turned and darkened by Python's, NumPy's and torch's generators."""
-
-    def __init__(self, pictures):
-        self.pictures = pictures
-
-    def __len__(self):
-        return len(self.pictures)
-
-    def __getitem__(self, i):
-        image, label = self.pictures[i]
-        shade = np.random.rand()
-        image = image.rotate(90 * random.randrange(4)).point(lambda value: int(value * shade))
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if torch.rand(()) < 0.5 else image, label
 
 
 @pytest.mark.parametrize("changes", [{}, {"store_size": None, "num_workers": 2}], ids=["store", "workers"])
