@@ -306,13 +306,13 @@ def seal_removed(data):
     return data[:start] + ZEROS.encode() + data[start + 64 :]
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--examples", type=int, default=200, help="of each kind, in one round")
     parser.add_argument("--keep", type=Path, help="a folder for the inputs that fail")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     faulthandler.enable()
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore", HypothesisWarning)

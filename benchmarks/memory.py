@@ -60,11 +60,11 @@ def deciles(readings):
     return readings[: 10 * tenth].reshape(10, tenth).mean(1), np.polyfit(x[tenth:], readings[tenth:], 1)[0]
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=20_000)
     parser.add_argument("--leak", type=int, default=0, help="bytes to keep of every update")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     clock = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
