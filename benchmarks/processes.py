@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.multiprocessing
 
 from dino_lib.config import PRESETS
 from dino_lib.shapes import Shapes
@@ -25,14 +26,15 @@ OPTIONS = {"img_size": 24, "patch_size": 6, "embed_dim": 32, "depth": 2, "num_he
 CONFIG = replace(
     PRESETS["smoke"], limit=250, batch_size=12, store_size=24, global_size=24, local_size=12, n_local=2, out_dim=64,
     hidden_dim=64, bottleneck_dim=16, use_bn=False, conv_stem=False, drop_path=0.0, backbone_options=OPTIONS,
-    warmup_epochs=0.5, freeze_last_layer=0.5, momentum=0.96, momentum_end=0.99, eval_every=0, save_every=1000,
+    lr=5e-4, min_lr=1e-6, warmup_epochs=0.5, freeze_last_layer=0.5, momentum=0.96, momentum_end=0.99, eval_every=0, save_every=1000,
     log_every=1, device="cpu", precision="fp32", progress=False)
 
 
-def one_of(rank, processes, folder, steps):
+def one_of(rank, processes, folder, steps, seed):
     """What each process does: the run, and what it ends with in a file."""
     torch.set_num_threads(1)
-    config = replace(CONFIG, epochs=steps / (CONFIG.limit // CONFIG.batch_size), output_dir=f"{folder}/run")
+    config = replace(CONFIG, epochs=steps / (CONFIG.limit // CONFIG.batch_size), seed=seed,
+                     output_dir=f"{folder}/run")
 
     def run():
         trainer = Trainer(config)
@@ -51,13 +53,11 @@ def one_of(rank, processes, folder, steps):
         run()
 
 
-def ends_of(processes, steps):
+def ends_of(processes, steps, seed):
     """What each process of a run ended with."""
     with tempfile.TemporaryDirectory() as folder:
-        if processes == 1:
-            one_of(0, 1, folder, steps)
-        else:
-            torch.multiprocessing.spawn(one_of, (processes, folder, steps), processes)
+        # forked: imports are made once. No backward pass may have run in this process, so one process is forked too
+        torch.multiprocessing.start_processes(one_of, (processes, folder, steps, seed), processes, start_method="fork")
         return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
@@ -78,12 +78,12 @@ def differences(a, b):
     return found
 
 
-def table(steps, counts=(2, 3)):
+def table(steps, seed, counts=(2, 3)):
     """processes -> (differences of their rank 0 from one process, of their other ranks from their rank 0)."""
-    (one,) = ends_of(1, steps)
+    (one,) = ends_of(1, steps, seed)
     result = {}
     for processes in counts:
-        first, *others = ends_of(processes, steps)
+        first, *others = ends_of(processes, steps, seed)
         result[processes] = differences(one, first), [differences(first, other) for other in others]
     return result
 
@@ -91,9 +91,10 @@ def table(steps, counts=(2, 3)):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    found, wrong = table(args.steps), False
+    found, wrong = table(args.steps, args.seed), False
     print(f"after {args.steps} updates, largest difference from one process, and between the processes:")
     for processes, (against_one, between) in found.items():
         apart = max(value for row in between for value in row.values())

@@ -19,7 +19,7 @@ from dino_lib.augment import BatchMultiCrop, MultiCrop, view_uniforms
 from dino_lib.data import decode_store, open_dataset
 from dino_lib.images import InputError, SkipUnreadable, report_skipped
 
-REMEDY = ("Where workers are started anew (macOS, Windows, Python 3.14) a script needs `if __name__ == \"__main__\":`, and "
+REMEDY = ("Where workers are started anew (macOS, Windows, Python 3.14) a script needs a main guard, and "
           "the dataset's class a module of its own; num_workers=0 does without workers")
 
 

@@ -525,13 +525,13 @@ def _one_of(rank, processes, meet, config):
 
 
 @contextlib.contextmanager
-def _process_group(config, rank, **meet):
+def _process_group(config, rank_here, **meet):
     """The processes find each other; all but rank 0 keep silent, unless they fail."""
     device = pick_device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE, **meet)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if rank else sys.stdout):
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if rank_here else sys.stdout):
         yield
     dist.destroy_process_group()  # not after an error: it would wait for the others
 
