@@ -5,6 +5,7 @@ import os
 import torch
 
 from dino_lib.checkpoint import build_backbone
+from dino_lib.evaluate import eval_mode
 from dino_lib.head import DINOHead, MultiCropModel, OriginalHead
 from dino_lib.schedules import cosine_schedule, linear_warmup
 
@@ -45,6 +46,24 @@ def build_student(config):
     head = DINOHead(backbone.feature_dim, config.out_dim, hidden_dim=config.hidden_dim, n_layers=config.head_layers,
                     bottleneck_dim=config.bottleneck_dim, use_bn=config.use_bn, norm_last_layer=config.norm_last_layer)
     return MultiCropModel(backbone, head)
+
+
+def check_sizes(config, backbone):
+    """ValueError, naming the setting, if the backbone refuses an image of a size that the run will show it."""
+    for name in ["global_size", "local_size"] * (config.n_local > 0) or ["global_size"]:
+        _try_size(backbone, f"{name}={getattr(config, name)}", getattr(config, name), len(config.mean))
+    if config.eval_every:
+        name = "store_size" if config.store_size else "global_size"
+        _try_size(backbone, f"{name}={config.eval_size} (what evaluations see)", config.eval_size, len(config.mean))
+
+
+def _try_size(backbone, what, size, channels):
+    device = next(backbone.parameters()).device
+    try:
+        with torch.no_grad(), eval_mode(backbone):
+            backbone(torch.zeros(1, channels, size, size, device=device))
+    except Exception as error:  # each model has its own way to refuse
+        raise ValueError(f"{what} does not suit the backbone: {error}") from error
 
 
 def build_schedules(config, steps_per_epoch):

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm.auto import tqdm
 
-from dino_lib.images import FolderOfImages, SkipUnreadable, check_channels, read_image, to_channels
+from dino_lib.images import FolderOfImages, InputError, SkipUnreadable, check_channels, read_image, to_channels
 from dino_lib.shapes import Shapes
 
 NO_DOWNLOAD = (OSError, RuntimeError, ValueError, EOFError, HTTPException, tarfile.TarError, zipfile.BadZipFile)
@@ -68,7 +68,7 @@ def open_dataset(name_or_path, root, split, channels=3, download=True):
     - the path of a folder with `train` and `val` (or `test`) in it, as ImageNet is laid out: train and gallery are the
       one, test is the other; both have the same class folders, or the test has no labels to compare and is None.
 
-    torchvision's datasets lie under `root` and are downloaded there if they do not. Raises RuntimeError with what to
+    torchvision's datasets lie under `root` and are downloaded there if they do not. Raises InputError with what to
     fetch by hand where that fails, ValueError on an unknown name or split.
     """
     check_channels(channels)
@@ -134,7 +134,7 @@ def _open_torchvision(name, root, split, channels, download):
             return opener(download=True)
     except NO_DOWNLOAD as error:
         archive, page, inside = BY_HAND[name]
-        raise RuntimeError(
+        raise InputError(
             f"{name} {'could not be downloaded' if download else 'is not there, and download=False'} "
             f"({error}). By hand: get {archive} from {page} and unpack it so that {root / inside} exists; if "
             "something incomplete lies there, remove it first.") from error
@@ -147,7 +147,7 @@ def decode_store(dataset, size, channels=3, progress=True, num_workers=0):
     square. Unreadable ones are left out: N counts the others, the third value is [(index, "file (reason)")] for
     `report_skipped`. A label that is no whole number becomes -1. A dataset whose `images` have that shape already is
     used as it is. Prints the size of the store beforehand; raises MemoryError naming it if the memory does not
-    suffice, RuntimeError if no image is readable. torch's global generator is not drawn from.
+    suffice, InputError if no image is readable. torch's global generator is not drawn from.
     """
     n = len(dataset)
     if size < 1:

@@ -18,10 +18,14 @@ from torch.utils.data import Dataset
 
 MODES = {1: "L", 3: "RGB"}  # PIL's mode for so many channels
 NO_DECODER = {"BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF"}  # PIL knows their extensions only
-# what a dataset of images raises on a broken file; anything else is a mistake in the code, and stays one
+# what a dataset of images raises on a broken file; anything else is a mistake in its code, and ends the run
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 PHOTOS = Path(__file__).parent / "photos"  # sixteen photographs that no shipped teacher was trained on
+
+
+class InputError(RuntimeError):
+    """What is to be trained on cannot be had; the message says why, and what to do."""
 
 
 class UnreadableImage(ValueError):
@@ -137,7 +141,10 @@ class FolderOfImages(Dataset):
 
 
 def _read_item(dataset, index, channels):
-    """(PIL image, label) from an item that is an image, or begins with (image, label); -1 for no whole number."""
+    """(PIL image, label) from an item that is an image, or begins with (image, label); -1 for no whole number.
+
+    Raises UnreadableImage on a broken image, InputError on what else the dataset raises.
+    """
     try:
         item = dataset[index]
         image, label = item[:2] if isinstance(item, (tuple, list)) else (item, -1)
@@ -146,6 +153,11 @@ def _read_item(dataset, index, channels):
         raise
     except BROKEN as error:
         raise UnreadableImage(f"image {index} ({error})") from error
+    except TypeError as error:  # no image at all, from to_channels, or a dataset's own
+        raise TypeError(f"image {index}: {error}") from error
+    except Exception as error:
+        raise InputError(f"item {index} of the dataset raised {type(error).__name__}: {error}; mend the dataset's "
+                         "__getitem__ or its data") from error
     try:
         return image, operator.index(label)
     except TypeError:
@@ -157,8 +169,8 @@ class SkipUnreadable(Dataset):
 
     Item i -> (PIL image, label, used): `used` is i, or the first readable index after it, wrapping around, so batches
     keep their size and the choice is the same in every run. `bad` maps unreadable indices to "file (reason)". Worker
-    processes fill copies of it: tell the main process by `note(asked, used)` for each batch. Raises RuntimeError if
-    no image can be read, ValueError if there are none.
+    processes fill copies of it: tell the main process by `note(asked, used)` for each batch. Raises InputError if
+    no image can be read and if the dataset fails otherwise, ValueError if there are no images.
     """
 
     def __init__(self, dataset, channels=3):
@@ -178,7 +190,7 @@ class SkipUnreadable(Dataset):
             item = None if used in self.bad else self._try(used)
             if item:
                 return *item, used
-        raise RuntimeError(f"none of the {n} images could be read; the first: {self.bad[0]}")
+        raise InputError(f"none of the {n} images could be read; the first: {self.bad[0]}")
 
     def _try(self, index):
         try:

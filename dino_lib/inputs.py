@@ -7,15 +7,20 @@ with a generator object of its own does not, and its runs cannot be resumed exac
 
 import contextlib
 import os
+import pickle
 import random
 import signal
+import threading
 
 import numpy as np
 import torch
 
 from dino_lib.augment import BatchMultiCrop, MultiCrop, view_uniforms
 from dino_lib.data import decode_store, open_dataset
-from dino_lib.images import SkipUnreadable, report_skipped
+from dino_lib.images import InputError, SkipUnreadable, report_skipped
+
+REMEDY = ("Where workers are started anew (macOS, Windows, Python 3.14) a script needs a main guard, and "
+          "the dataset's class a module of its own; num_workers=0 does without workers")
 
 
 def multicrop_settings(config):
@@ -64,18 +69,49 @@ class WorkerViews:
         return len(self.dataset.images)
 
     def batches(self, epoch, batches):
-        """For each array of indices in `batches`: a list of (B, C, h, w) views on the device."""
+        """For each array of indices in `batches`: a list of (B, C, h, w) views on the device.
+
+        Raises InputError, always between two batches, if a worker process cannot start, dies or finds the dataset at
+        fault.
+        """
         asked = [[(epoch, int(i)) for i in indices] for indices in batches]
         loader = torch.utils.data.DataLoader(
             self.dataset, batch_sampler=asked, num_workers=self.num_workers, worker_init_fn=_leave_signals,
             pin_memory=self.device.type == "cuda", prefetch_factor=4 if self.num_workers else None)
-        for indices, (views, used) in zip(batches, loader, strict=True):
+        loaded = self._start(loader)
+        for indices in batches:
+            views, used = self._next(loaded)
             self.dataset.images.note(indices, used)
             yield [view.to(self.device, non_blocking=True) for view in views]
 
     def report(self):
         """What could not be read, in one sentence."""
         return self.dataset.images.report()
+
+    def _start(self, loader):
+        """iter(loader), without torch's handler of SIGCHLD: it would raise a worker's death wherever the main process
+        is, in the midst of an update too. Left alone, the next batch finds it out."""
+        watched = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(signal.SIGCHLD) if watched else None
+        try:
+            return iter(loader)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise InputError(f"the dataset cannot be handed to worker processes ({error}). {REMEDY}") from error
+        finally:
+            if watched:
+                mine = getattr(before, "__module__", "").startswith("torch.utils.data") or before is None
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL if mine else before)
+
+    def _next(self, loaded):
+        try:
+            return next(loaded)
+        except InputError as error:  # from a worker it comes with a traceback before it
+            raise InputError(str(error).rsplit("InputError: ")[-1].strip()) from error
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error) or "exited" not in str(error):
+                raise
+            raise InputError(f"{error}: mostly for lack of memory; take fewer than num_workers={self.num_workers}. "
+                             f"{REMEDY}") from error
 
 
 class _ImageViews(torch.utils.data.Dataset):
@@ -118,6 +154,9 @@ def _leave_signals(worker):
 
 def open_views(config, dataset, device):
     """The views that a config describes: of `dataset`, or where that is None of the one that the config names."""
+    if dataset is not None and not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise TypeError(f"dataset is a {type(dataset).__name__}: expected PIL images by number, with len(dataset) and "
+                        "dataset[i]")
     if dataset is None:
         dataset = open_dataset(config.dataset, config.data_root, "train", len(config.mean), config.download)
     if config.limit and config.limit < len(dataset):
@@ -143,5 +182,5 @@ class First(torch.utils.data.Dataset):
 
 def default_workers():
     """One worker a core that this process may use, less the one that trains; at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(max(cores - 1, 1), 16)

@@ -7,9 +7,11 @@ processes, evaluation, a history and checkpoints that resume exactly.
 import argparse
 import contextlib
 import dataclasses
+import datetime
 import json
 import math
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -22,24 +24,41 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import tyro
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from dino_lib.build import build_schedules, build_student, parameter_groups, pick_device, pick_precision
+from dino_lib.build import (
+    build_schedules,
+    build_student,
+    check_sizes,
+    parameter_groups,
+    pick_device,
+    pick_precision,
+)
 from dino_lib.checkpoint import load_newest, load_teacher, save_checkpoint, save_teacher, write_atomically
 from dino_lib.config import PRESETS, Config
+from dino_lib.data import open_dataset
 from dino_lib.doctor import diagnose, feature_rank, read_history, versions
+from dino_lib.images import InputError
 from dino_lib.inputs import epoch_order, open_views
 from dino_lib.loss import DINOLoss, teacher_entropies
 from dino_lib.probes import Probes
 from dino_lib.teacher import ema_update, make_teacher
 from dino_lib.trackers import open_tracker
 
+# the others wait while rank 0 evaluates or downloads. A process that dies closes its connections: that is seen at once
+PATIENCE = datetime.timedelta(hours=6)
+
 
 class Trainer:
     """One run: `run()` takes it from where it stands to its end."""
 
     def __init__(self, config, dataset=None, *, on_log=None):
+        if not isinstance(config, Config):
+            raise TypeError(f"config must be a Config, one of PRESETS for example, not {type(config).__name__}")
+        if on_log is not None and not callable(on_log):
+            raise TypeError(f"on_log={on_log!r} must be a function of one line of the history")
         self.config, self.on_log = config, on_log
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if config.batch_size % (self.world * config.accumulate):
@@ -48,7 +67,17 @@ class Trainer:
         self.device = pick_device(config.device)
         self.dtype = pick_precision(config.precision, self.device)
         self.folder = Path(config.output_dir)
+        there = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise ValueError(f"output_dir={config.output_dir}: {there} is not a folder that can be written to")
+        self.student = build_student(config).to(self.device)
+        check_sizes(config, self.student.backbone)  # before hours of decoding
+        if self.world > 1 and dataset is None:  # one process a machine downloads, the others find it there
+            if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+                open_dataset(config.dataset, config.data_root, "train", len(config.mean), config.download)
+            dist.barrier()
         self.views = open_views(config, dataset, self.device)
+        self._must_agree("the number of training images", len(self.views))
         # a dataset of the caller's own says nothing of labels; one that the config names may have held some back
         self.probes = Probes.open(config) if self.rank == 0 and dataset is None and config.eval_every else None
         if len(self.views) < config.batch_size:
@@ -57,7 +86,6 @@ class Trainer:
         self.schedules = build_schedules(config, self.steps_per_epoch)
         self.total_steps = len(self.schedules["lr"])
 
-        self.student = build_student(config).to(self.device)
         self.teacher = make_teacher(self.student)
         self.loss = DINOLoss(config.out_dim, student_temp=config.student_temp,
                              center_momentum=config.center_momentum).to(self.device)
@@ -67,6 +95,7 @@ class Trainer:
         self.paused = False  # run() has been left with all that it needs to go on in this very object
         self.behind = False  # history.jsonl lacks a line, or may
         self.skipped = 0  # updates in a row, up to the last one
+        self.interrupted = self.leave = lambda: False  # whether this process was asked to leave; whether all are to
         self._start_line()
         self.forward = self.student
         if self.world > 1:
@@ -106,13 +135,14 @@ class Trainer:
                 p.grad = None
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), c.clip_grad or math.inf)
-        loss = torch.stack(losses).mean()
-        finite = self._all_finite(loss, norm)
+        used = torch.zeros_like(self.used).index_fill_(0, torch.cat(largest), True)
+        loss, used = self._of_all(torch.stack(losses).mean(), norm, used)
+        finite = math.isfinite((loss + norm).item())
         if finite:
             self.scaler.step(self.optimizer)
             ema_update(self.teacher, self.student, now["momentum"])
             self.loss.update_center(torch.stack(rows))
-            self.used[torch.cat(largest)] = True
+            self.used |= used
             self.losses.append(loss)
         else:
             for buffer, old in zip(buffers, before, strict=True):
@@ -121,18 +151,44 @@ class Trainer:
         self.step += 1
         return {"loss": loss, "probs": probs, "features": features, "grad_norm": norm, "finite": finite, **now}
 
-    def _all_finite(self, *values):
-        """Whether scalars are finite on every process: all of them skip a step, or none does."""
-        total = torch.stack(values).sum()
+    def _of_all(self, loss, norm, used):
+        """(mean loss, used prototypes) of all processes; they also agree here on whether to leave after this update.
+
+        All of them skip an update, or none does: the gradient's norm is the same everywhere already.
+        """
+        if self.world == 1:
+            return loss, used
+        asked = self.interrupted()
+        total = torch.cat([torch.stack([loss, loss.new_tensor(asked)]), used.float()])
+        dist.all_reduce(total)
+        loss, asked = total[0] / self.world, bool(total[1] > 0)
+        self.leave = lambda: asked
+        return loss, total[2:] > 0
+
+    def _must_agree(self, what, value):
         if self.world > 1:
-            dist.all_reduce(total)
-        return math.isfinite(total.item())
+            values = [None] * self.world
+            dist.all_gather_object(values, value)
+            if len(set(values)) > 1:
+                raise ValueError(f"the processes differ in {what}, by rank: {values}")
+
+    def _gather(self, rows):
+        """(B, ...) of this process -> float32 (processes * B, ...) of all."""
+        parts = [torch.empty_like(rows, dtype=torch.float32) for _ in range(self.world)]
+        if self.world == 1:
+            return rows.float()
+        dist.all_gather(parts, rows.float().contiguous())
+        return torch.cat(parts)
 
     # --- the run --------------------------------------------------------------------------------------------------
 
     def run(self):
         """Train to the end; returns (the teacher's backbone in eval mode, the history as a list of dicts)."""
         self._start_or_resume()
+        if self.world > 1:
+            dist.barrier()  # rank 0 has written config.json
+        self._must_agree(f"the step, and whether they see {self.folder / 'config.json'}: every machine must have the "
+                         "same output_dir", (self.step, (self.folder / "config.json").exists()))
         print(f"{self.device} in {str(self.dtype).removeprefix('torch.')}, {len(self.views)} images, "
               f"{self.total_steps} updates of {self.config.batch_size} images", flush=True)
         if self.step == self.total_steps and (self.folder / "teacher.safetensors").exists():
@@ -142,11 +198,18 @@ class Trainer:
         if "ipykernel" in sys.modules:  # a notebook is a screen too
             hidden = bool(hidden)
         bar = tqdm(total=self.total_steps, initial=self.step, unit="step", disable=hidden, leave=False)
-        with open_tracker(self.config if self.rank == 0 else None) as self.track, _between_steps() as interrupted, bar:
+        tracker = open_tracker(self.config if self.rank == 0 else None)
+        with tracker as self.track, _between_steps() as self.interrupted, bar:
+            if self.world == 1:
+                self.leave = self.interrupted
             try:
                 self._evaluate_if_due()
                 while self.step < self.total_steps:
-                    self._epoch(self.step // self.steps_per_epoch, bar, interrupted)
+                    self._epoch(self.step // self.steps_per_epoch, bar)
+            except InputError as error:  # raised between two updates: there is something whole to save
+                folder = self._save_before_leaving()
+                raise InputError(f"{error}. Update {self.step} is saved: go on with --resume auto, and --output-dir "
+                                 f"{folder}") from error
             except KeyboardInterrupt:
                 folder = self._save_before_leaving()
                 print(f"interrupted after update {self.step} and saved: go on with --resume auto and the same settings"
@@ -162,7 +225,7 @@ class Trainer:
             dist.barrier()  # the others wait until the teacher is written
         return load_teacher(self.folder, self.device), self.history
 
-    def _epoch(self, epoch, bar, interrupted):
+    def _epoch(self, epoch, bar):
         """The rest of an epoch, from the step that the run stands at."""
         c, first = self.config, self.step % self.steps_per_epoch
         order = epoch_order(c.seed, epoch, len(self.views))[: self.steps_per_epoch * c.batch_size]
@@ -182,7 +245,7 @@ class Trainer:
             self._evaluate_if_due()
             if (self._due(c.save_every) or self._best_so_far()) and not done and not self.skipped:
                 self._save_or_go_on()
-            if interrupted():
+            if self.leave():
                 raise KeyboardInterrupt
             clock = time.perf_counter()
 
@@ -196,16 +259,14 @@ class Trainer:
         self.used = torch.zeros(self.config.out_dim, dtype=torch.bool, device=self.device)
 
     def _log_step(self, result):
-        entropy, mean_entropy = teacher_entropies(result["probs"])
-        used = self.used.float()
-        if self.world > 1:
-            dist.all_reduce(used, op=dist.ReduceOp.MAX)
-        features = F.normalize(result["features"].float(), dim=1)
+        entropy, mean_entropy = teacher_entropies(self._gather(result["probs"].transpose(0, 1)).transpose(0, 1))
+        rows = self._gather(result["features"])
+        features = F.normalize(rows, dim=1)
         record = {name: result[name] for name in self.schedules}
         record |= {"loss": torch.stack(self.losses).mean().item(), "teacher_entropy": entropy,
                    "mean_entropy": mean_entropy, "center_norm": self.loss.center.norm().item(),
                    "feature_std": (features.std(0).mean() * features.shape[1] ** 0.5).item(),
-                   "feature_rank": feature_rank(result["features"]), "prototypes_used": used.mean().item(),
+                   "feature_rank": feature_rank(rows), "prototypes_used": self.used.float().mean().item(),
                    "teacher_lag": relative_distance(self.teacher, self.student),
                    "seconds": self.seconds, "input_share": self.waited / self.seconds,
                    "images_per_second": len(self.losses) * self.config.batch_size / self.seconds}
@@ -380,11 +441,12 @@ class Trainer:
 
 @contextlib.contextmanager
 def _between_steps():
-    """Ctrl-C and SIGTERM wait for the end of the step: no half-done update is saved. A second one exits unsaved."""
+    """Ctrl-C and SIGTERM wait for the end of the step: no half-done update is saved. A second one exits unsaved, but
+    not where a launcher hands on to each of its processes what the terminal has sent to all of them already."""
     asked = []
 
     def handler(signum, frame):
-        if asked:
+        if asked and not dist.is_initialized():
             raise SystemExit(130)
         asked.append(signum)
 
@@ -417,8 +479,61 @@ def train(config, dataset=None, *, on_log=None):
 
     The teacher is what `load_teacher(config.output_dir)` gives; the history a list of dicts, one for each log step
     and each evaluation.
+
+    Without a store, worker processes decode the images. macOS and Windows (and Linux from Python 3.14) start them
+    anew: a script must then call this under `if __name__ == "__main__":`, and a dataset's class must be importable
+    from a module, not defined in a notebook's cell; or take num_workers=0. Raises InputError if a worker dies or the
+    dataset fails: the last whole update is saved.
     """
     return Trainer(config, dataset, on_log=on_log).run()
+
+
+def launch(config, processes):
+    """`train` in several processes on this machine, from a notebook or a script: what torchrun does on a command line.
+
+    config: as for `train`; of each batch a process takes batch_size / processes images of the dataset that it names.
+    CUDA: a card each. CPU: a share of the cores each. Returns (teacher, history) as `train` does; an interrupt saves
+    and ends all processes. In a script, call it under `if __name__ == "__main__":`. Raises ValueError on a wrong
+    number of processes, torch.multiprocessing.ProcessRaisedException with the traceback of the first that fails, and
+    ProcessExitedException where one is killed; the others end too.
+    """
+    if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
+        raise ValueError(f"processes={processes!r} must be a whole number, at least 1")
+    with tempfile.TemporaryDirectory() as folder:
+        meet = (Path(folder) / "meet").as_uri()
+        context = torch.multiprocessing.spawn(_one_of, (processes, meet, config), processes, join=False)
+        try:
+            while not context.join():
+                pass
+        except KeyboardInterrupt:
+            for process in context.processes:
+                process.terminate()  # SIGTERM: save and leave
+            for process in context.processes:
+                process.join()
+            raise
+    if not (Path(config.output_dir) / "teacher.safetensors").exists():  # a signal has reached the processes alone
+        raise KeyboardInterrupt(f"interrupted and saved: go on with resume='auto' in {config.output_dir}")
+    return load_teacher(config.output_dir), read_history(config.output_dir)
+
+
+def _one_of(rank, processes, meet, config):
+    """What each process of `launch` does."""
+    os.environ["LOCAL_RANK"] = str(rank)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    with _process_group(config, rank, init_method=meet, rank=rank, world_size=processes):
+        Trainer(config).run()
+
+
+@contextlib.contextmanager
+def _process_group(config, rank_here, **meet):
+    """The processes find each other; all but rank 0 keep silent, unless they fail."""
+    device = pick_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE, **meet)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if rank_here else sys.stdout):
+        yield
+    dist.destroy_process_group()  # not after an error: it would wait for the others
 
 
 def parse_args(argv):
@@ -433,22 +548,32 @@ def parse_args(argv):
 
 
 def main(argv=None):
-    """The command line; exits with 2 and one line on wrong settings."""
+    """The command line; exits with 2 and one line on wrong settings or data, with a traceback on anything else."""
+    rank, several = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) > 1
+    who = f"rank {rank}: " if several else ""
     try:
         config = parse_args(argv if argv is not None else sys.argv[1:])
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            dist.init_process_group("nccl" if pick_device(config.device).type == "cuda" else "gloo")
-        trainer = Trainer(config)
-        trainer.run()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        with _process_group(config, rank) if several else contextlib.nullcontext():
+            Trainer(config).run()
     except KeyboardInterrupt:
         sys.exit(130)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    print(f"{trainer.folder}: teacher.safetensors, history.jsonl, config.json, checkpoints/")
+    except Exception as error:
+        if several and _LOST.search(str(error)):
+            print(f"{who}stopped, since another process has ended", file=sys.stderr)
+            time.sleep(1.5)  # torchrun takes the first to leave for the one at fault
+            sys.exit(1)
+        print(f"{who}error: {error or type(error).__name__}", file=sys.stderr)
+        if several:
+            get_error_handler().record_exception(error)  # torchrun ends with it
+        if not isinstance(error, EXPECTED):
+            raise
+        sys.exit(2)
+    if rank == 0:
+        print(f"{config.output_dir}: teacher.safetensors, history.jsonl, config.json, checkpoints/")
+
+
+EXPECTED = (ValueError, OSError, MemoryError, FloatingPointError, InputError)  # their message says it all
+_LOST = re.compile("connection (closed|reset|was aborted|refused)|broken pipe|heartbeat", re.IGNORECASE)
 
 
 if __name__ == "__main__":

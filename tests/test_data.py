@@ -15,7 +15,15 @@ from torch.utils.data import DataLoader
 
 from dino_lib import data, images
 from dino_lib.data import Pictures, decode_store, open_dataset
-from dino_lib.images import FolderOfImages, SkipUnreadable, UnreadableImage, read_image, report_skipped, to_channels
+from dino_lib.images import (
+    FolderOfImages,
+    InputError,
+    SkipUnreadable,
+    UnreadableImage,
+    read_image,
+    report_skipped,
+    to_channels,
+)
 from dino_lib.shapes import Shapes
 
 ORIENTATION = 0x0112  # the EXIF tag
@@ -373,7 +381,7 @@ def test_what_decoders_raise_is_skipped(error):
 
 
 def test_mistakes_in_the_code_are_not_skipped():
-    with pytest.raises(KeyError):
+    with pytest.raises(InputError, match="item 0 of the dataset raised KeyError: 'path'"):
         SkipUnreadable(Items(KeyError("path"), noise()))[0]
     with pytest.raises(TypeError, match="expected a PIL image"):
         SkipUnreadable(Items((torch.zeros(3, 4, 4), 0), noise()))[0]
