@@ -60,7 +60,7 @@ class Trainer:
         self.teacher = make_teacher(self.student)
         self.loss = DINOLoss(config.out_dim, student_temp=config.student_temp,
                              center_momentum=config.center_momentum).to(self.device)
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.student), lr=config.lr)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.student), lr=config.lr, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.step, self.history, self.said = 0, [], set()
         self.skipped = 0  # updates in a row, up to the last one
