@@ -66,6 +66,23 @@ def _try_size(backbone, what, size, channels):
         raise ValueError(f"{what} does not suit the backbone: {error}") from error
 
 
+def pick_kernels(student, config, device, dtype):
+    """How a student computes on this device, not what: attention, memory layout, recomputation; in place."""
+    model = student.backbone.model
+    if device.type == "cpu" and dtype != torch.float32:
+        # torch's fused attention is made for GPUs: in bf16 its backward pass takes a CPU 3 to 5 times as long as the
+        # plain products and softmax
+        for module in model.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False
+    if not student.backbone.has_cls:
+        student.to(memory_format=torch.channels_last)  # convolutions like it; other layers don't mind
+    if config.recompute:
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise ValueError(f"recompute=True: timm's {config.backbone} can't compute its blocks again")
+        model.set_grad_checkpointing()
+
+
 def build_schedules(config, steps_per_epoch):
     """The run's schedules by name, float64 arrays with one value a step: lr, weight_decay, momentum, teacher_temp."""
     c, total = config, max(1, round(config.epochs * steps_per_epoch))

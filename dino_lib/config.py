@@ -180,6 +180,11 @@ class Config:
     """Where to train."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of the matrix products; auto takes what the hardware is made for and says which."""
+    compile: bool = False
+    """Compile the backbone with torch.compile. Takes a C++ compiler and a minute or more before the first update."""
+    recompute: bool = False
+    """Compute the student's blocks again in the backward pass instead of keeping what they hold: less memory, more
+    time."""
     num_workers: int | None = None
     """Processes that decode images where there is no store; chosen from the machine if not given."""
     log_every: int = 10

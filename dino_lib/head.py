@@ -44,7 +44,8 @@ class DINOHead(nn.Module):
         z = self.mlp(x)  # (N, bottleneck_dim)
         with torch.autocast(x.device.type, enabled=False):
             z = F.normalize(z.float(), dim=-1, eps=1e-12)
-            prototypes = self.gain[:, None] * F.normalize(self.directions, dim=-1, eps=1e-12)
+            # gain * directions / |directions|, as torch's own weight_norm has it: one pass, and one back
+            prototypes = torch._weight_norm(self.directions, self.gain[:, None], 0)
             return z @ prototypes.T  # (N, out_dim)
 
     def last_layer_parameters(self):

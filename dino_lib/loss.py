@@ -4,6 +4,40 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
+
+
+class _PairsOfViews(torch.autograd.Function):
+    """student (V, B, K) logits, teacher's q (2, B, K) -> each row's terms, (V, B): sum of -q_i . log p_v over i != v.
+
+    No loop over the pairs: -q_i . log softmax(s_v) = logsumexp(s_v) - q_i . s_v, because q_i sums to one; so a view
+    needs one logsumexp and the sum of the teacher's views that it is paired with. Its gradient by s_v is the number of
+    these times softmax(s_v), less that sum. Autograd would keep several copies of the logits, the largest tensors of a
+    step where K is large; here one view at a time is taken to float32, and the gradient is the only copy.
+    """
+
+    @staticmethod
+    def forward(ctx, student, q, student_temp):
+        targets = torch.stack([q[1], q[0], q.sum(0)])  # of view 0, of view 1, of each further view
+        log_sums, rows = [], []
+        for v, logits in enumerate(student):
+            s = logits.to(q.dtype) / student_temp  # (B, K)
+            log_sums.append(s.logsumexp(-1))
+            rows.append((1 if v < 2 else 2) * log_sums[-1] - s.mul_(targets[min(v, 2)]).sum(-1))
+        ctx.save_for_backward(student, targets, torch.stack(log_sums))
+        ctx.student_temp = student_temp
+        return torch.stack(rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_rows):
+        student, targets, log_sums = ctx.saved_tensors
+        gradient = torch.empty_like(student)
+        for v, logits in enumerate(student):
+            p = (logits.to(targets.dtype) / ctx.student_temp).sub_(log_sums[v, :, None]).exp_()  # softmax, (B, K)
+            p.mul_(1 if v < 2 else 2).sub_(targets[min(v, 2)]).mul_(grad_rows[v, :, None] / ctx.student_temp)
+            gradient[v] = p
+        return gradient, None, None
 
 
 class DINOLoss(nn.Module):
@@ -33,14 +67,8 @@ class DINOLoss(nn.Module):
             raise ValueError(
                 f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} do not fit: expected "
                 f"(V >= 2, B, {k}) and (2, B, {k}) with the same B")
-        s = student.float() / self.student_temp
         q = self.teacher_probs(teacher, teacher_temp)
-        # The pairs without a loop over them. -q_i . log softmax(s_v) = logsumexp(s_v) - q_i . s_v, because q_i
-        # sums to one; so each view needs one logsumexp and the sum of the teacher's views that it is paired with.
-        targets = torch.cat([q[1:2], q[0:1], q.sum(0, keepdim=True).expand(n_views - 2, -1, -1)])  # (V, B, K)
-        n_pairs = torch.full((n_views, 1), 2.0, device=s.device)
-        n_pairs[:2] = 1.0  # views 0 and 1 are not paired with themselves
-        rows = n_pairs * s.logsumexp(-1) - (targets * s).sum(-1)  # (V, B)
+        rows = _PairsOfViews.apply(student, q, self.student_temp)  # (V, B)
         loss = rows.mean(1).sum() / (2 * (n_views - 1))
         if self.training and update_center:
             self.update_center(teacher)

@@ -34,6 +34,7 @@ from dino_lib.build import (
     check_sizes,
     parameter_groups,
     pick_device,
+    pick_kernels,
     pick_precision,
 )
 from dino_lib.checkpoint import load_newest, load_teacher, save_checkpoint, save_teacher, write_atomically
@@ -44,6 +45,7 @@ from dino_lib.images import InputError
 from dino_lib.inputs import epoch_order, open_views
 from dino_lib.loss import DINOLoss, teacher_entropies
 from dino_lib.probes import Probes
+from dino_lib.profiling import report
 from dino_lib.teacher import ema_update, make_teacher
 from dino_lib.trackers import open_tracker
 
@@ -86,10 +88,15 @@ class Trainer:
         self.schedules = build_schedules(config, self.steps_per_epoch)
         self.total_steps = len(self.schedules["lr"])
 
+        pick_kernels(self.student, config, self.device, self.dtype)
         self.teacher = make_teacher(self.student)
+        self.uncompiled = config.compile  # until the first update
+        if config.compile:
+            for module in (self.student, self.teacher):
+                module.backbone.compile(dynamic=False)  # once for each size of views
         self.loss = DINOLoss(config.out_dim, student_temp=config.student_temp,
                              center_momentum=config.center_momentum).to(self.device)
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.student), lr=config.lr)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.student), lr=config.lr, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.step, self.history, self.said = 0, [], set()
         self.paused = False  # run() has been left with all that it needs to go on in this very object
@@ -234,6 +241,9 @@ class Trainer:
         for views in self.views.batches(epoch, batches):
             self.waited += time.perf_counter() - clock
             result = self.train_step(views)
+            if self.uncompiled:
+                tqdm.write(f"compiled: the first update took {time.perf_counter() - clock:.0f} s")
+                self.uncompiled = False
             self.seconds += time.perf_counter() - clock
             bar.update()
             done = self.step == self.total_steps
@@ -398,7 +408,8 @@ class Trainer:
     _GATHERED = ("losses", "used", "skipped", "seconds", "waited")
     _STATE = ("student", "teacher", "loss", "optimizer", "scaler")
     _MAY_CHANGE = ("output_dir", "resume", "data_root", "download", "device", "num_workers", "log_every", "eval_every",
-                   "eval_limit", "save_every", "keep", "progress", "tracker", "precision", "accumulate")
+                   "eval_limit", "save_every", "keep", "progress", "tracker", "precision", "compile", "recompute",
+                   "accumulate")
 
     def _start_or_resume(self):
         state = load_newest(self.folder / "checkpoints", self.device)
@@ -542,7 +553,8 @@ def parse_args(argv):
     parser.add_argument("--preset", choices=list(PRESETS), default="demo")
     preset, rest = parser.parse_known_args(argv)
     if any(flag in rest for flag in ("-h", "--help")):
-        print(f"--preset {{{','.join(PRESETS)}}} sets the defaults of all options below; now: {preset.preset}\n")
+        print(f"--preset {{{','.join(PRESETS)}}} sets the defaults of all options below; now: {preset.preset}\n"
+              "--profile trains nothing: it says where a step's time goes, and what to change\n")
     return tyro.cli(Config, default=PRESETS[preset.preset], args=rest, prog="python -m dino_lib.train",
                     config=(tyro.conf.FlagConversionOff,))
 
@@ -552,8 +564,11 @@ def main(argv=None):
     rank, several = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) > 1
     who = f"rank {rank}: " if several else ""
     try:
-        config = parse_args(argv if argv is not None else sys.argv[1:])
+        words = argv if argv is not None else sys.argv[1:]
+        config = parse_args([word for word in words if word != "--profile"])
         with _process_group(config, rank) if several else contextlib.nullcontext():
+            if "--profile" in words:
+                return print(report(Trainer(dataclasses.replace(config, eval_every=0))))
             Trainer(config).run()
     except KeyboardInterrupt:
         sys.exit(130)

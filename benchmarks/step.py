@@ -1,0 +1,179 @@
+"""A training step against lightly and the official recipe: time, FLOP/s, memory, and the same with a GPU.
+
+The contestants take the same views of noise in turn, in one process; a figure is the median over the rounds. Peak
+memory is that of a first step in a process of its own, above what the libraries hold before it. `peers.py` says what the others do. Rows of the table of `bench.py`:
+{"figure", "ours", "peer", "ratio", "aim"}, and "sign" for which side of the aim is wanted, "unit" of ours and peer.
+"""
+
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import peers
+import torch
+from PIL import Image
+
+from dino_lib.config import PRESETS, Config
+from dino_lib.profiling import clock, count_flops, product_ceiling
+from dino_lib.shapes import Shapes
+from dino_lib.train import Trainer
+
+COMMON = {"epochs": 1000, "freeze_last_layer": 0.0, "drop_path": 0.0, "eval_every": 0, "progress": False}
+PAPER = Config(**COMMON, batch_size=4)  # ViT-S/16, 2 x 224 + 8 x 96, K = 65,536
+SMALL = replace(PRESETS["smoke"], **COMMON)  # for --quick
+
+
+def trainer_of(config, images=None):
+    """A Trainer that writes nothing, of `images` or of a batch of grey squares."""
+    images = images or [Image.new("RGB", (8, 8))] * config.batch_size
+    return Trainer(replace(config, store_size=config.store_size or 8, output_dir=tempfile.gettempdir()), images)
+
+
+def ours(config, device):
+    """The library's own step."""
+    trainer = trainer_of(replace(config, device=device.type))
+    return lambda views: trainer.train_step(views)["loss"]
+
+
+def noise(config, device):
+    generator, sizes = torch.Generator().manual_seed(0), [config.global_size] * 2 + [config.local_size] * config.n_local
+    return [torch.randn(config.batch_size, 3, size, size, generator=generator).to(device) for size in sizes]
+
+
+def in_turn(config, device, contestants, rounds):
+    """Median seconds a step of each contestant; the first round warms up."""
+    views, steps = noise(config, device), {name: make(config, device) for name, make in contestants.items()}
+    seconds = {name: [] for name in steps}
+    for turn in range(rounds + 1):
+        for name, step in steps.items():
+            start = clock(device)
+            step(views)
+            if turn:
+                seconds[name].append(clock(device) - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def against(figure, seconds, aims, unit="s"):
+    """A row for each peer of "ours"."""
+    return [{"figure": f"{figure}, against {name}", "ours": seconds["ours"], "peer": value, "unit": unit,
+             "ratio": value / seconds["ours"], "aim": aims.get(name), "sign": ">="}
+            for name, value in seconds.items() if name != "ours"]
+
+
+def fp32(config, device):
+    return ours(replace(config, precision="fp32"), device)
+
+
+def step_rows(rounds, quick):
+    """The paper's step and the presets', on the CPU, and the share of the machine's bf16 ceiling."""
+    cpu, paper = torch.device("cpu"), SMALL if quick else PAPER
+    contestants = {"ours": ours, "ours in fp32": fp32, "official": peers.official, "lightly": peers.lightly}
+    seconds = in_turn(paper, cpu, contestants, rounds)
+    rows = against(f"step of {paper.batch_size}, ViT-S/16, K = 65,536", seconds, {"official": 2.7, "lightly": 3.0})
+    trainer, views = trainer_of(replace(paper, device="cpu")), noise(paper, cpu)
+    rate = count_flops(lambda: trainer.train_step(views)) / seconds["ours"] / 1e9
+    ceiling = product_ceiling(cpu, torch.bfloat16) / 1e9
+    rows.append({"figure": "its FLOP/s against a large bf16 product's", "ours": rate, "peer": ceiling,
+                 "unit": "GFLOP/s", "ratio": rate / ceiling, "aim": 0.55, "sign": ">="})
+    del contestants["ours in fp32"]
+    for name in ["smoke"] if quick else ["demo", "laptop"]:
+        seconds = in_turn(replace(PRESETS[name], **COMMON), cpu, contestants, 3 * rounds)
+        rows += against(f"step of the preset {name}", seconds, {"official": 1.6})
+    return rows
+
+
+def growth_rows(rounds, quick):
+    """Time an image, views and update, from a store ten times as large."""
+    few, many = (64, 640) if quick else (400, 4000)
+    config = replace(SMALL if quick else PRESETS["demo"], **{**COMMON, "limit": None, "device": "cpu"})
+    shapes, batches, seconds = Shapes(many, size=config.store_size), {}, {few: [], many: []}
+    for n in (few, many):
+        trainer = trainer_of(config, shapes if n == many else Shapes(few, size=config.store_size))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).repeat(3 * rounds * config.batch_size)
+        indices = order[: (10 * rounds + 1) * config.batch_size].view(-1, config.batch_size).numpy()
+        batches[n] = trainer, iter(trainer.views.batches(0, indices))
+    for turn in range(10 * rounds + 1):
+        for n, (trainer, views) in batches.items():
+            start = clock(trainer.device)
+            trainer.train_step(next(views))
+            if turn:
+                seconds[n].append((clock(trainer.device) - start) / config.batch_size)
+    small, large = (1e3 * statistics.median(seconds[n]) for n in (few, many))
+    return [{"figure": f"time an image, {many} images in the store against {few}", "ours": large, "peer": small,
+             "unit": "ms", "ratio": large / small, "aim": 1.05, "sign": "<="}]
+
+
+def memory_rows(rounds, quick):
+    """The first step of a batch of 8, each contestant in a process of its own."""
+    peak = {}
+    for name in ("ours", "official", "lightly"):
+        words = [sys.executable, "-W", "ignore", __file__, name, *(["--quick"] if quick else [])]
+        peak[name] = float(subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return [{"figure": f"peak memory of the first step, batch 8, against {name}", "ours": peak["ours"], "unit": "MiB",
+             "peer": peak[name], "ratio": peak["ours"] / peak[name], "aim": 0.6 if name == "lightly" else None,
+             "sign": "<="} for name in ("official", "lightly")]
+
+
+def cuda_rows(rounds, quick):
+    """With a GPU: the paper's step, the share of its peak, how long it idles, and an epoch of STL-10's size."""
+    if not torch.cuda.is_available():
+        print("no CUDA device: images a second, MFU, the idle share and the epoch of STL-10's size are left out")
+        return []
+    device, config = torch.device("cuda"), SMALL if quick else replace(PAPER, batch_size=64)
+    contestants = {"ours": ours, "official": peers.official, "lightly": peers.lightly}
+    seconds = in_turn(config, device, contestants, 5 * rounds)
+    rows = against(f"step of {config.batch_size} on {torch.cuda.get_device_name()}", seconds, {"official": 4.0})
+    trainer, views = trainer_of(replace(config, device="cuda")), noise(config, device)
+    rate = count_flops(lambda: trainer.train_step(views)) / seconds["ours"] / 1e12
+    ceiling = product_ceiling(device, torch.bfloat16) / 1e12
+    rows.append({"figure": "its FLOP/s against a large bf16 product's (MFU)", "ours": rate, "peer": ceiling,
+                 "unit": "TFLOP/s", "ratio": rate / ceiling, "aim": 0.45, "sign": ">="})
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        start = clock(device)
+        for _ in range(10):
+            trainer.train_step(views)
+        wall = clock(device) - start
+    busy = sum(event.self_device_time_total for event in seen.key_averages()) / 1e6
+    rows.append({"figure": "share of the time in which the GPU idles", "ours": wall - busy, "peer": wall, "unit": "s",
+                 "ratio": 1 - busy / wall, "aim": 0.05, "sign": "<="})
+    gpu = replace(SMALL if quick else PRESETS["gpu"], **{**COMMON, "limit": None, "device": "cuda"})
+    trainer = trainer_of(gpu, Shapes(max(gpu.batch_size, 1024), size=gpu.store_size))
+    order = torch.arange(gpu.batch_size).repeat(23).view(23, -1).numpy()
+    for turn, made in enumerate(trainer.views.batches(0, order)):
+        trainer.train_step(made)
+        if turn == 2:
+            start = clock(device)
+    epoch = (clock(device) - start) / 20 * 100_000 / gpu.batch_size
+    rows.append({"figure": "an epoch of 100,000 images at 96 px, preset gpu", "ours": epoch, "peer": None, "unit": "s",
+                 "ratio": epoch / 30, "aim": 1.0, "sign": "<="})
+    return rows
+
+
+def rows(rounds=3, quick=False):
+    """All rows, one list."""
+    return [row for part in (memory_rows, step_rows, growth_rows, cuda_rows) for row in part(rounds, quick)]
+
+
+def first_step(name, quick):
+    """Prints the largest resident set of this process in one step of a batch of 8, less the one before it, in MiB."""
+    before = resident("VmRSS")
+    config, cpu = replace(SMALL if quick else PAPER, batch_size=8), torch.device("cpu")
+    {"ours": ours, "official": peers.official, "lightly": peers.lightly}[name](config, cpu)(noise(config, cpu))
+    print(resident("VmHWM") - before)
+
+
+def resident(name):
+    """MiB: VmRSS, what this process holds now, or VmHWM, the most it held; elsewhere than on Linux the most."""
+    status = Path("/proc/self/status")  # getrusage also counts what the parent process took before the exec
+    if status.exists():
+        return int(re.search(rf"{name}:\s*(\d+)", status.read_text())[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    first_step(sys.argv[1], "--quick" in sys.argv)
