@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
-KINDS = {"text/plain", "image/png", "text/html"}  # no widget: a viewer would show "loading", or nothing
+KINDS = {"text/plain", "image/png", "image/jpeg", "text/html"}  # no widget: a viewer would show "loading", or nothing
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
