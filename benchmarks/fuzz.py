@@ -288,7 +288,7 @@ class Targets:
         """Run one example: the documented errors are fine, others go through, and what takes too long ends it all."""
         self.counts[name] = self.counts.get(name, 0) + 1
         (self.folder / "last").write_bytes(data)
-        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        faulthandler.dump_traceback_later(SECONDS, exit=True, file=sys.__stderr__)
         try:
             with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
                 warnings.simplefilter("ignore")
@@ -313,7 +313,7 @@ def main(argv=None):
     parser.add_argument("--examples", type=int, default=200, help="of each kind, in one round")
     parser.add_argument("--keep", type=Path, help="a folder for the inputs that fail")
     args = parser.parse_args(argv)
-    faulthandler.enable()
+    faulthandler.enable(sys.__stderr__)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore", HypothesisWarning)
     torch.set_num_threads(1)

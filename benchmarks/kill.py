@@ -2,8 +2,8 @@
 
 A small run with everything that has a state (batch norm, drop path, a last layer that is frozen at first, evaluations)
 writes a line of history at every update and a checkpoint at every third. First it runs to its end. Then it is killed
-(SIGKILL) at 50 random moments, each time in a process of its own that goes on from what the one before left: half of the
-kills wait for a save to begin. Last, power cuts: the newest checkpoint of a half-done run is cut at 20 random
+(SIGKILL) at 50 random moments, each time in a process of its own that goes on from what the one before left: half of
+the kills wait for a save to begin. Last, power cuts: the newest checkpoint of a half-done run is cut at 20 random
 lengths, and then has a bit flipped, and then a page of zeros, at 20 random places each; every time the run goes on.
 
 The command fails unless the newest checkpoint is whole after every kill and no older than any that was seen before,
@@ -155,7 +155,7 @@ def main(argv=None):
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args(argv)
     if args.quick:
-        args.kills, args.updates, args.cuts = 4, 60, 2
+        args.kills, args.updates, args.cuts = 4, 42, 2
     torch.set_num_threads(1)
     chance = random.Random(args.seed)
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")  # fork: no imports each time

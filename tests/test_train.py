@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import json
 import math
 import multiprocessing
@@ -317,6 +318,23 @@ def test_evaluations_come_at_the_start_every_so_often_and_at_the_end(tiny, label
     scored = [record for record in history if "knn" in record]
     assert [record["step"] for record in scored] == steps
     assert all(0 <= record["knn"] <= 1 for record in scored)
+
+
+@pytest.mark.parametrize("leaks", [False, True])
+def test_updates_leave_no_tensors_behind(tiny, pictures, leaks):
+    counts, kept = [], []
+
+    class Counted(Trainer):
+        def train_step(self, views):
+            if self.step % 4 == 0:
+                gc.collect()
+                counts.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
+            result = super().train_step(views)
+            kept.extend([result["loss"]] * leaks)
+            return result
+
+    Counted(replace(tiny, epochs=3, log_every=2), pictures).run()
+    assert (counts[1] == counts[2]) is not leaks  # before the first update Adam has no moments
 
 
 def test_a_dataset_of_ones_own_is_not_evaluated(tiny, pictures):
