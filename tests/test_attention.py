@@ -24,20 +24,21 @@ VITS = {  # name: options of create_backbone, patch size, prefix tokens, image s
     "vit_small_patch8_224": ({"depth": 2}, 8, 1, [(32, 24), (16, 40)]),
     "vit_small_patch14_reg4_dinov2": ({"depth": 2, "img_size": 56}, 14, 5, [(42, 28), (28, 70)]),
     "vit_small_patch16_dinov3": ({"depth": 2}, 16, 5, [(48, 32), (32, 80)]),
-    "vit_small_patch16_dinov3_qkvb": ({"depth": 2}, 16, 5, [(48, 32)]),
+    "vit_small_patch16_dinov3_qkvb": ({"depth": 2}, 16, 5, [(48, 32), (32, 80)]),
     "eva02_tiny_patch14_224": ({"depth": 2}, 14, 1, [(42, 28), (28, 70)]),
-    "eva02_base_patch14_224": (SMALL, 14, 1, [(42, 28)]),  # q, k and v apart, a norm before the projection
-    "eva_giant_patch14_224": (SMALL, 14, 1, [(42, 28)]),
+    "eva02_base_patch14_224": (SMALL, 14, 1, [(42, 28), (28, 70)]),  # q, k and v apart, a norm before the projection
+    "eva_giant_patch14_224": (SMALL, 14, 1, [(42, 28), (28, 70)]),
     "deit3_small_patch16_224": ({"depth": 2}, 16, 1, [(48, 32), (32, 80)]),
-    "deit_tiny_distilled_patch16_224": ({"depth": 2}, 16, 2, [(48, 32)]),
+    "deit_tiny_distilled_patch16_224": ({"depth": 2}, 16, 2, [(48, 32), (32, 80)]),
     "vit_base_patch16_clip_224": (SMALL, 16, 1, [(48, 32), (32, 80)]),
-    "vit_small_patch16_rope_mixed_224": (SMALL, 16, 1, [(48, 32)]),
-    "vit_pe_core_tiny_patch16_384": ({**SMALL, "qkv_fused": False, "num_kv_heads": 1}, 16, 1, [(48, 32)]),
-    "vit_tiny_patch16_224 qk_norm": ({"depth": 2, "qk_norm": True}, 16, 1, [(48, 32)]),
+    "vit_small_patch16_rope_mixed_224": (SMALL, 16, 1, [(48, 32), (32, 80)]),
+    "vit_pe_core_tiny_patch16_384": ({**SMALL, "qkv_fused": False, "num_kv_heads": 1}, 16, 1, [(48, 32), (32, 80)]),
+    "vit_tiny_patch16_224 qk_norm": ({"depth": 2, "qk_norm": True}, 16, 1, [(48, 32), (32, 80)]),
     "vit_tiny_patch16_224 patch 4": ({**SMALL, "patch_size": 4, "img_size": 32}, 4, 1, [(16, 12), (8, 20)]),
     "vit_tiny_patch16_224 conv stem": (
         {**SMALL, "patch_size": 8, "img_size": 48, "conv_stem": True}, 8, 1, [(48, 32), (16, 40)]),
     "beitv2_base_patch16_224": ({**SMALL, "img_size": (64, 48)}, 16, 1, [(64, 48)]),  # takes its own size alone
+    "beitv2_base_patch16_224 wide": ({**SMALL, "img_size": (32, 80)}, 16, 1, [(32, 80)]),
 }
 
 

@@ -446,6 +446,13 @@ def test_timm_models_come_pretrained_with_their_own_size_and_mean(monkeypatch):
         load_teacher("timm:vit_bse_patch16_224")
 
 
+def test_the_pretrained_models_that_the_texts_name_are_timms():
+    root = Path(checkpoint.__file__).parent.parent
+    texts = [root / "README.md", *root.glob("dino_lib/*.py"), *root.glob("notebooks/**/*.ipynb")]
+    names = {name for path in texts for name in re.findall(r"\b\w+_patch\d+_\w+\.\w+", path.read_text("utf-8"))}
+    assert {"vit_small_patch16_224.dino", "deit_small_patch16_224.fb_in1k"} <= names <= set(timm.list_pretrained())
+
+
 # --- the backbone of a config -----------------------------------------------------------------------------------------
 
 
