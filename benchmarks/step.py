@@ -1,8 +1,9 @@
 """A training step against lightly and the official recipe: time, FLOP/s, memory, and the same with a GPU.
 
 The contestants take the same views of noise in turn, in one process; a figure is the median over the rounds. Peak
-memory is that of a first step in a process of its own, above what the libraries hold before it. `peers.py` says what the others do. Rows of the table of `bench.py`:
-{"figure", "ours", "peer", "ratio", "aim"}, and "sign" for which side of the aim is wanted, "unit" of ours and peer.
+memory is that of a first step in a process of its own, above what the libraries hold before it. `peers.py` says what
+the others do. Rows of the table of `bench.py`: {"figure", "ours", "peer", "ratio", "aim"}, "sign" for which side of the
+aim is wanted, and "unit" of ours and peer.
 """
 
 import re

@@ -44,6 +44,32 @@ def test_loss_gradient_and_center_against_the_loop_over_several_steps(n_views, s
     assert center.abs().max() > 0.05  # the steps did go through a center that is not zero
 
 
+@pytest.mark.parametrize("n_views", [2, 4])
+def test_gradient_in_double_precision_by_finite_differences(n_views):
+    student, q = randn(n_views, 2, 5, scale=0.1).requires_grad_(), randn(2, 2, 5, seed=1).softmax(-1)
+    assert torch.autograd.gradcheck(lambda s: dino_lib.loss._PairsOfViews.apply(s, q, 0.1), student)
+
+
+def test_the_loss_keeps_no_copy_of_the_logits():
+    """What autograd holds until the backward pass: the logits, and three rows of targets for ten views."""
+    student, held = torch.randn(10, 4, 512, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append((x.data_ptr(), x.numel())) or x, lambda x: x):
+        DINOLoss(512)(student, torch.randn(2, 4, 512), 0.04)
+    assert sum(n for pointer, n in set(held) if pointer != student.data_ptr()) <= 3 * 4 * 512 + 100
+    assert any(pointer == student.data_ptr() for pointer, _ in held)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_gradient_of_logits_in_low_precision_is_scaled_before_it_is_rounded(dtype):
+    """The entries of a large K are below float16's smallest number, unless the scaler's factor comes first."""
+    student, teacher = randn(4, 2, 4096, scale=0.1).to(dtype).requires_grad_(), randn(2, 2, 4096, seed=1, scale=0.1)
+    (65536 * DINOLoss(4096)(student, teacher, 0.04)).backward()
+    exact = student.detach().double().requires_grad_()
+    (65536 * pairs_loss(exact, teacher, 0.0, 0.04)[0]).backward()
+    assert student.grad.dtype == dtype
+    torch.testing.assert_close(student.grad.double(), exact.grad, rtol=2e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize("n_views", [2, 10])
 def test_how_often_each_view_is_counted(n_views):
     """One view says prototype 0 with certainty a; all others are uniform; the teacher says prototype 1 throughout."""

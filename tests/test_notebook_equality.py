@@ -59,9 +59,10 @@ BREAKS = {
         "the grid is transposed": (
             "backbone.py", "return patches.unflatten(1, grid)", "return patches.unflatten(1, grid).transpose(1, 2)"),
         "no L2 normalisation": ("head.py", "z = F.normalize(z.float(), dim=-1, eps=1e-12)", "z = z.float()"),
-        "no weight norm": ("head.py", "F.normalize(self.directions, dim=-1, eps=1e-12)", "self.directions"),
+        "no weight norm": (
+            "head.py", "torch._weight_norm(self.directions, self.gain[:, None], 0)", "self.directions"),
         "the length of a direction counts as a constant": (
-            "head.py", "F.normalize(self.directions, dim=-1, eps=1e-12)",
+            "head.py", "torch._weight_norm(self.directions, self.gain[:, None], 0)",
             "self.directions / self.directions.detach().norm(dim=-1, keepdim=True)"),
         "the gains are trained": ("head.py", "requires_grad=not norm_last_layer", "requires_grad=True"),
         "GELU after the bottleneck": ("head.py", "if i < n_layers - 1:", "if True:"),
@@ -76,14 +77,16 @@ BREAKS = {
         "the center is not subtracted": ("loss.py", "(teacher.float() - self.center)", "teacher.float()"),
         "the temperatures are swapped": (
             "loss.py",
-            "s = student.float() / self.student_temp", "s = student.float() / teacher_temp",
+            "apply(student, q, self.student_temp)", "apply(student, q, teacher_temp)",
             "q = self.teacher_probs(teacher, teacher_temp)", "q = self.teacher_probs(teacher, self.student_temp)"),
         "a view predicts itself too": (
             "loss.py",
-            "torch.cat([q[1:2], q[0:1], q.sum(0, keepdim=True).expand(n_views - 2, -1, -1)])",
-            "q.sum(0, keepdim=True).expand(n_views, -1, -1)",
-            "n_pairs[:2] = 1.0", "n_pairs[:2] = 2.0"),
-        "a global view predicts itself alone": ("loss.py", "[q[1:2], q[0:1], q.sum", "[q[0:1], q[1:2], q.sum"),
+            "torch.stack([q[1], q[0], q.sum(0)])", "q.sum(0).expand(3, -1, -1)",
+            "rows.append((1 if v < 2 else 2)", "rows.append(2", "p.mul_(1 if v < 2 else 2)", "p.mul_(2)"),
+        "a global view predicts itself alone": ("loss.py", "[q[1], q[0], q.sum(0)]", "[q[0], q[1], q.sum(0)]"),
+        "the gradient forgets the targets": ("loss.py", ".sub_(targets[min(v, 2)])", ""),
+        "the gradient forgets the temperature": (
+            "loss.py", "grad_rows[v, :, None] / ctx.student_temp", "grad_rows[v, :, None]"),
         "summed over the batch": ("loss.py", "rows.mean(1).sum()", "rows.sum()"),
         "summed over the pairs": ("loss.py", " / (2 * (n_views - 1))", ""),
         "the center moves before the loss": (

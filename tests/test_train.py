@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import gc
 import json
 import math
@@ -25,7 +26,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dino_lib import train as loop
-from dino_lib.build import build_schedules, build_student, parameter_groups, pick_device, pick_precision
+from dino_lib.build import build_schedules, build_student, parameter_groups, pick_device, pick_kernels, pick_precision
 from dino_lib.checkpoint import load_newest, load_teacher
 from dino_lib.doctor import versions
 from dino_lib.inputs import StoreViews, epoch_order, open_views
@@ -905,6 +906,70 @@ def test_matrix_products_run_in_the_chosen_precision(tiny, pictures, precision, 
     assert sorted(seen, key=str) == sorted([dtype] * 5 + [torch.float32] * 2, key=str)
     assert {p.dtype for p in trainer.student.parameters()} == {result["loss"].dtype} == {torch.float32}
     assert result["loss"].isfinite() and scale == (precision == "fp16")
+
+
+@pytest.mark.parametrize("changes", [
+    {"recompute": True}, {"recompute": True, "drop_path": 0.5},
+    {"recompute": True, "backbone": "resnet18", "backbone_options": {}}])
+def test_blocks_computed_again_give_the_same_gradients(tiny, pictures, changes):
+    gradients, held = [], []
+    for recompute in (False, True):
+        trainer = Trainer(replace(tiny, **{**changes, "recompute": recompute}), pictures)
+        views, n = first_views(trainer), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, n=n: n.append(x.numel()) or x, lambda x: x):
+            trainer.train_step(views)
+        gradients.append({name: p.grad for name, p in trainer.student.named_parameters() if p.grad is not None})
+        held.append(sum(n))
+    assert_close(*gradients)
+    assert held[1] < 0.8 * held[0]
+
+
+def test_a_network_that_cannot_compute_again_is_refused(tiny, pictures):
+    student = build_student(tiny)
+    student.backbone.model = torch.nn.Identity()
+    with pytest.raises(ValueError, match="recompute=True: timm's vit_tiny_patch16_224"):
+        pick_kernels(student, replace(tiny, recompute=True), CPU, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_attention_on_a_cpu_is_the_fused_one_in_float32_alone(tiny, dtype):
+    student, plain = build_student(tiny), build_student(tiny)
+    pick_kernels(student, tiny, CPU, dtype)
+    attention = student.backbone.model.blocks[0].attn
+    assert attention.fused_attn == (dtype == torch.float32) and plain.backbone.model.blocks[0].attn.fused_attn
+    views = [torch.randn(4, 3, size, size) for size in (24, 24, 12)]
+    mine, theirs = student(views), plain(views)
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    for a, b in zip(*(torch.autograd.grad(out.square().sum(), [p for p in model.parameters() if p.requires_grad])
+                      for out, model in ((mine, student), (theirs, plain))), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    pick_kernels(plain, tiny, torch.device("cuda"), dtype)
+    assert plain.backbone.model.blocks[0].attn.fused_attn
+
+
+def test_convolutional_networks_are_channels_last_and_give_the_same_step(tiny, pictures, monkeypatch):
+    states = []
+    for pick in (pick_kernels, lambda *args: None):
+        monkeypatch.setattr(loop, "pick_kernels", pick)
+        trainer = Trainer(replace(tiny, backbone="resnet18", backbone_options={}, lr=1e-4), pictures)
+        for _ in range(3):
+            trainer.train_step(first_views(trainer))
+        states.append((trainer.student.state_dict(), trainer.student.backbone.model.layer1[0].conv1.weight))
+    assert [w.is_contiguous(memory_format=torch.channels_last) for _, w in states] == [True, False]
+    for name, value in states[0][0].items():
+        torch.testing.assert_close(value, states[1][0][name], rtol=1e-3, atol=1e-3)
+
+
+def test_a_compiled_network_takes_the_same_steps_and_says_how_long_it_took(tiny, pictures, tmp_path, capsys,
+                                                                           monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend="eager"))
+    _, plain = train(replace(tiny, output_dir=str(tmp_path / "plain")), pictures)
+    capsys.readouterr()
+    trainer = trained(tiny, pictures, compile=True)
+    assert "compiled: the first update took" in capsys.readouterr().err
+    assert [r["loss"] for r in trainer.history] == pytest.approx([r["loss"] for r in plain], abs=1e-6)
+    assert trainer.student.backbone._compiled_call_impl is not None
+    assert trainer.teacher.backbone._compiled_call_impl is not None
 
 
 def test_two_processes_equal_one(tiny, labelled_folder, tmp_path, as_arguments):
