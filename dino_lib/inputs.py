@@ -4,12 +4,13 @@ Both give the same views for the same (seed, epoch, index), in whatever batch, w
 """
 
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from dino_lib.augment import BatchMultiCrop, MultiCrop, view_uniforms
-from dino_lib.data import decode_store, open_dataset
+from dino_lib.data import STORES, decode_store, open_dataset
 from dino_lib.images import SkipUnreadable, report_skipped
 
 
@@ -29,7 +30,8 @@ class StoreViews:
     """Views of a dataset decoded once into a uint8 store (N, C, S, S), made for a whole batch on the device."""
 
     def __init__(self, dataset, config, device):
-        self.images, _, self.skipped = decode_store(dataset, config.store_size, len(config.mean))
+        self.images, _, self.skipped = decode_store(dataset, config.store_size, len(config.mean),
+                                                          cache=Path(config.data_root) / STORES)
         self.n_asked, self.seed, self.device = len(dataset), config.seed, device
         self.multicrop = BatchMultiCrop(**multicrop_settings(config))
 
@@ -39,7 +41,8 @@ class StoreViews:
     def batches(self, epoch, batches):
         """For each array of indices in `batches`: a list of (B, C, h, w) views on the device."""
         for indices in batches:
-            images = self.images[torch.from_numpy(indices).to(self.images.device)].to(self.device, non_blocking=True)
+            rows = torch.from_numpy(indices).to(self.images.device)
+            images = self.images.index_select(0, rows).to(self.device, non_blocking=True)
             yield self.multicrop(images, uniforms=view_uniforms(self.seed, epoch, indices, self.multicrop.n_uniforms))
 
     def report(self):
