@@ -4,6 +4,9 @@ import hashlib
 import io
 import os
 import pickle
+import subprocess
+import sys
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -659,7 +662,7 @@ def test_a_store_that_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr(data, "_available_memory", lambda: 2**20)
     image = (noise(), 0)
     assert len(decode_store(Items(*[image] * 6), 224, progress=False)[0]) == 6
-    with pytest.raises(MemoryError, match="8 images at 224 px need 1 MiB, 1 MiB are free"):
+    with pytest.raises(MemoryError, match="8 images at 224 px need 1 MiB of memory, 1 MiB are free"):
         decode_store(Items(*[image] * 8), 224, progress=False)
 
 
