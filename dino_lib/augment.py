@@ -239,7 +239,7 @@ def _resample(x, image, vertical, horizontal, size):
     """The images x[image] of (N, H, C, W), resampled by rows and weights for each direction; (n, C, size, size)."""
     y = _weighted_rows(x, image, *vertical).permute(0, 3, 2, 1, 4).flatten(3)[..., :size]  # (n, W, C, size)
     y = _weighted_rows(y, torch.arange(len(y), device=x.device), *horizontal)
-    return y.permute(0, 2, 3, 1, 4).flatten(3)[..., :size]
+    return torch.cat(y.unbind(1), -1)[..., :size]
 
 
 def _blocks(size):
