@@ -110,7 +110,7 @@ class BatchMultiCrop(_Recipe):
         elif uniforms.shape != (len(images), self.n_uniforms):
             raise ValueError(f"expected uniforms {(len(images), self.n_uniforms)}, got {tuple(uniforms.shape)}")
         x = images.transpose(1, 2).contiguous()  # (B, H, C, W)
-        rows = uniforms.float().cpu().view(len(images), -1, self._PER_VIEW).transpose(0, 1)
+        rows = uniforms.float().cpu().reshape(len(images), -1, self._PER_VIEW).transpose(0, 1)
         return self._one_size(x, rows[:2], self.views[:2]) + self._one_size(x, rows[2:], self.views[2:])
 
     def _one_size(self, x, u, views):
@@ -123,37 +123,38 @@ class BatchMultiCrop(_Recipe):
             return []
         (size, scale, _, _), images = views[0], len(x)
         blur_p, solarize_p = (torch.tensor([view[k] for view in views]).repeat_interleave(images) for k in (2, 3))
-        u, image = u.flatten(0, 1), torch.arange(images).repeat(len(views))
-        boxes, u = crop_boxes(u[:, : 2 * CROP_TRIES], u[:, 2 * CROP_TRIES :][:, :2], x.shape[1::2], scale), u[:, -14:]
-        steps = torch.where(u[:, 1:2] < JITTER_P, u[:, 2:6].argsort(1), -1)  # uniform over the permutations
-        gray, blur, solarize = u[:, 10] < self.gray_p, u[:, 11] < blur_p, u[:, 13] < solarize_p
+        image = torch.arange(images).repeat(len(views))
+        tries, u = u.flatten(0, 1).tensor_split([2 * CROP_TRIES], dim=1)
+        boxes = crop_boxes(tries, u[:, 0:2], x.shape[1::2], scale)
+        steps = torch.where(u[:, 3:4] < JITTER_P, u[:, 4:8].argsort(1), -1)  # uniform over the permutations
+        gray, blur, solarize = u[:, 12] < self.gray_p, u[:, 13] < blur_p, u[:, 15] < solarize_p
         place = torch.tensor([256, 64, 16, 4, 2, 1])
         order = (torch.cat([steps, gray[:, None], blur[:, None]], 1) * place).sum(1).argsort(stable=True)
         longest = _longest_side(x.shape[1::2], scale)
-        mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (self.mean, self.std))
+        there = {"device": x.device, "non_blocking": True}
+        mean, std = (torch.tensor(v)[:, None, None].to(**there) for v in (self.mean, self.std))
         out = torch.empty(len(u), x.shape[2], size, size, device=x.device)
         places = out.unbind()
         room = CPU_CHUNK if x.device.type == "cpu" else GPU_CHUNK
         for part in order.split(max(1, room // out[0].numel())):
-            draws = u[part].to(x.device, non_blocking=True)
-            crops = image[part].to(x.device), boxes[part].to(x.device)
-            y = _crop_resize_flip(x, *crops, size, draws[:, 0] < 0.5, longest)
-            y = self._jitter(y, steps[part], draws[:, 6:10])
+            draws, crops = u[part].to(**there), (image[part].to(**there), boxes[part].to(**there))
+            y = _crop_resize_flip(x, *crops, size, draws[:, 2] < 0.5, longest)
+            y = self._jitter(y, steps[part], u[part, 8:12])
             if y.shape[1] == 3:
                 y = _apply_where(gray[part], lambda y: _gray(y).expand(-1, 3, -1, -1), y)
-            y = _apply_where(blur[part], _blur, y, BLUR_SIGMA[0] + (BLUR_SIGMA[1] - BLUR_SIGMA[0]) * draws[:, 12])
+            y = _apply_where(blur[part], _blur, y, BLUR_SIGMA[0] + (BLUR_SIGMA[1] - BLUR_SIGMA[0]) * draws[:, 14])
             y = _apply_where(solarize[part], lambda y: torch.where(y >= SOLARIZE_THRESHOLD / 255, 1 - y, y), y)
             torch._foreach_copy_([places[i] for i in part.tolist()], list(y.sub_(mean).div_(std)))
         return list(out.view(len(views), images, *out.shape[1:]))
 
     def _jitter(self, x, steps, strength):
-        """Brightness, contrast, saturation and hue, each image in an order of its own: `steps` (B, 4) on the CPU.
+        """Brightness, contrast, saturation and hue, each image in an order of its own. Changes x.
 
-        -1 is no step. Changes x.
+        `steps` (B, 4), -1 for none, and `strength` (B, 4) in [0, 1) are on the CPU.
         """
         low = torch.tensor([max(0.0, 1 - s) for s in self.color_jitter[:3]] + [-self.color_jitter[3]])
         high = torch.tensor([1 + s for s in self.color_jitter[:3]] + [self.color_jitter[3]])
-        strength = low.to(x.device) + (high - low).to(x.device) * strength
+        strength = (low + (high - low) * strength).to(x.device, non_blocking=True)
         operations = [_brightness, _contrast] + ([_saturation, _hue] if x.shape[1] == 3 else [])
         use = [k for k in range(len(operations)) if self.color_jitter[k]]
         for own, run in _runs(steps.tolist()):
@@ -242,11 +243,11 @@ def _resample(x, image, vertical, horizontal, size):
     return torch.cat(y.unbind(1), -1)[..., :size]
 
 
-def _blocks(size):
+def _blocks(size, device):
     """The rows of an image in blocks of about BLOCK: (blocks, block) row numbers, the last of them too large."""
     blocks = max(1, round(size / BLOCK))
     block = math.ceil(size / blocks)
-    return torch.arange(blocks * block).view(blocks, block)
+    return torch.arange(blocks * block, device=device).view(blocks, block)
 
 
 def _resize_bands(start, length, n_in, n_out, *, flip=None, longest=None):
@@ -257,7 +258,7 @@ def _resize_bands(start, length, n_in, n_out, *, flip=None, longest=None):
     upper bound of the lengths; where `flip`, the result is mirrored.
     """
     start, length, step = (v[:, None, None] for v in (start, length, length / n_out))
-    position = _blocks(n_out).to(start.device) + 0.5
+    position = _blocks(n_out, start.device) + 0.5
     if flip is not None:
         position = torch.where(flip[:, None, None], n_out - position, position)
     center, support = start + position * step, step.clamp(min=1)  # (n, blocks, block)
@@ -284,7 +285,7 @@ def _crop_resize_flip(x, image, boxes, size, flip, longest=None):
 
 def _blur(x, sigma):
     """Gaussian blur with mirrored borders, one sigma (B,) an image."""
-    size, blocks = x.shape[-1], _blocks(x.shape[-1]).to(x.device)
+    size, blocks = x.shape[-1], _blocks(x.shape[-1], x.device)
     window, half = blocks.shape[1] + BLUR_TAPS - 1, BLUR_TAPS // 2
     rows = blocks[:, :1] - half + torch.arange(window, device=x.device)
     rows = (size - 1 - (rows.abs() - (size - 1)).abs()).clamp(min=0)[None]  # mirror at both ends
