@@ -57,7 +57,7 @@ def lightly_transform(global_size, local_size, n_local):
         return None
     return DINOTransform(global_crop_size=global_size, global_crop_scale=(0.4, 1.0), local_crop_size=local_size,
                          local_crop_scale=(0.05, 0.4), n_local_views=n_local, gaussian_blur=(1.0, 0.1, 0.5),
-                         sigmas=(0.1, 2), solarization_prob=0.2, normalize=dict(zip(("mean", "std"), IMAGENET)))
+                         sigmas=(0.1, 2), solarization_prob=0.2, normalize={"mean": IMAGENET[0], "std": IMAGENET[1]})
 
 
 def batch_images(size):

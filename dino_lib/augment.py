@@ -1,8 +1,8 @@
 """Multi-crop: two large and several small views of one image (section 3.1; the recipe is the official code's).
 
 `MultiCrop` is the readable one: torchvision on one image, in a data worker. `BatchMultiCrop` draws from the same
-distribution for a whole batch at once, on the batch's device: every crop, resize and blur is a product with a
-small matrix per image, every colour operation a batched formula. The tests hold the two together.
+distribution for a whole batch at once, on the batch's device: every crop, resize and blur is a product with
+small matrices per image, every colour operation a batched formula. The tests hold the two together.
 """
 
 import itertools
@@ -16,8 +16,8 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 BLUR_SIGMA, SOLARIZE_THRESHOLD, JITTER_P = (0.1, 2.0), 128, 0.8
 BLUR_TAPS = 2 * math.ceil(3 * BLUR_SIGMA[1]) + 1  # three sigmas to each side at the strongest blur
 CROP_RATIO, CROP_TRIES = (3 / 4, 4 / 3), 10  # torchvision's RandomResizedCrop
-BLOCK = 32  # rows that are resampled together
-CPU_CHUNK, GPU_CHUNK = 2**18, 2**26  # numbers in the views that are made together: on a CPU they stay in its cache
+BLOCK = 16  # rows that are resampled together
+CPU_CHUNK, GPU_CHUNK = 2**19, 2**26  # numbers in the views that are made together: on a CPU they stay in its cache
 
 
 class _Recipe:
@@ -109,11 +109,12 @@ class BatchMultiCrop(_Recipe):
             uniforms = torch.rand(len(images), self.n_uniforms, generator=generator)
         elif uniforms.shape != (len(images), self.n_uniforms):
             raise ValueError(f"expected uniforms {(len(images), self.n_uniforms)}, got {tuple(uniforms.shape)}")
-        x, rows = images.float() / 255, uniforms.float().cpu().view(len(images), -1, self._PER_VIEW).transpose(0, 1)
+        x = images.transpose(1, 2).contiguous()  # (B, H, C, W)
+        rows = uniforms.float().cpu().reshape(len(images), -1, self._PER_VIEW).transpose(0, 1)
         return self._one_size(x, rows[:2], self.views[:2]) + self._one_size(x, rows[2:], self.views[2:])
 
     def _one_size(self, x, u, views):
-        """Views of one size and scale from uniforms (V, B, _PER_VIEW): a list of V tensors (B, C, size, size).
+        """Views of one size and scale: x (B, H, C, W), uniforms (V, B, _PER_VIEW) -> V tensors (B, C, size, size).
 
         What is drawn is known on the CPU, so a GPU is never waited for. Sorted by it, views that take the same
         operations in the same order stand together, and go through them together.
@@ -122,35 +123,38 @@ class BatchMultiCrop(_Recipe):
             return []
         (size, scale, _, _), images = views[0], len(x)
         blur_p, solarize_p = (torch.tensor([view[k] for view in views]).repeat_interleave(images) for k in (2, 3))
-        u, image = u.flatten(0, 1), torch.arange(images).repeat(len(views))
-        boxes, u = crop_boxes(u[:, : 2 * CROP_TRIES], u[:, 2 * CROP_TRIES :][:, :2], x.shape[-2:], scale), u[:, -14:]
-        steps = torch.where(u[:, 1:2] < JITTER_P, u[:, 2:6].argsort(1), -1)  # uniform over the permutations
-        gray, blur, solarize = u[:, 10] < self.gray_p, u[:, 11] < blur_p, u[:, 13] < solarize_p
+        image = torch.arange(images).repeat(len(views))
+        tries, u = u.flatten(0, 1).tensor_split([2 * CROP_TRIES], dim=1)
+        boxes = crop_boxes(tries, u[:, 0:2], x.shape[1::2], scale)
+        steps = torch.where(u[:, 3:4] < JITTER_P, u[:, 4:8].argsort(1), -1)  # uniform over the permutations
+        gray, blur, solarize = u[:, 12] < self.gray_p, u[:, 13] < blur_p, u[:, 15] < solarize_p
         place = torch.tensor([256, 64, 16, 4, 2, 1])
         order = (torch.cat([steps, gray[:, None], blur[:, None]], 1) * place).sum(1).argsort(stable=True)
-        longest = _longest_side(x.shape[-2:], scale)
-        mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (self.mean, self.std))
-        out = x.new_empty(len(u), x.shape[1], size, size)
+        longest = _longest_side(x.shape[1::2], scale)
+        there = {"device": x.device, "non_blocking": True}
+        mean, std = (torch.tensor(v)[:, None, None].to(**there) for v in (self.mean, self.std))
+        out = torch.empty(len(u), x.shape[2], size, size, device=x.device)
+        places = out.unbind()
         room = CPU_CHUNK if x.device.type == "cpu" else GPU_CHUNK
-        for part, sorted_out in zip(order.split(n := max(1, room // out[0].numel())), out.split(n), strict=True):
-            draws = u[part].to(x.device, non_blocking=True)
-            y = _crop_resize_flip(x, image[part].to(x.device), boxes[part].to(x.device), size, draws[:, 0] < 0.5, longest)
-            y = self._jitter(y, steps[part], draws[:, 6:10])
+        for part in order.split(max(1, room // out[0].numel())):
+            draws, crops = u[part].to(**there), (image[part].to(**there), boxes[part].to(**there))
+            y = _crop_resize_flip(x, *crops, size, draws[:, 2] < 0.5, longest)
+            y = self._jitter(y, steps[part], u[part, 8:12])
             if y.shape[1] == 3:
                 y = _apply_where(gray[part], lambda y: _gray(y).expand(-1, 3, -1, -1), y)
-            y = _apply_where(blur[part], _blur, y, BLUR_SIGMA[0] + (BLUR_SIGMA[1] - BLUR_SIGMA[0]) * draws[:, 12])
+            y = _apply_where(blur[part], _blur, y, BLUR_SIGMA[0] + (BLUR_SIGMA[1] - BLUR_SIGMA[0]) * draws[:, 14])
             y = _apply_where(solarize[part], lambda y: torch.where(y >= SOLARIZE_THRESHOLD / 255, 1 - y, y), y)
-            torch.addcmul(-mean / std, y, 1 / std, out=sorted_out)
-        return list(out[order.argsort().to(x.device)].view(len(views), images, *out.shape[1:]))
+            torch._foreach_copy_([places[i] for i in part.tolist()], list(y.sub_(mean).div_(std)))
+        return list(out.view(len(views), images, *out.shape[1:]))
 
     def _jitter(self, x, steps, strength):
-        """Brightness, contrast, saturation and hue, each image in an order of its own: `steps` (B, 4) on the CPU.
+        """Brightness, contrast, saturation and hue, each image in an order of its own. Changes x.
 
-        -1 is no step. Changes x.
+        `steps` (B, 4), -1 for none, and `strength` (B, 4) in [0, 1) are on the CPU.
         """
         low = torch.tensor([max(0.0, 1 - s) for s in self.color_jitter[:3]] + [-self.color_jitter[3]])
         high = torch.tensor([1 + s for s in self.color_jitter[:3]] + [self.color_jitter[3]])
-        strength = low.to(x.device) + (high - low).to(x.device) * strength
+        strength = (low + (high - low) * strength).to(x.device, non_blocking=True)
         operations = [_brightness, _contrast] + ([_saturation, _hue] if x.shape[1] == 3 else [])
         use = [k for k in range(len(operations)) if self.color_jitter[k]]
         for own, run in _runs(steps.tolist()):
@@ -221,24 +225,29 @@ def _apply_where(chosen, operation, x, *per_image):
 def _weighted_rows(x, image, rows, weights):
     """Weighted sums of rows of the images x[image], transposed: two of these, one after the other, resample an image.
 
-    x (N, C, H, W), image (n,), rows (n or 1, blocks, window), weights (n, blocks or 1, block, window) -> (n, C, W,
-    blocks * block). A row of the result needs few neighbours, so the matrix product goes by blocks of rows, and each
+    x (N, H, C, W), image (n,), rows (n or 1, blocks, window), weights (n, blocks or 1, block, window) -> (n, blocks,
+    C, W, block). A row of the result needs few neighbours, so the matrix product goes by blocks of rows, and each
     looks at its window only.
     """
-    (_, channels, height, width), (blocks, window), (n, _, block, _) = x.shape, rows.shape[1:], weights.shape
-    plane = channels * image[:, None] + torch.arange(channels, device=x.device)  # (n, C)
-    source = height * plane[:, :, None, None] + rows[:, None]  # (n, C, blocks, window)
-    windows = x.reshape(-1, width).index_select(0, source.flatten()).view(-1, window, width)
-    weights = weights[:, None].expand(n, channels, blocks, block, window).reshape(-1, block, window)
-    sums = windows.transpose(1, 2) @ weights.transpose(1, 2)  # (n * C * blocks, W, block)
-    return sums.view(n, channels, blocks, width, block).transpose(2, 3).flatten(3)
+    (_, height, channels, width), (blocks, window), (n, _, block, _) = x.shape, rows.shape[1:], weights.shape
+    source = height * image[:, None, None] + rows  # (n, blocks, window)
+    windows = x.reshape(-1, channels * width).index_select(0, source.flatten()).view(n * blocks, window, -1).float()
+    weights = weights.expand(n, blocks, block, window).reshape(n * blocks, block, window)
+    return (windows.transpose(1, 2) @ weights.transpose(1, 2)).view(n, blocks, channels, width, block)
 
 
-def _blocks(size):
-    """The rows of an image in blocks of about 32: (blocks, block) row numbers, the last of them too large."""
+def _resample(x, image, vertical, horizontal, size):
+    """The images x[image] of (N, H, C, W), resampled by rows and weights for each direction; (n, C, size, size)."""
+    y = _weighted_rows(x, image, *vertical).permute(0, 3, 2, 1, 4).flatten(3)[..., :size]  # (n, W, C, size)
+    y = _weighted_rows(y, torch.arange(len(y), device=x.device), *horizontal)
+    return torch.cat(y.unbind(1), -1)[..., :size]
+
+
+def _blocks(size, device):
+    """The rows of an image in blocks of about BLOCK: (blocks, block) row numbers, the last of them too large."""
     blocks = max(1, round(size / BLOCK))
     block = math.ceil(size / blocks)
-    return torch.arange(blocks * block).view(blocks, block)
+    return torch.arange(blocks * block, device=device).view(blocks, block)
 
 
 def _resize_bands(start, length, n_in, n_out, *, flip=None, longest=None):
@@ -249,7 +258,7 @@ def _resize_bands(start, length, n_in, n_out, *, flip=None, longest=None):
     upper bound of the lengths; where `flip`, the result is mirrored.
     """
     start, length, step = (v[:, None, None] for v in (start, length, length / n_out))
-    position = _blocks(n_out).to(start.device) + 0.5
+    position = _blocks(n_out, start.device) + 0.5
     if flip is not None:
         position = torch.where(flip[:, None, None], n_out - position, position)
     center, support = start + position * step, step.clamp(min=1)  # (n, blocks, block)
@@ -257,37 +266,34 @@ def _resize_bands(start, length, n_in, n_out, *, flip=None, longest=None):
     window = min(n_in, math.ceil((center.shape[-1] - 1) * largest + 4 * max(1, largest)) + 1)
     first = (center.amin(-1, keepdim=True) - 2 * support).floor().clamp(0, n_in - window)
     pixel = first + torch.arange(window, device=start.device) + 0.5  # (n, blocks, window)
-    t = ((pixel[:, :, None] - center[..., None]) / support[..., None]).abs_()
+    t = (pixel[:, :, None] - center[..., None]).div_(support[..., None]).abs_()
     # clamps, for comparisons take ten times as long on a CPU: |t| < 2, |t| < 1, inside the crop
     u, v = (2 - t).clamp_(min=0), (1 - t).clamp_(min=0)
-    weight = u * u * (0.5 * u - 0.5) + v * v * (1 - 2 * v)
+    weight = (0.5 * u).sub_(0.5).mul_(u).mul_(u).add_((-2 * v).add_(1).mul_(v).mul_(v))
     inside = (pixel - start + 0.5).clamp(0, 1) * (start + length - pixel + 0.5).clamp(0, 1)
     weight *= inside[:, :, None]  # a crop sees nothing of what lies around it
-    return pixel.long(), weight / weight.sum(-1, keepdim=True)
+    return pixel.long(), weight.div_(weight.sum(-1, keepdim=True))
 
 
 def _crop_resize_flip(x, image, boxes, size, flip, longest=None):
-    """Crops of the images x[image], resized to (size, size), flipped where told; (n, C, size, size) in [0, 1]."""
+    """Crops of the images x[image] of uint8 (N, H, C, W), resized, flipped where told: (n, C, size, size) in [0, 1]."""
     top, left, h, w = boxes.unbind(1)
-    y = _weighted_rows(x, image, *_resize_bands(top, h, x.shape[-2], size, longest=longest))[..., :size]
-    one_each = torch.arange(len(y), device=x.device)
-    y = _weighted_rows(y, one_each, *_resize_bands(left, w, x.shape[-1], size, flip=flip, longest=longest))[..., :size]
-    return y.clamp_(0, 1)
+    vertical = _resize_bands(top, h, x.shape[1], size, longest=longest)
+    horizontal = _resize_bands(left, w, x.shape[3], size, flip=flip, longest=longest)
+    return _resample(x, image, vertical, horizontal, size).div_(255).clamp_(0, 1)
 
 
 def _blur(x, sigma):
     """Gaussian blur with mirrored borders, one sigma (B,) an image."""
-    size, blocks = x.shape[-1], _blocks(x.shape[-1]).to(x.device)
+    size, blocks = x.shape[-1], _blocks(x.shape[-1], x.device)
     window, half = blocks.shape[1] + BLUR_TAPS - 1, BLUR_TAPS // 2
     rows = blocks[:, :1] - half + torch.arange(window, device=x.device)
     rows = (size - 1 - (rows.abs() - (size - 1)).abs()).clamp(min=0)[None]  # mirror at both ends
     offset = torch.arange(window, device=x.device) - torch.arange(blocks.shape[1], device=x.device)[:, None] - half
     weight = torch.exp(-0.5 * (offset / sigma[:, None, None]) ** 2) * (offset.abs() <= half)
-    weight = (weight / weight.sum(-1, keepdim=True))[:, None]
-    one_each = torch.arange(len(x), device=x.device)
-    for _ in range(2):
-        x = _weighted_rows(x, one_each, rows, weight)[..., :size]
-    return x
+    weight = (weight / weight.sum(-1, keepdim=True)).repeat_interleave(x.shape[1], 0)[:, None]
+    planes = x.reshape(-1, size, 1, size)  # the channels as images of their own
+    return _resample(planes, torch.arange(len(planes), device=x.device), *[(rows, weight)] * 2, size).view_as(x)
 
 
 def _blend(x, other, factor):

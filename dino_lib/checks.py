@@ -279,7 +279,7 @@ def check_crop_matrix(your_function):
         return weight
 
     def right(start, length, n_in, n_out):
-        return augment._resize_matrix(torch.tensor([float(start)]), torch.tensor([float(length)]), n_in, n_out)[0]
+        return augment._resize_bands(torch.tensor([float(start)]), torch.tensor([float(length)]), n_in, n_out)[1][0, 0]
 
     yours = _each(your_function, cases)
     if any(torch.is_tensor(m) and m.ndim == 2 and (m.isnan() | (m == 0)).all(1).any() for m in yours or []):

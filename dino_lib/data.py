@@ -1,17 +1,23 @@
-"""Datasets by name, any folder of images, and the uint8 store that keeps a small dataset in memory.
+"""Datasets by name, any folder of images, and the uint8 store of images that are decoded once.
 
 An image that cannot be read is replaced in training, left out of a store, and named in the end.
 """
 
+import contextlib
 import functools
+import hashlib
+import json
 import math
 import os
 import re
+import shutil
 import tarfile
+import tempfile
 import zipfile
 from http.client import HTTPException
 from pathlib import Path
 
+import numpy as np
 import torch
 import torchvision.datasets as tv
 from PIL import Image, ImageOps
@@ -22,6 +28,10 @@ from tqdm.auto import tqdm
 from dino_lib.images import FolderOfImages, InputError, SkipUnreadable, check_channels, read_image, to_channels
 from dino_lib.shapes import Shapes
 
+STORES = "stores"  # the folder under data_root that holds decoded datasets
+CGROUPS = Path("/sys/fs/cgroup")
+CGROUP_MEMORY = [("memory.max", "memory.current", "memory.stat"),  # version 2, version 1
+                 ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat")]
 NO_DOWNLOAD = (OSError, RuntimeError, ValueError, EOFError, HTTPException, tarfile.TarError, zipfile.BadZipFile)
 BY_HAND = {  # name: (archive, its page, what lies under the root once it is unpacked)
     "stl10": ("stl10_binary.tar.gz", "https://cs.stanford.edu/~acoates/stl10/", "stl10_binary/train_X.bin"),
@@ -140,26 +150,71 @@ def _open_torchvision(name, root, split, channels, download):
             "something incomplete lies there, remove it first.") from error
 
 
-def decode_store(dataset, size, channels=3, progress=True, num_workers=0):
+def decode_store(dataset, size, channels=3, progress=True, num_workers=0, cache=None):
     """Decode a dataset of PIL images once: uint8 (N, channels, size, size), labels int64 (N,), what was skipped.
 
     Each image is resized (antialiased bicubic) so that its shorter side is `size` pixels and cropped to the central
     square. Unreadable ones are left out: N counts the others, the third value is [(index, "file (reason)")] for
     `report_skipped`. A label that is no whole number becomes -1. A dataset whose `images` have that shape already is
-    used as it is. Prints the size of the store beforehand; raises MemoryError naming it if the memory does not
-    suffice, InputError if no image is readable. torch's global generator is not drawn from.
+    used as it is. Images that lie in files are kept in the folder `cache`, if one is given, as a memory-mapped file
+    that may be larger than the memory; the next call reads it as long as no file has changed. All others are kept in
+    memory. Prints the size of the store beforehand; raises MemoryError naming it if the memory does not suffice,
+    OSError if the disk does not, InputError if no image is readable. torch's global generator is not drawn from.
     """
     n = len(dataset)
     if size < 1:
         raise ValueError(f"size={size} must be at least 1 pixel")
     if getattr(getattr(dataset, "images", None), "shape", None) == (n, channels, size, size):
         return dataset.images, dataset.labels, []
-    safe, need, free = SkipUnreadable(dataset, channels), n * channels * size * size, _available_memory()
-    print(f"decoding {n} images at {size} px: {need / 2**20:.1f} MiB of memory")
+    content = _content(dataset) if cache else None
+    if content is None:
+        return _decode(dataset, size, channels, progress, num_workers, None)
+    key = hashlib.sha256(repr((size, channels, content)).encode()).hexdigest()[:16]
+    cache = Path(cache).expanduser()
+    if not (cache / key).exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f"{key}.part-", dir=cache))  # whole only once it has its own name
+        try:
+            _, labels, skipped = _decode(dataset, size, channels, progress, num_workers, part / "images.npy")
+            (part / "rest.json").write_text(json.dumps({"labels": labels.tolist(), "skipped": skipped}))
+            with contextlib.suppress(OSError):  # another process was faster: its store is the same
+                part.rename(cache / key)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    rest = json.loads((cache / key / "rest.json").read_text())
+    images = torch.from_numpy(np.load(cache / key / "images.npy", mmap_mode="c"))
+    labels = torch.tensor(rest["labels"])
+    return images[: len(labels)], labels, [tuple(pair) for pair in rest["skipped"]]
+
+
+def _content(dataset):
+    """What tells one set of files from another: names, sizes and times of change; None for what is not in files."""
+    if hasattr(dataset, "dataset"):  # a part of another one
+        inner, part = _content(dataset.dataset), getattr(dataset, "indices", None)
+        return inner and (inner, len(dataset), None if part is None else [int(i) for i in part])
+    root = getattr(dataset, "root", None)
+    if root is None or not Path(root).is_dir():
+        return None
+    files = [Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names
+             if STORES not in Path(folder).parts]
+    # torchvision's datasets describe themselves, with the split, in their repr; an object's address says nothing
+    about = [type(dataset).__name__, len(dataset)] + [repr(dataset)] * isinstance(dataset, tv.VisionDataset)
+    return about, sorted((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
+
+
+def _decode(dataset, size, channels, progress, num_workers, file):
+    n, place = len(dataset), "memory" if file is None else f"disk in {file.parent.parent}"
+    safe, need = SkipUnreadable(dataset, channels), n * channels * size * size
+    free = _available_memory() if file is None else shutil.disk_usage(file.parent).free
+    print(f"decoding {n} images at {size} px: {need / 2**20:.1f} MiB of {place}")
     if need > free:
-        raise MemoryError(f"{n} images at {size} px need {need / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free: "
-                          "take a smaller size, fewer images, or read them from disk while training")
-    images, labels = torch.empty(n, channels, size, size, dtype=torch.uint8), []  # (N, C, S, S)
+        raise (MemoryError if file is None else OSError)(
+            f"{n} images at {size} px need {need / 2**20:.0f} MiB of {place}, {free / 2**20:.0f} MiB are free: "
+            "take a smaller size, fewer images, or read them from disk while training")
+    shape = (n, channels, size, size)
+    images = (torch.empty(shape, dtype=torch.uint8) if file is None else
+              torch.from_numpy(np.lib.format.open_memmap(file, "w+", np.uint8, shape)))
+    labels = []
     # a generator of its own, or the loader would advance the global one
     loader = DataLoader(safe, batch_size=32, num_workers=num_workers, collate_fn=functools.partial(_squares, size),
                         generator=torch.Generator())
@@ -182,9 +237,14 @@ def _squares(size, items):
 
 
 def _available_memory():
-    """Bytes: what Linux calls available, elsewhere the machine's whole memory; infinite where nothing tells."""
-    if Path("/proc/meminfo").exists():
-        return 1024 * int(re.search(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())[1])
-    if hasattr(os, "sysconf"):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return math.inf
+    """Bytes: what Linux calls available, within a container's limit; elsewhere the machine's whole memory; infinite
+    where nothing tells."""
+    if not Path("/proc/meminfo").exists():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
+    free = [1024 * int(re.search(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())[1])]
+    for limit, used, stat in CGROUP_MEMORY:
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max": no limit
+            cached = re.search(r"^(?:total_)?inactive_file (\d+)", (CGROUPS / stat).read_text(), re.M)
+            free.append(int((CGROUPS / limit).read_text()) - int((CGROUPS / used).read_text())
+                        + int(cached[1] if cached else 0))
+    return max(0, min(free))

@@ -11,12 +11,13 @@ import pickle
 import random
 import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from dino_lib.augment import BatchMultiCrop, MultiCrop, view_uniforms
-from dino_lib.data import decode_store, open_dataset
+from dino_lib.data import STORES, decode_store, open_dataset
 from dino_lib.images import InputError, SkipUnreadable, report_skipped
 
 REMEDY = ("Where workers are started anew (macOS, Windows, Python 3.14) a script needs a main guard, and "
@@ -40,7 +41,8 @@ class StoreViews:
 
     def __init__(self, dataset, config, device):
         with seeded(config.seed):
-            self.images, _, self.skipped = decode_store(dataset, config.store_size, len(config.mean))
+            self.images, _, self.skipped = decode_store(dataset, config.store_size, len(config.mean),
+                                                        cache=Path(config.data_root) / STORES)
         self.n_asked, self.seed, self.device = len(dataset), config.seed, device
         self.multicrop = BatchMultiCrop(**multicrop_settings(config))
 
@@ -50,7 +52,8 @@ class StoreViews:
     def batches(self, epoch, batches):
         """For each array of indices in `batches`: a list of (B, C, h, w) views on the device."""
         for indices in batches:
-            images = self.images[torch.from_numpy(indices).to(self.images.device)].to(self.device, non_blocking=True)
+            rows = torch.from_numpy(indices).to(self.images.device)
+            images = self.images.index_select(0, rows).to(self.device, non_blocking=True)
             yield self.multicrop(images, uniforms=view_uniforms(self.seed, epoch, indices, self.multicrop.n_uniforms))
 
     def report(self):

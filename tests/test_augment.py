@@ -51,10 +51,10 @@ BOXES = [(0, 0, 37, 52), (3, 5, 20, 31), (30, 40, 7, 12), (0, 47, 37, 5), (10, 1
 @pytest.mark.parametrize("size", [8, 24, 48, 96])
 @pytest.mark.parametrize("flip", [False, True])
 def test_crop_resize_flip_is_torchvisions(size, flip):
-    x = textured(len(BOXES), 37, 52)
+    x = as_uint8(textured(len(BOXES), 37, 52))
     flips = torch.tensor([flip, not flip] * 3)
-    views = augment._crop_resize_flip(x, torch.tensor(BOXES).float(), size, flips)
-    for image, box, view, flipped in zip(x, BOXES, views, flips, strict=True):
+    views = augment._crop_resize_flip(x.transpose(1, 2), torch.arange(len(x)), torch.tensor(BOXES).float(), size, flips)
+    for image, box, view, flipped in zip(x.float() / 255, BOXES, views, flips, strict=True):
         expected = F.resized_crop(image, *box, [size, size], v2.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
         expected = expected.flip(-1) if flipped else expected
         torch.testing.assert_close(view, expected, rtol=0, atol=1e-4)
@@ -170,13 +170,15 @@ def test_blur_is_torchvisions(size):
 def test_jitter_draws_strengths_and_orders_image_by_image():
     """torchvision's functions, one after the other, in the order and with the factors that the uniforms stand for."""
     x, order, strength = textured(30, 16, 16), rand(30, 4, seed=1), rand(30, 4, seed=2)
-    out = BatchMultiCrop(color_jitter=(1.5, 0.4, 0.3, 0.1))._jitter(x, order, strength)
+    steps = order.argsort(1)
+    steps[::7] = -1  # these are not jittered
+    out = BatchMultiCrop(color_jitter=(1.5, 0.4, 0.3, 0.1))._jitter(x.clone(), steps, strength)
     low, high = torch.tensor([0.0, 0.6, 0.7, -0.1]), torch.tensor([2.5, 1.4, 1.3, 0.1])  # 1 - 1.5 stops at 0
-    for image, o, factors, y in zip(x, order, low + (high - low) * strength, out, strict=True):
-        for k in o.argsort().tolist():
-            image = OPERATIONS[k][1](image, factors[k].item())
+    for image, own, factors, y in zip(x, steps.tolist(), low + (high - low) * strength, out, strict=True):
+        for k in own:
+            image = image if k < 0 else OPERATIONS[k][1](image, factors[k].item())
         torch.testing.assert_close(y, image, rtol=0, atol=1e-3)
-    assert len({tuple(o.argsort().tolist()) for o in order}) > 12
+    assert len({tuple(own) for own in steps.tolist()}) > 12
 
 
 @both
@@ -304,6 +306,22 @@ def test_both_versions_draw_from_one_distribution():
     difference = single - torch.stack(batch).mean(0)  # of the same image: (3 views, 22, 300)
     z = difference.mean(2) / (difference.std(2) / math.sqrt(300))
     assert z.abs().max() < 4, z
+
+
+def test_both_versions_have_the_same_histograms():
+    """Of red, and of the spread of the channels, in every view: share of the pixels in each of 16 steps."""
+    images = Shapes(300, seed=7).images
+    settings = {"global_size": 32, "local_size": 16, "n_local": 1, **PLAIN}
+
+    def histograms(views):
+        pairs = [(view[:, 0], view.amax(1) - view.amin(1)) for view in views]
+        return torch.stack([torch.stack([((x * 15.999).long() == k).float().mean((1, 2)) for k in range(16)])
+                            for pair in pairs for x in pair])  # (6, 16, 300)
+
+    batch = torch.stack([histograms(many_views(BatchMultiCrop, images, seed, **settings)) for seed in range(6)])
+    difference = histograms(many_views(MultiCrop, images, **settings)) - batch.mean(0)
+    z = difference.mean(2) / (difference.std(2) / math.sqrt(300)).clamp(min=1e-4)
+    assert z.abs().max() < 4.5, z
 
 
 # --- seeds ------------------------------------------------------------------------------------------------------

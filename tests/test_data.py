@@ -4,6 +4,9 @@ import hashlib
 import io
 import os
 import pickle
+import subprocess
+import sys
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -667,12 +670,90 @@ def test_a_store_that_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr(data, "_available_memory", lambda: 2**20)
     image = (noise(), 0)
     assert len(decode_store(Items(*[image] * 6), 224, progress=False)[0]) == 6
-    with pytest.raises(MemoryError, match="8 images at 224 px need 1 MiB, 1 MiB are free"):
+    with pytest.raises(MemoryError, match="8 images at 224 px need 1 MiB of memory, 1 MiB are free"):
         decode_store(Items(*[image] * 8), 224, progress=False)
 
 
 def test_available_memory_is_that_of_a_machine():
     assert 2**26 < data._available_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize(("v2", "limit", "stat"), [(True, "memory.max", "inactive_file 300\n"),
+                                                   (False, "memory.limit_in_bytes", "total_inactive_file 300\n")])
+def test_available_memory_honours_a_containers_limit(tmp_path, monkeypatch, v2, limit, stat):
+    folder = tmp_path if v2 else tmp_path / "memory"
+    folder.mkdir(exist_ok=True)
+    monkeypatch.setattr(data, "CGROUPS", tmp_path)
+    (folder / ("memory.current" if v2 else "memory.usage_in_bytes")).write_text("1000\n")
+    (folder / "memory.stat").write_text(f"anon 5\n{stat}")
+    (folder / limit).write_text("2000\n")
+    assert data._available_memory() == 1300
+    (folder / limit).write_text("max\n")
+    assert data._available_memory() > 2**26
+
+
+def photo_folder(root, n=6):
+    root.mkdir()
+    for i in range(n):
+        Image.new("RGB", (20 + i, 24), (40 * i, 0, 0)).save(root / f"{i}.png")
+    (root / "3.png").write_bytes(b"")
+    return root
+
+
+def test_a_kept_store_is_read_again_until_a_file_changes(tmp_path, capsys):
+    folder, cache = photo_folder(tmp_path / "photos"), tmp_path / "stores"
+    plain = decode_store(Pictures(FolderOfImages(folder)), 16, progress=False)
+
+    def decoded(size=16, indices=None):
+        capsys.readouterr()
+        store = decode_store(Pictures(FolderOfImages(folder), indices), size, progress=False, cache=cache)
+        return store, "decoding" in capsys.readouterr().out
+
+    for first in (True, False):
+        store, built = decoded()
+        assert built is first and store[2] == plain[2] and len(store[2]) == 1
+        assert torch.equal(store[0], plain[0]) and torch.equal(store[1], plain[1])
+    assert decoded(size=8)[1] and decoded(indices=[0, 1])[1] and not decoded()[1]
+    Image.new("RGB", (20, 24), "white").save(folder / "0.png")
+    os.utime(folder / "0.png", ns=(1, 1))
+    store, built = decoded()
+    assert built and (store[0][0] == 255).all()
+
+
+def test_a_store_in_memory_has_no_file(tmp_path):
+    assert len(decode_store(Items((noise(), 0)), 8, progress=False, cache=tmp_path)[0]) == 1
+    assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, sys
+from dino_lib.data import FolderOfImages, decode_store
+class Dies(FolderOfImages):
+    def __getitem__(self, i):
+        if i == 5:
+            raise KeyboardInterrupt if sys.argv[3] == "ctrl-c" else os.kill(os.getpid(), 9)
+        return super().__getitem__(i)
+Dies.__name__ = "FolderOfImages"
+decode_store(Dies(sys.argv[1]), 16, progress=False, cache=sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("how", ["ctrl-c", "kill"])
+def test_an_interrupted_store_is_not_taken_for_whole(tmp_path, how, capsys):
+    folder, cache = photo_folder(tmp_path / "photos"), tmp_path / "stores"
+    assert subprocess.run([sys.executable, "-c", KILLED, folder, cache, how], capture_output=True).returncode
+    assert len(list(cache.iterdir())) == (how == "kill")
+    store = decode_store(FolderOfImages(folder), 16, progress=False, cache=cache)
+    assert "decoding" in capsys.readouterr().out and len(store[0]) == 5
+    decode_store(FolderOfImages(folder), 16, progress=False, cache=cache)
+    assert "decoding" not in capsys.readouterr().out
+
+
+def test_a_full_disk_is_said_before_building(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(OSError, match="6 images at 16 px need"):
+        decode_store(FolderOfImages(photo_folder(tmp_path / "photos")), 16, progress=False, cache=tmp_path / "stores")
+    assert not list((tmp_path / "stores").iterdir())
 
 
 def test_nothing_to_store():
