@@ -188,12 +188,15 @@ def decode_store(dataset, size, channels=3, progress=True, num_workers=0, cache=
 
 
 def _content(dataset):
-    """What tells one set of files from another: names, sizes and times of change; None for what is not in files."""
-    if hasattr(dataset, "dataset"):  # a part of another one
+    """What tells one set of files from another: names, sizes and times of change; None for what is not in files, or is
+    read by code that is not known here: a reader's own dataset may change its images in any way.
+    """
+    known = type(dataset).__module__.partition(".")[0] in ("dino_lib", "torch", "torchvision")
+    if known and hasattr(dataset, "dataset"):  # a part of another one
         inner, part = _content(dataset.dataset), getattr(dataset, "indices", None)
         return inner and (inner, len(dataset), None if part is None else [int(i) for i in part])
     root = getattr(dataset, "root", None)
-    if root is None or not Path(root).is_dir():
+    if not known or root is None or not Path(root).is_dir():
         return None
     files = [Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names
              if STORES not in Path(folder).parts]
