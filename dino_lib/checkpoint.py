@@ -29,6 +29,7 @@ FORMAT = 2  # of full checkpoints; 1 had no checksum
 TEACHER_FORMATS = ("1", "2")  # of teachers; 1, that of the teachers in the package, has no checksum
 SEAL = re.compile(rb"\nsha256 ([0-9a-f]{64})\n")  # the last 73 bytes of a checkpoint, behind what torch wrote
 ZEROS = 64 * "0"
+NAMES = f"step_{8 * '[0-9]'}.pt"  # and no copy that someone made beside
 SHIPPED = Path(__file__).parent / "teachers"
 
 
@@ -53,10 +54,10 @@ def save_checkpoint(folder, step, state, keep=2, scores=None):
         sealed = _Sealed(file)
         torch.save({"format": FORMAT, "step": step, **state}, sealed)
         sealed.close()
-    for newer in folder.glob("step_*.pt"):
+    for newer in folder.glob(NAMES):
         if newer.name > path.name:
             newer.replace(newer.with_suffix(".damaged"))
-    saved = {int(old.stem.removeprefix("step_")): old for old in sorted(folder.glob("step_*.pt"))}
+    saved = {int(old.stem.removeprefix("step_")): old for old in sorted(folder.glob(NAMES))}
     scored = [old for old in saved if old in (scores or {})]
     kept = [*saved][-keep:] + ([max(scored, key=scores.get)] if scored else [])
     for old in saved.keys() - kept:
@@ -108,7 +109,7 @@ def load_newest(folder, device="cpu"):
     A file that is cut short or damaged is reported and passed over for the one before it. An unknown format
     raises ValueError, and so does a folder whose every checkpoint is damaged: starting afresh would hide a loss.
     """
-    paths = sorted(Path(folder).glob("step_*.pt"), reverse=True)
+    paths = sorted(Path(folder).glob(NAMES), reverse=True)
     for path in paths:
         try:
             return read_checkpoint(path, device)
@@ -245,7 +246,7 @@ def load_teacher(name_or_path, device="cpu"):
         data = timm.data.resolve_model_data_config(backbone.model)
         return _ready(backbone, device, data["input_size"][-1], data["mean"], data["std"])
     path = _find(name)
-    if re.fullmatch(r"step_\d+\.pt", path.name):
+    if path.match(NAMES):
         return _load_from_checkpoint(path, device)
     return _load_official(path, device) if path.suffix in (".pth", ".pt") else _load_safetensors(path, device)
 

@@ -115,6 +115,16 @@ def test_what_a_killed_save_left_goes_with_the_next(tmp_path):
     assert names(tmp_path) == ["step_00000002.pt"]
 
 
+def test_copies_that_someone_made_are_left_alone(tmp_path):
+    others = ["step_00000001 (1).pt", "step_best.pt"]
+    for name in others:
+        (tmp_path / name).write_bytes(b"")
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, {})
+    assert names(tmp_path) == sorted([*others, "step_00000002.pt", "step_00000003.pt"])
+    assert load_newest(tmp_path)["step"] == 3
+
+
 def test_damaged_checkpoints_do_not_count_among_the_kept(tmp_path, capsys):
     for step in (4, 8):
         newest = save_checkpoint(tmp_path, step, {})
