@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN ?= runs/demo
 SEED ?= 0
 
-.PHONY: setup demo test browser lab figures clean
+.PHONY: setup demo test browser lab figures bench clean
 
 setup: .venv/ready
 
@@ -39,6 +39,10 @@ lab: setup
 
 figures: setup  ## the pictures in figures/, from the shipped teacher
 	$(BIN)/python figures/make.py
+
+bench: setup  ## speed and memory beside lightly and the official recipe; wants the machine for itself
+	$(BIN)/python -m pip install --quiet -e '.[bench]'
+	$(BIN)/python benchmarks/bench.py --out runs/bench.json
 
 clean:
 	rm -rf .venv runs

@@ -27,6 +27,7 @@ from dino_lib.train import Trainer
 COMMON = {"epochs": 1000, "freeze_last_layer": 0.0, "drop_path": 0.0, "eval_every": 0, "progress": False}
 PAPER = Config(**COMMON, batch_size=4)  # ViT-S/16, 2 x 224 + 8 x 96, K = 65,536
 SMALL = replace(PRESETS["smoke"], **COMMON)  # for --quick
+PEERS = {"official": peers.official, "lightly": peers.lightly}
 
 
 def trainer_of(config, images=None):
@@ -46,24 +47,25 @@ def noise(config, device):
     return [torch.randn(config.batch_size, 3, size, size, generator=generator).to(device) for size in sizes]
 
 
-def in_turn(config, device, contestants, rounds):
-    """Median seconds a step of each contestant; the first round warms up."""
-    views, steps = noise(config, device), {name: make(config, device) for name, make in contestants.items()}
-    seconds = {name: [] for name in steps}
-    for turn in range(rounds + 1):
-        for name, step in steps.items():
-            start = clock(device)
-            step(views)
-            if turn:
-                seconds[name].append(clock(device) - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def against(figure, config, device, others, aims, rounds):
+    """A row for each of `others`: median seconds a step, ours and the other's in turn, and the median ratio.
 
-
-def against(figure, seconds, aims, unit="s"):
-    """A row for each peer of "ours"."""
-    return [{"figure": f"{figure}, against {name}", "ours": seconds["ours"], "peer": value, "unit": unit,
-             "ratio": value / seconds["ours"], "aim": aims.get(name), "sign": ">="}
-            for name, value in seconds.items() if name != "ours"]
+    Only two at a time are in memory: with all of them a machine of 24 GB spent most of lightly's step on page faults.
+    """
+    rows, views = [], noise(config, device)
+    for name, make in others.items():
+        steps, seconds = (ours(config, device), make(config, device)), ([], [])
+        for turn in range(rounds + 1):
+            for step, mine in zip(steps, seconds, strict=True):
+                start = clock(device)
+                step(views)
+                if turn:  # the first warms up
+                    mine.append(clock(device) - start)
+        ratio = statistics.median(b / a for a, b in zip(*seconds, strict=True))
+        rows.append({"figure": f"{figure}, against {name}", "ours": statistics.median(seconds[0]), "unit": "s",
+                     "peer": statistics.median(seconds[1]), "ratio": ratio, "aim": aims.get(name), "sign": ">="})
+        del steps
+    return rows
 
 
 def fp32(config, device):
@@ -73,18 +75,16 @@ def fp32(config, device):
 def step_rows(rounds, quick):
     """The paper's step and the presets', on the CPU, and the share of the machine's bf16 ceiling."""
     cpu, paper = torch.device("cpu"), SMALL if quick else PAPER
-    contestants = {"ours": ours, "ours in fp32": fp32, "official": peers.official, "lightly": peers.lightly}
-    seconds = in_turn(paper, cpu, contestants, rounds)
-    rows = against(f"step of {paper.batch_size}, ViT-S/16, K = 65,536", seconds, {"official": 2.7, "lightly": 3.0})
+    rows = against(f"step of {paper.batch_size}, ViT-S/16, K = 65,536", paper, cpu, {"ours in fp32": fp32, **PEERS},
+                   {"official": 2.7, "lightly": 3.0}, rounds)
     trainer, views = trainer_of(replace(paper, device="cpu")), noise(paper, cpu)
-    rate = count_flops(lambda: trainer.train_step(views)) / seconds["ours"] / 1e9
+    rate = count_flops(lambda: trainer.train_step(views)) / rows[-1]["ours"] / 1e9
     ceiling = product_ceiling(cpu, torch.bfloat16) / 1e9
     rows.append({"figure": "its FLOP/s against a large bf16 product's", "ours": rate, "peer": ceiling,
                  "unit": "GFLOP/s", "ratio": rate / ceiling, "aim": 0.55, "sign": ">="})
-    del contestants["ours in fp32"]
     for name in ["smoke"] if quick else ["demo", "laptop"]:
-        seconds = in_turn(replace(PRESETS[name], **COMMON), cpu, contestants, 3 * rounds)
-        rows += against(f"step of the preset {name}", seconds, {"official": 1.6})
+        preset = replace(PRESETS[name], **COMMON)
+        rows += against(f"step of the preset {name}", preset, cpu, PEERS, {"official": 1.6}, 3 * rounds)
     return rows
 
 
@@ -126,11 +126,10 @@ def cuda_rows(rounds, quick):
         print("no CUDA device: images a second, MFU, the idle share and the epoch of STL-10's size are left out")
         return []
     device, config = torch.device("cuda"), SMALL if quick else replace(PAPER, batch_size=64)
-    contestants = {"ours": ours, "official": peers.official, "lightly": peers.lightly}
-    seconds = in_turn(config, device, contestants, 5 * rounds)
-    rows = against(f"step of {config.batch_size} on {torch.cuda.get_device_name()}", seconds, {"official": 4.0})
+    rows = against(f"step of {config.batch_size} on {torch.cuda.get_device_name()}", config, device, PEERS,
+                   {"official": 4.0}, 5 * rounds)
     trainer, views = trainer_of(replace(config, device="cuda")), noise(config, device)
-    rate = count_flops(lambda: trainer.train_step(views)) / seconds["ours"] / 1e12
+    rate = count_flops(lambda: trainer.train_step(views)) / rows[-1]["ours"] / 1e12
     ceiling = product_ceiling(device, torch.bfloat16) / 1e12
     rows.append({"figure": "its FLOP/s against a large bf16 product's (MFU)", "ours": rate, "peer": ceiling,
                  "unit": "TFLOP/s", "ratio": rate / ceiling, "aim": 0.45, "sign": ">="})
@@ -164,7 +163,7 @@ def first_step(name, quick):
     """Prints the largest resident set of this process in one step of a batch of 8, less the one before it, in MiB."""
     before = resident("VmRSS")
     config, cpu = replace(SMALL if quick else PAPER, batch_size=8), torch.device("cpu")
-    {"ours": ours, "official": peers.official, "lightly": peers.lightly}[name](config, cpu)(noise(config, cpu))
+    {"ours": ours, **PEERS}[name](config, cpu)(noise(config, cpu))
     print(resident("VmHWM") - before)
 
 

@@ -966,7 +966,7 @@ def test_a_compiled_network_takes_the_same_steps_and_says_how_long_it_took(tiny,
     _, plain = train(replace(tiny, output_dir=str(tmp_path / "plain")), pictures)
     capsys.readouterr()
     trainer = trained(tiny, pictures, compile=True)
-    assert "compiled: the first update took" in capsys.readouterr().err
+    assert "compiled: the first update took" in capsys.readouterr().out
     assert [r["loss"] for r in trainer.history] == pytest.approx([r["loss"] for r in plain], abs=1e-6)
     assert trainer.student.backbone._compiled_call_impl is not None
     assert trainer.teacher.backbone._compiled_call_impl is not None
