@@ -10,6 +10,7 @@ from dino_lib.build import build_student
 from dino_lib.checkpoint import load_teacher
 from dino_lib.clusters import cluster_scores, embed_2d
 from dino_lib.evaluate import accuracy, color_histogram, jaccard_by_head, knn_predict, linear_probe
+from dino_lib.images import InputError
 from dino_lib.probes import Probes, spread
 from dino_lib.train import read_history
 
@@ -106,9 +107,18 @@ def in_words(numbers):
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
+def main(argv=None):
+    """The command line; one line and exit status 1 on a folder that holds no finished run."""
+    words = sys.argv[1:] if argv is None else argv
+    if len(words) != 1:
         sys.exit("usage: python -m dino_lib.report RUN_FOLDER")
-    print(in_words(report(sys.argv[1])))
-    written = [*sorted(Path(sys.argv[1]).glob("*.png")), Path(sys.argv[1], "report.json")]
+    try:
+        print(in_words(report(words[0])))
+    except (ValueError, OSError, MemoryError, InputError) as error:
+        sys.exit(f"error: {error}")
+    written = [*sorted(Path(words[0]).glob("*.png")), Path(words[0], "report.json")]
     print("wrote " + ", ".join(map(str, written)))
+
+
+if __name__ == "__main__":
+    main()

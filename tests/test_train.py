@@ -7,9 +7,7 @@ import math
 import os
 import random
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 
