@@ -26,7 +26,8 @@ OPTIONS = {"img_size": 24, "patch_size": 6, "embed_dim": 32, "depth": 2, "num_he
 CONFIG = replace(
     PRESETS["smoke"], limit=250, batch_size=12, store_size=24, global_size=24, local_size=12, n_local=2, out_dim=64,
     hidden_dim=64, bottleneck_dim=16, use_bn=False, conv_stem=False, drop_path=0.0, backbone_options=OPTIONS,
-    lr=5e-4, min_lr=1e-6, warmup_epochs=0.5, freeze_last_layer=0.5, momentum=0.96, momentum_end=0.99, eval_every=0, save_every=1000,
+    lr=5e-4, min_lr=1e-6, warmup_epochs=0.5,
+    freeze_last_layer=0.5, momentum=0.96, momentum_end=0.99, eval_every=0, save_every=1000,
     log_every=1, device="cpu", precision="fp32", progress=False)
 
 

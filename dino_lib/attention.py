@@ -6,6 +6,7 @@ All functions take a Backbone, anything with one as `.backbone` or `.model` (stu
 normalised images (B, 3, H, W); they return float32 without gradient on the model's device and leave its mode alone.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
@@ -14,7 +15,7 @@ from timm.models.cait import ClassAttn
 from timm.models.eva import EvaAttention
 
 from .backbone import Backbone
-from .evaluate import eval_mode
+from .evaluate import check_images, eval_mode
 
 READABLE = (Attention, AttentionRope, EvaAttention, BeitAttention, ClassAttn)
 
@@ -101,6 +102,8 @@ def mass_mask(maps, keep=0.6):
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep={keep} must lie in (0, 1]")
+    if not torch.is_tensor(maps) or maps.ndim < 2:
+        raise ValueError(f"maps {tuple(np.shape(maps))}: expected a tensor (..., h, w)")
     if not (maps >= 0).all():
         raise ValueError("maps hold negative or NaN values: a mass is needed, 0 or more everywhere")
     if keep == 1:
@@ -126,9 +129,8 @@ def backbone_of(model):
 
 
 def on_device(model, images):
-    """Images on the model's device; TypeError if they are not floating point."""
-    if not images.is_floating_point():
-        raise TypeError(f"images are {images.dtype}: normalise them to floating point first")
+    """Images on the model's device; TypeError or ValueError if they are no normalised images (B, C, H, W)."""
+    check_images(images)
     return images.to(next(model.parameters()).device)
 
 
@@ -167,8 +169,8 @@ def _look(model, images, layers):
     """([(q, k, v, bias) of each layer], (h, w)), from one forward pass in eval mode."""
     vit, blocks, seen = _find(model)[1], _blocks(model), []
     for layer in layers:
-        if not -len(blocks) <= layer < len(blocks):
-            raise ValueError(f"layer={layer}: {type(vit).__name__} has {len(blocks)} such blocks, "
+        if layer not in range(-len(blocks), len(blocks)):
+            raise ValueError(f"layer={layer!r}: {type(vit).__name__} has {len(blocks)} such blocks, "
                              f"{-len(blocks)} to {len(blocks) - 1}")
 
     def catch(attn, args, kwargs):

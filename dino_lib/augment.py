@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import torch
+from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -32,15 +33,20 @@ class _Recipe:
                  color_jitter=(0.4, 0.4, 0.2, 0.1), gray_p=0.2, blur_p=(1.0, 0.1, 0.5), solarize_p=0.2,
                  mean=IMAGENET[0], std=IMAGENET[1]):
         for name, scale in [("global_scale", global_scale), ("local_scale", local_scale)]:
-            if not 0 < scale[0] <= scale[1] <= 1:
-                raise ValueError(f"{name}={tuple(scale)} must be (low, high) with 0 < low <= high <= 1")
+            if np.shape(scale) != (2,) or not 0 < scale[0] <= scale[1] <= 1:
+                raise ValueError(f"{name}={scale} must be (low, high) with 0 < low <= high <= 1")
         for name, values in [("gray_p", [gray_p]), ("blur_p", blur_p), ("solarize_p", [solarize_p])]:
             if not all(0 <= p <= 1 for p in values):
                 raise ValueError(f"{name}={values} must hold probabilities between 0 and 1")
-        if len(blur_p) != 3 or len(color_jitter) != 4 or min(color_jitter) < 0:
-            raise ValueError(f"blur_p={blur_p} must have 3 entries and color_jitter={color_jitter} 4, none negative")
-        if len(mean) != len(std) or len(mean) not in (1, 3):
+        if len(blur_p) != 3 or len(color_jitter) != 4 or min(color_jitter) < 0 or color_jitter[3] > 0.5:
+            raise ValueError(f"blur_p={blur_p} must have 3 entries and color_jitter={color_jitter} 4, none negative "
+                             "and hue, the last, at most 0.5")
+        if np.shape(mean) != np.shape(std) or np.shape(mean) not in ((1,), (3,)):
             raise ValueError(f"mean={mean} and std={std} must both have 1 entry (grey) or 3 (RGB)")
+        if min(std) <= 0:
+            raise ValueError(f"std={std} must be positive")
+        if any(n != int(n) for n in (n_local, global_size, local_size)):
+            raise ValueError(f"n_local={n_local} and sizes ({global_size}, {local_size}) must be whole numbers")
         if n_local < 0 or min(global_size, local_size) < 8:  # smaller ones can't be mirrored far enough to be blurred
             raise ValueError(f"n_local={n_local} must not be negative, and sizes ({global_size}, {local_size}) "
                              "be at least 8 pixels")
@@ -77,6 +83,8 @@ class MultiCrop(_Recipe):
         ])
 
     def __call__(self, image):
+        if not isinstance(image, Image.Image | torch.Tensor):
+            raise ValueError(f"expected a PIL image or a uint8 tensor, got {type(image).__name__}")
         channels, dtype = v2.functional.get_num_channels(image), getattr(image, "dtype", torch.uint8)
         if channels != len(self.mean) or dtype != torch.uint8:
             raise ValueError(f"expected a PIL image or a uint8 tensor with {len(self.mean)} channels, got {dtype} with "
@@ -102,6 +110,8 @@ class BatchMultiCrop(_Recipe):
         return self._PER_VIEW * len(self.views)
 
     def __call__(self, images, generator=None, *, uniforms=None):
+        if not torch.is_tensor(images):
+            raise ValueError(f"expected uint8 images (B, {len(self.mean)}, H, W), got {type(images).__name__}")
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != len(self.mean):
             raise ValueError(f"expected uint8 images (B, {len(self.mean)}, H, W), got {images.dtype} "
                              f"{tuple(images.shape)}")

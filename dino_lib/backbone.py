@@ -52,7 +52,7 @@ class Backbone(nn.Module):
         size = timm.data.resolve_model_data_config(model)["input_size"]
         embed = getattr(model, "patch_embed", None)
         # timm's config speaks of the pretrained weights, not of in_chans; the stem does
-        channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), size[0])
+        self.channels = channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), size[0])
         size = (channels, *getattr(embed, "img_size", size[1:]))
         probe = torch.zeros(1, *size, device=next(model.parameters()).device)
         mode = model.training
@@ -96,6 +96,8 @@ class Backbone(nn.Module):
         return self.model.fc_norm(tokens) if hasattr(self.model, "fc_norm") else tokens
 
     def _features(self, x):
+        if x.ndim != 4 or x.shape[1] != self.channels:
+            raise ValueError(f"images {tuple(x.shape)}: expected (B, {self.channels}, H, W)")
         height, width = x.shape[-2:]
         embed = getattr(self.model, "patch_embed", None)
         if getattr(embed, "strict_img_size", False) and embed.img_size and (height, width) != tuple(embed.img_size):
@@ -130,6 +132,8 @@ def create_backbone(name, *, pretrained=False, conv_stem=False, **timm_options):
             if "dynamic_img_size" not in str(error):
                 raise
             model = timm.create_model(name, pretrained=pretrained, num_classes=0, **timm_options)
-    except (TypeError, AssertionError) as error:
+        return Backbone(model)
+    except OSError:  # a download that fails
+        raise
+    except Exception as error:  # each model has its own way to refuse
         raise ValueError(f"{name} refuses the options {timm_options}: {error}") from error
-    return Backbone(model)

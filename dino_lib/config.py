@@ -1,5 +1,6 @@
 """Every setting of a run, its type, its help and its presets: the command line is made from this one place."""
 
+import argparse
 import ast
 import dataclasses
 import json
@@ -214,7 +215,11 @@ class Config:
             raise ValueError("; ".join(wrong))
 
     def _checks(self):
-        positive = ["global_size", "local_size", "out_dim", "hidden_dim", "bottleneck_dim", "head_layers", "epochs",
+        for name in ["dataset", "data_root", "backbone", "output_dir"]:
+            yield getattr(self, name).strip(), f"{name}={getattr(self, name)!r} must not be empty"
+        for name in ["global_size", "local_size"]:  # smaller views cannot be mirrored far enough to be blurred
+            yield getattr(self, name) >= 8, f"{name}={getattr(self, name)} must be at least 8 pixels"
+        positive = ["out_dim", "hidden_dim", "bottleneck_dim", "head_layers", "epochs",
                     "batch_size", "accumulate", "lr", "student_temp", "teacher_temp", "warmup_teacher_temp",
                     "log_every", "eval_limit", "save_every", "keep"]
         for name in positive:
@@ -256,12 +261,16 @@ class Config:
     @classmethod
     def from_json(cls, text):
         """The inverse of `to_json`; ValueError on text that is no JSON object, on settings that do not exist or fit."""
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"settings are no JSON: {error}") from error
         if not isinstance(values, dict):
             raise ValueError(f"settings must be a JSON object, not {text[:40]!r}")
         unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
-            raise ValueError(f"unknown settings {sorted(unknown)}; known: {[f.name for f in dataclasses.fields(cls)]}")
+            raise ValueError(f"unknown settings {sorted(unknown)} (of a newer version?); known: "
+                             f"{[f.name for f in dataclasses.fields(cls)]}")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
@@ -308,3 +317,10 @@ PRESETS = {
         weight_decay_end=0.04, momentum=0.996, momentum_end=0.996, clip_grad=0.0, freeze_last_layer=0.0,
         num_workers=16, save_every=5, output_dir="runs/original"),
 }
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A command's parser whose errors are one line and exit status 2."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")

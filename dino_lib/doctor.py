@@ -163,11 +163,20 @@ def feature_rank(features):
 
 
 def read_history(folder):
-    """The lines of a run's history.jsonl as a list of dicts; a last line that was cut short is left out."""
-    records = []
-    for line in (Path(folder) / "history.jsonl").read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
+    """The lines of a run's history.jsonl as a list of dicts; a last line that was cut short is left out.
+
+    Raises ValueError on any other line that holds no step.
+    """
+    path, records = Path(folder) / "history.jsonl", []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for i, line in enumerate(lines, 1):
+        record = None
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+        if isinstance(record, dict) and "step" in record:
+            records.append(record)
+        elif i < len(lines):
+            raise ValueError(f"{path}, line {i} is no line of a history: {line[:60]!r}. Remove it")
     return records
 
 

@@ -4,6 +4,7 @@ Features are float32 tensors (N, D), one row an image. Nothing here trains the n
 """
 
 import contextlib
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -26,6 +27,20 @@ def eval_mode(model):
             module.training = training
 
 
+def check_images(images):
+    """TypeError or ValueError if these are not normalised images (B, C, H, W)."""
+    if not torch.is_tensor(images):
+        raise TypeError(f"images are {type(images).__name__}: expected a tensor (B, C, H, W), normalised")
+    if not images.is_floating_point():
+        raise TypeError(f"images are {images.dtype}: normalise them to floating point first")
+    if images.ndim != 4:
+        raise ValueError(f"images {tuple(images.shape)}: expected (B, C, H, W)")
+    if images.numel() and not images.isfinite().all():
+        raise ValueError("images hold NaN or infinite values")
+    if images.numel() and images.abs().max() > 100:  # normalised ones stay below 3, with small deviations below 20
+        raise ValueError(f"images reach {images.abs().max():.0f}: normalise them first, as teacher.transform does")
+
+
 # not torch.inference_mode: a buffer that a model caches in there (rotary positions) could not be trained with later
 @torch.no_grad()
 def extract_features(model, images_or_loader, *, batch_size=256):
@@ -34,16 +49,18 @@ def extract_features(model, images_or_loader, *, batch_size=256):
     `images_or_loader`: normalised float images (N, 3, H, W), taken `batch_size` at a time, or anything that yields
     batches x or (x, y, ...) of such images. They are moved to the model's device; the model is in eval mode
     meanwhile and every submodule's own mode is restored. Raises TypeError on images that are not floating point,
-    ValueError on no images at all and on a model that does not give (B, D).
+    ValueError on other shapes, NaN and values far from normalised, on no images at all and on
+    a model that does not give (B, D).
     """
     device = next(model.parameters(), torch.empty(0)).device
     is_tensor = isinstance(images_or_loader, torch.Tensor)
     features = []
     with eval_mode(model):
+        if isinstance(images_or_loader, np.ndarray):
+            check_images(images_or_loader)
         for batch in images_or_loader.split(batch_size) if is_tensor else images_or_loader:
             x = batch[0] if isinstance(batch, tuple | list) else batch
-            if not x.is_floating_point():
-                raise TypeError(f"images are {x.dtype}: normalise them to floating point first")
+            check_images(x)
             if len(x) == 0:
                 continue
             y = model(x.to(device))
@@ -62,10 +79,17 @@ def nearest(gallery, queries, k):
     Returns (cosine float32 (M, k), index int64 (M, k)) on their device. Raises ValueError on a k outside 1..N and on
     widths that do not fit.
     """
+    for features in (gallery, queries):
+        if not torch.is_tensor(features):
+            raise TypeError(f"features are {type(features).__name__}: expected a tensor (N, D)")
+        if not features.isfinite().all():
+            raise ValueError("features hold NaN or infinite values")
     if gallery.ndim != 2 or queries.ndim != 2 or gallery.shape[1] != queries.shape[1]:
         raise ValueError(f"features {tuple(gallery.shape)} and {tuple(queries.shape)} do not fit: expected (N, D) and "
                          "(M, D)")
     n = len(gallery)
+    if not isinstance(k, Integral):
+        raise ValueError(f"k={k} must be a whole number")
     if not 1 <= k <= n:
         raise ValueError(f"k={k} must lie between 1 and the number of features to search, {n}")
     gallery = F.normalize(gallery.float(), dim=1)
@@ -83,13 +107,15 @@ def knn_predict(train_features, train_labels, test_features, *, k=20, temperatur
     Equal scores go to the lower class id. Raises ValueError on a k outside 1..N, on widths or lengths that do not
     fit, on negative labels and on a temperature that is not positive.
     """
+    if not torch.is_tensor(train_features):
+        raise TypeError(f"features are {type(train_features).__name__}: expected a tensor (N, D)")
     train_labels = torch.as_tensor(train_labels, device=train_features.device)
     n = len(train_features)
     if train_labels.shape != (n,) or train_labels.is_floating_point():
         raise ValueError(f"train_labels are {train_labels.dtype} {tuple(train_labels.shape)}; expected {n} integers")
     if n and train_labels.min() < 0:
         raise ValueError(f"train_labels hold {train_labels.min().item()}: class ids start at 0")
-    if temperature <= 0:
+    if not temperature > 0:
         raise ValueError(f"temperature={temperature} must be positive")
 
     cosine, index = nearest(train_features, test_features, k)  # (M, k)

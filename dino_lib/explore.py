@@ -8,7 +8,6 @@ head: 90 MB for a dozen images. Its logarithm is a product of queries and keys, 
 rank, and two small int8 factors hold it.
 """
 
-import argparse
 import base64
 import contextlib
 import html
@@ -27,8 +26,9 @@ from tqdm.auto import tqdm
 from dino_lib.attention import backbone_of, every_layer, pooled_similarity
 from dino_lib.checkpoint import as_seen, load_teacher
 from dino_lib.clips import is_clip
+from dino_lib.config import OneLineParser
 from dino_lib.evaluate import eval_mode
-from dino_lib.images import FolderOfImages, SkipUnreadable, read_image, to_channels
+from dino_lib.images import FolderOfImages, InputError, SkipUnreadable, read_image, to_channels
 from dino_lib.plots import attention_sheet
 from dino_lib.video import attention_video
 
@@ -157,6 +157,8 @@ def _gather(images, limit):
     """(names, PIL images) of one image or path, of a list of them, or of a folder."""
     if isinstance(images, str | os.PathLike) and not Path(images).expanduser().is_file():
         folder = FolderOfImages(images)
+        if limit < 1:
+            raise ValueError(f"limit={limit} must be at least 1")
         chosen = torch.linspace(0, len(folder) - 1, min(limit, len(folder))).round().long().tolist()
         safe = SkipUnreadable(folder)
         found = {used: image for image, _, used in (safe[i] for i in chosen)}
@@ -186,19 +188,20 @@ def _short(tensor):
     return [float(f"{value:.6g}") for value in tensor.flatten().tolist()]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")  # one line, without the usage
+def _head(word):
+    if word != "mean" and not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word!r} must be a number or mean")
+    return word if word == "mean" else int(word)
 
 
 def main(words=None):
     """The command line: writes explorer.html and heads.png; of a clip attention-TEACHER.mp4, or .gif of a GIF."""
-    parser = _Parser("dino_lib.explore", description=explore.__doc__.splitlines()[0])
+    parser = OneLineParser("dino_lib.explore", description=explore.__doc__.splitlines()[0])
     parser.add_argument("images", help="an image, a folder of them, or a clip (.mp4, .webm, .gif, ...)")
     parser.add_argument("--teacher", action="append", help='what load_teacher takes ("demo"); may be repeated')
     parser.add_argument("--out", default="explorer", help="the folder to write to")
     parser.add_argument("--size", type=int, help="see whole images at about size x size pixels, their aspect kept")
-    parser.add_argument("--head", type=lambda word: word if word == "mean" else int(word),
+    parser.add_argument("--head", type=_head,
                         help='of a clip: one head\'s number, or "mean"; without it all stand side by side')
     parser.add_argument("--limit", type=int, default=12, help="the most images to take from a folder")
     options = parser.parse_args(words)
@@ -214,7 +217,7 @@ def main(words=None):
                 print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
             return
         page = explore(teachers, options.images, path=out / "explorer.html", size=options.size, limit=options.limit)
-    except (OSError, ValueError, TypeError, ImportError) as error:
+    except (OSError, ValueError, TypeError, ImportError, InputError) as error:
         parser.error(str(error))
     rows = {f"{name}\n{f'head {head}' if maps.shape[1] > 1 else 'similarity'}": [m[-1, head] for _, m in seen]
             for name, seen in page.seen.items() for maps in [seen[0][1]] for head in range(maps.shape[1])}

@@ -1,6 +1,7 @@
 """The projection heads, and the model that sends a list of views through backbone and head."""
 
 import itertools
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,8 @@ class DINOHead(nn.Module):
     def __init__(self, in_dim, out_dim=65536, *, hidden_dim=2048, bottleneck_dim=256, n_layers=3,
                  use_bn=False, norm_last_layer=True):
         super().__init__()
-        if n_layers < 1:
-            raise ValueError(f"n_layers={n_layers} must be at least 1")
+        _check_widths(in_dim=in_dim, out_dim=out_dim, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim,
+                      n_layers=n_layers)
         widths = [in_dim] + [hidden_dim] * (n_layers - 1) + [bottleneck_dim]
         layers = []
         for i, (d_in, d_out) in enumerate(itertools.pairwise(widths)):
@@ -41,6 +42,7 @@ class DINOHead(nn.Module):
         self.gain = nn.Parameter(torch.ones(out_dim), requires_grad=not norm_last_layer)
 
     def forward(self, x):
+        _check_features(x, self.mlp[0])
         z = self.mlp(x)  # (N, bottleneck_dim)
         with torch.autocast(x.device.type, enabled=False):
             z = F.normalize(z.float(), dim=-1, eps=1e-12)
@@ -62,12 +64,14 @@ class OriginalHead(nn.Module):
 
     def __init__(self, in_dim, out_dim=1000, *, hidden_dim=2048):
         super().__init__()
+        _check_widths(in_dim=in_dim, out_dim=out_dim, hidden_dim=hidden_dim)
         layers = []
         for d_in in [in_dim] + [hidden_dim] * 3:
             layers += [nn.Linear(d_in, hidden_dim), nn.GELU(), nn.LayerNorm(hidden_dim)]
         self.mlp = nn.Sequential(*layers, nn.Linear(hidden_dim, out_dim))
 
     def forward(self, x):
+        _check_features(x, self.mlp[0])
         z = self.mlp(x)
         with torch.autocast(x.device.type, enabled=False):
             return F.normalize(z.float(), dim=-1, eps=1e-12)
@@ -75,6 +79,17 @@ class OriginalHead(nn.Module):
     def last_layer_parameters(self):
         """The parameters that `freeze_last_layer` holds still at the start of a run."""
         return list(self.mlp[-1].parameters())
+
+
+def _check_widths(**widths):
+    for name, width in widths.items():
+        if not isinstance(width, Integral) or width < 1:
+            raise ValueError(f"{name}={width} must be a whole number, at least 1")
+
+
+def _check_features(x, first):
+    if x.shape[-1] != first.in_features:
+        raise ValueError(f"features {tuple(x.shape)} do not fit the head: expected (N, {first.in_features})")
 
 
 class MultiCropModel(nn.Module):
@@ -90,6 +105,8 @@ class MultiCropModel(nn.Module):
 
     def features(self, views):
         """[(B, C, h_v, w_v)] * V -> (V * B, D), view by view."""
+        if len({len(view) for view in views}) != 1:
+            raise ValueError(f"views are {[tuple(view.shape) for view in views]}: expected (B, C, h, w) with one B")
         features, start = [], 0
         for stop in range(1, len(views) + 1):
             if stop == len(views) or views[stop].shape[-2:] != views[start].shape[-2:]:

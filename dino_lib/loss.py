@@ -53,6 +53,10 @@ class DINOLoss(nn.Module):
 
     def __init__(self, out_dim, *, student_temp=0.1, center_momentum=0.9):
         super().__init__()
+        if not student_temp > 0:
+            raise ValueError(f"student_temp={student_temp} must be positive")
+        if not 0 <= center_momentum <= 1:
+            raise ValueError(f"center_momentum={center_momentum} must lie in [0, 1]")
         self.student_temp, self.center_momentum = student_temp, center_momentum
         self.register_buffer("center", torch.zeros(out_dim))
 
@@ -63,6 +67,9 @@ class DINOLoss(nn.Module):
         with `update_center=False` it does not (accumulated batches call `update_center` once an update).
         """
         n_views, k = len(student), len(self.center)
+        if not (torch.is_tensor(student) and torch.is_tensor(teacher)):
+            raise ValueError(f"student {type(student).__name__} and teacher {type(teacher).__name__}: expected tensors "
+                             f"(V >= 2, B, {k}) and (2, B, {k})")
         if student.ndim != 3 or n_views < 2 or student.shape[2] != k or teacher.shape != (2, *student.shape[1:]):
             raise ValueError(
                 f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} do not fit: expected "
@@ -77,11 +84,16 @@ class DINOLoss(nn.Module):
     @torch.no_grad()
     def teacher_probs(self, teacher, teacher_temp):
         """softmax((t - c) / teacher_temp) in float32, same shape as `teacher`; carries no gradient."""
+        if not teacher_temp > 0:
+            raise ValueError(f"teacher_temp={teacher_temp} must be positive")
         return F.softmax((teacher.float() - self.center) / teacher_temp, dim=-1)
 
     @torch.no_grad()
     def update_center(self, teacher_rows):
         """c <- m c + (1 - m) mean of the rows, over all leading dimensions and all ranks; (..., K)."""
+        if teacher_rows.shape[-1] != len(self.center) or not teacher_rows.numel():
+            raise ValueError(f"teacher_rows {tuple(teacher_rows.shape)} do not fit the center: expected (..., "
+                             f"{len(self.center)}), one row at least")
         rows = teacher_rows.float().reshape(-1, len(self.center))
         total = torch.cat([rows.sum(0), rows.new_tensor([len(rows)])])  # the count too: ranks may be uneven
         if dist.is_available() and dist.is_initialized():

@@ -4,7 +4,6 @@
     python -m dino_lib.report timm:vit_small_patch16_224.dino --dataset caltech101 --out runs/dino
 """
 
-import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -14,7 +13,7 @@ from dino_lib.attention import cls_attention, mass_mask, upsample
 from dino_lib.build import build_student
 from dino_lib.checkpoint import SHIPPED, load_teacher
 from dino_lib.clusters import cluster_scores, embed_2d
-from dino_lib.config import PRESETS
+from dino_lib.config import PRESETS, OneLineParser
 from dino_lib.evaluate import (
     accuracy,
     color_histogram,
@@ -24,6 +23,7 @@ from dino_lib.evaluate import (
     nearest,
     retrieval_map,
 )
+from dino_lib.images import InputError
 from dino_lib.probes import Probes, spread
 from dino_lib.train import read_history
 
@@ -153,17 +153,17 @@ def in_words(numbers):
     return "\n".join(lines)
 
 
-def main():
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="dino_lib.report", description=report.__doc__.splitlines()[0])
+def main(argv=None):
+    """The command line; exits with 2 and one line on what cannot be scored."""
+    parser = OneLineParser(prog="dino_lib.report", description=report.__doc__.splitlines()[0])
     parser.add_argument("teacher", help="a run's folder, or what else load_teacher takes")
     parser.add_argument("--dataset", help="whose images to score it on; default: the run's")
     parser.add_argument("--data-root", help="where they lie; default: the run's")
     parser.add_argument("--out", help="the folder to write to; default: the run's")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     try:
         numbers = report(options.teacher, dataset=options.dataset, data_root=options.data_root, out=options.out)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, MemoryError, InputError) as error:
         parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
     out = Path(options.out or options.teacher)
     print(in_words(numbers))

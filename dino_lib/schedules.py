@@ -5,6 +5,7 @@ its schedules as arrays indexed by the step; so does this one.
 """
 
 import math
+from numbers import Integral
 
 import numpy as np
 
@@ -16,8 +17,12 @@ def cosine_schedule(base, final, total_steps, *, warmup_steps=0, start=0.0):
     final + (base - final) * (1 + cos(pi i / N)) / 2, so `final` itself is not reached.
 
     Returns a float64 array of shape (total_steps,). Raises ValueError if the warm-up is longer than
-    the run.
+    the run, on a fraction of a step and on values that are not finite.
     """
+    if not (isinstance(total_steps, Integral) and isinstance(warmup_steps, Integral)):
+        raise ValueError(f"total_steps={total_steps} and warmup_steps={warmup_steps} must be whole numbers")
+    if not np.isfinite([base, final, start]).all():
+        raise ValueError(f"base={base}, final={final} and start={start} must be finite")
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(f"warmup_steps={warmup_steps} must lie between 0 and total_steps={total_steps}")
     warmup = np.linspace(start, base, warmup_steps)

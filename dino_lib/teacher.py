@@ -33,6 +33,8 @@ def ema_update(teacher, student, momentum):
     Called after the optimizer's step. Raises ValueError if the two differ in the number or shapes of
     their parameters, or if momentum is not in [0, 1].
     """
+    if isinstance(momentum, str | None):
+        raise ValueError(f"momentum={momentum!r} must be a number in [0, 1]")
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum={momentum} must lie in [0, 1]")
     t, s = list(teacher.parameters()), list(student.parameters())

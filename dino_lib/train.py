@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import io
 import json
 import math
 import os
@@ -549,14 +550,21 @@ def _process_group(config, rank_here, **meet):
 
 def parse_args(argv):
     """The Config that a command line describes: `--preset NAME` first, then any setting by its name."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser("error", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", choices=list(PRESETS), default="demo")
     preset, rest = parser.parse_known_args(argv)
     if any(flag in rest for flag in ("-h", "--help")):
         print(f"--preset {{{','.join(PRESETS)}}} sets the defaults of all options below; now: {preset.preset}\n"
               "--profile trains nothing: it says where a step's time goes, and what to change\n")
-    return tyro.cli(Config, default=PRESETS[preset.preset], args=rest, prog="python -m dino_lib.train",
-                    config=(tyro.conf.FlagConversionOff,))
+    said = io.StringIO()  # what tyro has to say stands in a box of several lines
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(Config, default=PRESETS[preset.preset], args=rest, prog="python -m dino_lib.train",
+                            config=(tyro.conf.FlagConversionOff,))
+    finally:
+        words = " ".join(re.sub(r"[^\x20-\x7e]", " ", said.getvalue()).split())
+        if words:
+            print(f"error: {words}", file=sys.stderr)
 
 
 def main(argv=None):

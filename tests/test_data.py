@@ -733,7 +733,7 @@ class Dies(FolderOfImages):
         if i == 5:
             raise KeyboardInterrupt if sys.argv[3] == "ctrl-c" else os.kill(os.getpid(), 9)
         return super().__getitem__(i)
-Dies.__name__ = "FolderOfImages"
+Dies.__name__, Dies.__module__ = "FolderOfImages", "dino_lib.images"
 decode_store(Dies(sys.argv[1]), 16, progress=False, cache=sys.argv[2])
 """
 

@@ -46,10 +46,11 @@ BREAKS = {
             "augment.py",
             "ratio = torch.exp(low + (high - low) * tries[:, 1::2])",
             "ratio = math.exp(low) + (math.exp(high) - math.exp(low)) * tries[:, 1::2]"),
-        "shrinking skips pixels": ("augment.py", "support = step.clamp(min=1)", "support = torch.ones_like(step)"),
+        "shrinking skips pixels": (
+            "augment.py", "start + position * step, step.clamp(min=1)", "start + position * step, torch.ones_like(step)"),
         "a crop sees what lies around it": (
-            "augment.py", "weight = weight.masked_fill(outside, 0.0)", "weight = weight"),
-        "no flip": ("augment.py", "flip=u[:, 2] < 0.5", "flip=u[:, 2] < 0"),
+            "augment.py", "weight *= inside[:, :, None]", "pass"),
+        "no flip": ("augment.py", "draws[:, 2] < 0.5", "draws[:, 2] < 0"),
         "the same views in every epoch": ("augment.py", "(epoch << 40) + int(i)", "int(i)"),
         "the same views for every seed": ("augment.py", "key=[seed, (epoch", "key=[0, (epoch"),
     },
@@ -95,7 +96,7 @@ BREAKS = {
             "        self.update_center(teacher)\n        q = self.teacher_probs(teacher, teacher_temp)",
             "if self.training and update_center:", "if False:"),
         "the center's momentum is reversed": ("loss.py", "1 - self.center_momentum)", "self.center_momentum)"),
-        "the teacher gets a gradient": ("loss.py", "@torch.no_grad()\n    def teacher_probs", "def teacher_probs"),
+        "the gradient forgets the teacher": ("loss.py", ".sub_(targets[min(v, 2)]).mul_(", ".mul_("),
         "another default temperature": ("loss.py", "student_temp=0.1, center", "student_temp=0.2, center"),
     },
     "04": {

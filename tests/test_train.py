@@ -10,9 +10,7 @@ import multiprocessing
 import os
 import random
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -970,31 +968,6 @@ def test_a_compiled_network_takes_the_same_steps_and_says_how_long_it_took(tiny,
     assert [r["loss"] for r in trainer.history] == pytest.approx([r["loss"] for r in plain], abs=1e-6)
     assert trainer.student.backbone._compiled_call_impl is not None
     assert trainer.teacher.backbone._compiled_call_impl is not None
-
-
-def test_two_processes_equal_one(tiny, labelled_folder, tmp_path, as_arguments):
-    config = replace(tiny, dataset=str(labelled_folder), epochs=1.25, accumulate=2)
-    one = trained(config, accumulate=1, output_dir=str(tmp_path / "one"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [subprocess.Popen(
-        [sys.executable, "-m", "dino_lib.train", *as_arguments(config)], stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-             "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}) for rank in (0, 1)]
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], errors
-    two = checkpoint(config)
-    assert two["step"] == one.step == 5
-    for name in ("student", "teacher", "loss"):
-        assert_close(getattr(one, name).state_dict(), two[name])
-    history = read_history(tmp_path / "run")
-    assert [record["step"] for record in history] == [record["step"] for record in one.history]  # written once
-    assert load_teacher(tmp_path / "run").about["images_seen"] == 40
 
 
 def test_a_batch_must_split_evenly_over_the_processes(tiny, pictures, monkeypatch):
