@@ -8,6 +8,7 @@ head: 90 MB for a dozen images. Its logarithm is a product of queries and keys, 
 rank, and two small int8 factors hold it.
 """
 
+import argparse
 import base64
 import contextlib
 import html

@@ -47,7 +47,7 @@ BREAKS = {
             "ratio = torch.exp(low + (high - low) * tries[:, 1::2])",
             "ratio = math.exp(low) + (math.exp(high) - math.exp(low)) * tries[:, 1::2]"),
         "shrinking skips pixels": (
-            "augment.py", "start + position * step, step.clamp(min=1)", "start + position * step, torch.ones_like(step)"),
+            "augment.py", "position * step, step.clamp(min=1)", "position * step, torch.ones_like(step)"),
         "a crop sees what lies around it": (
             "augment.py", "weight *= inside[:, :, None]", "pass"),
         "no flip": ("augment.py", "draws[:, 2] < 0.5", "draws[:, 2] < 0"),
