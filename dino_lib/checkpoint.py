@@ -69,7 +69,7 @@ def read_checkpoint(path, device="cpu"):
     """The dict in a checkpoint. Raises ValueError if a bit of it is not as it was written, or the file is no checkpoint
     at all; UnknownFormat, a ValueError too, if it is of another format.
     """
-    path = Path(path)
+    path, sealed = Path(path), True
     try:
         sealed, whole = _verify(path)
         if sealed and not whole:
@@ -79,7 +79,8 @@ def read_checkpoint(path, device="cpu"):
     except MemoryError:
         raise
     except Exception as error:  # whatever a damaged file makes the reader raise
-        raise ValueError(f"{path} is damaged ({_reason(error)})") from error
+        reason = _reason(error) if sealed else "its last line, the SHA-256, is missing"
+        raise ValueError(f"{path} is damaged ({reason})") from error
     if found != FORMAT:
         raise UnknownFormat(f"{path} has format {found!r}; this version reads format {FORMAT}")
     if not sealed:
