@@ -50,7 +50,8 @@ def noise(config, device):
 def against(figure, config, device, others, aims, rounds):
     """A row for each of `others`: median seconds a step, ours and the other's in turn, and the median ratio.
 
-    Only two at a time are in memory: with all of them a machine of 24 GB spent most of lightly's step on page faults.
+    Only two at a time are in memory: with all four there lightly's step once took 38 s instead of 5 to 8 (24 GB of
+    memory, the cause not found).
     """
     rows, views = [], noise(config, device)
     for name, make in others.items():

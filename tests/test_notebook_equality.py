@@ -97,6 +97,9 @@ BREAKS = {
             "if self.training and update_center:", "if False:"),
         "the center's momentum is reversed": ("loss.py", "1 - self.center_momentum)", "self.center_momentum)"),
         "the gradient forgets the teacher": ("loss.py", ".sub_(targets[min(v, 2)]).mul_(", ".mul_("),
+        "the teacher gets a gradient": (
+            "loss.py", "@torch.no_grad()\n    def teacher_probs", "def teacher_probs",
+            "return gradient, None, None", "return gradient, gradient[:2], None"),
         "another default temperature": ("loss.py", "student_temp=0.1, center", "student_temp=0.2, center"),
     },
     "04": {
