@@ -100,7 +100,7 @@ def test_a_death_during_an_update_waits_for_its_end(workers, tmp_path, monkeypat
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
     config = replace(workers, batch_size=2, epochs=1)  # more batches than workers fetch ahead
-    with pytest.raises(InputError, match="a worker|worker"):
+    with pytest.raises(InputError, match="worker"):
         train(config, Failing(tmp_path / "no flag", "kill"))
     assert load_newest(f"{config.output_dir}/checkpoints")["step"] == steps[-1] >= 2
 
@@ -110,5 +110,5 @@ def test_what_cannot_be_handed_to_a_spawned_worker_is_told(workers, start_method
         pass
 
     start_method("spawn")
-    with pytest.raises(InputError, match="the dataset cannot be handed to worker processes .*Local.* num_workers=0"):
+    with pytest.raises(InputError, match=r"the dataset cannot be handed to worker processes .*Local.* num_workers=0"):
         train(workers, Local(Failing(None, "", index=-1).pictures[i] for i in range(32)))
