@@ -143,10 +143,10 @@ class BatchMultiCrop(_Recipe):
         longest = _longest_side(x.shape[1::2], scale)
         there = {"device": x.device, "non_blocking": True}
         mean, std = (torch.tensor(v)[:, None, None].to(**there) for v in (self.mean, self.std))
-        out = torch.empty(len(u), x.shape[2], size, size, device=x.device)
-        places = out.unbind()
+        out = [torch.empty(images, x.shape[2], size, size, device=x.device) for _ in views]
+        places = [place for view in out for place in view.unbind()]
         room = CPU_CHUNK if x.device.type == "cpu" else GPU_CHUNK
-        for part in order.split(max(1, room // out[0].numel())):
+        for part in order.split(max(1, room // places[0].numel())):
             draws, crops = u[part].to(**there), (image[part].to(**there), boxes[part].to(**there))
             y = _crop_resize_flip(x, *crops, size, draws[:, 2] < 0.5, longest)
             y = self._jitter(y, steps[part], u[part, 8:12])
@@ -155,7 +155,7 @@ class BatchMultiCrop(_Recipe):
             y = _apply_where(blur[part], _blur, y, BLUR_SIGMA[0] + (BLUR_SIGMA[1] - BLUR_SIGMA[0]) * draws[:, 14])
             y = _apply_where(solarize[part], lambda y: torch.where(y >= SOLARIZE_THRESHOLD / 255, 1 - y, y), y)
             torch._foreach_copy_([places[i] for i in part.tolist()], list(y.sub_(mean).div_(std)))
-        return list(out.view(len(views), images, *out.shape[1:]))
+        return out
 
     def _jitter(self, x, steps, strength):
         """Brightness, contrast, saturation and hue, each image in an order of its own. Changes x.

@@ -348,6 +348,18 @@ def test_views_of_an_image_do_not_depend_on_its_batch():
             torch.testing.assert_close(view, expected[part], rtol=0, atol=1e-4)
 
 
+def test_the_views_of_a_seed_stay_what_they_are():
+    """Shipped runs depend on them: the figures were taken before the views of one size were made together."""
+    multicrop = BatchMultiCrop(32, 16, 1)
+    views = multicrop(Shapes(4, seed=7).images, uniforms=view_uniforms(3, 1, range(4), multicrop.n_uniforms))
+    means = [[-1.0535, -0.2471, -0.2741, -0.0077], [-0.4587, -0.8041, -0.7523, -0.5598],
+             [-0.3083, -0.1426, -0.7583, -0.1007]]
+    deviations = [[0.4363, 0.7200, 0.3975, 1.2084], [0.6851, 0.7392, 0.4835, 0.4011], [0.7159, 0.7745, 0.3421, 0.8537]]
+    for view, mean, deviation in zip(views, means, deviations, strict=True):
+        torch.testing.assert_close(view.mean((1, 2, 3)), torch.tensor(mean), rtol=0, atol=2e-4)
+        torch.testing.assert_close(view.std((1, 2, 3)), torch.tensor(deviation), rtol=0, atol=2e-4)
+
+
 def test_view_uniforms_are_a_function_of_seed_epoch_and_index():
     rows = view_uniforms(3, 2, [10, 11, 12], 50)
     assert rows.shape == (3, 50) and rows.dtype == torch.float32
