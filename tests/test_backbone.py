@@ -117,7 +117,7 @@ def test_cls_token_of_a_model_that_pools_by_the_mean_is_normalised():
 def test_grey_images(family):
     backbone = build(family, in_chans=1)
     assert backbone(images(2, 1, 64, 64)).shape == (2, FAMILIES[family][3])
-    with pytest.raises(RuntimeError, match="channels"):
+    with pytest.raises(ValueError, match=r"\(2, 3, 64, 64\): expected \(B, 1, H, W\)"):
         backbone(images(2, 3, 64, 64))
 
 
