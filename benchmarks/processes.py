@@ -19,8 +19,9 @@ import torch
 import torch.multiprocessing
 
 from dino_lib.config import PRESETS
+from dino_lib.processes import process_group
 from dino_lib.shapes import Shapes
-from dino_lib.train import Trainer, _process_group
+from dino_lib.train import Trainer
 
 OPTIONS = {"img_size": 24, "patch_size": 6, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
 CONFIG = replace(
@@ -50,7 +51,7 @@ def one_of(rank, processes, folder, steps, seed):
 
     if processes == 1:
         return run()
-    with _process_group(config, rank, init_method=(Path(folder) / "meet").as_uri(), rank=rank, world_size=processes):
+    with process_group(config, rank, init_method=(Path(folder) / "meet").as_uri(), rank=rank, world_size=processes):
         run()
 
 

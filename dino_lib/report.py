@@ -14,6 +14,7 @@ from dino_lib.build import build_student
 from dino_lib.checkpoint import SHIPPED, load_teacher
 from dino_lib.clusters import cluster_scores, embed_2d
 from dino_lib.config import PRESETS, OneLineParser
+from dino_lib.doctor import read_history
 from dino_lib.evaluate import (
     accuracy,
     color_histogram,
@@ -25,7 +26,6 @@ from dino_lib.evaluate import (
 )
 from dino_lib.images import InputError
 from dino_lib.probes import Probes, spread
-from dino_lib.train import read_history
 
 
 def histogram_knn(probes):

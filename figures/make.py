@@ -12,12 +12,12 @@ from dino_lib.augment import BatchMultiCrop, view_uniforms
 from dino_lib.build import build_student
 from dino_lib.checkpoint import SHIPPED, eval_transform, load_teacher
 from dino_lib.config import PRESETS
+from dino_lib.doctor import read_history
 from dino_lib.images import PHOTOS, FolderOfImages
 from dino_lib.inputs import multicrop_settings
 from dino_lib.probes import Probes
 from dino_lib.report import compare
 from dino_lib.shapes import Shapes
-from dino_lib.train import read_history
 
 HERE = Path(__file__).parent
 

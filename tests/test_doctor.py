@@ -14,7 +14,8 @@ from dino_lib import doctor
 from dino_lib.checkpoint import SHIPPED, load_newest
 from dino_lib.config import Config
 from dino_lib.doctor import ADVICE, diagnose, feature_rank, main, read_history
-from dino_lib.train import Trainer, relative_distance, train
+from dino_lib.train import Trainer, train
+from dino_lib.trainer import relative_distance
 
 ROOT = Path(__file__).parents[1]
 DEMO = SHIPPED / "demo"

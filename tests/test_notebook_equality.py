@@ -119,19 +119,19 @@ BREAKS = {
             "schedules.py",
             "np.linspace(start, base, warmup_steps)", "np.linspace(start, base, warmup_steps, endpoint=False)"),
         "the teacher follows before the student's step": (
-            "train.py",
+            "trainer.py",
             '            ema_update(self.teacher, self.student, now["momentum"])\n', "",
             "            self.scaler.step(self.optimizer)\n",
             '            ema_update(self.teacher, self.student, now["momentum"])\n'
             "            self.scaler.step(self.optimizer)\n"),
         "the center moves before the loss": (
-            "train.py",
+            "trainer.py",
             "            self.loss.update_center(torch.stack(rows))\n", "",
             "                loss = self.loss(predictions",
             "                self.loss.update_center(targets)\n                loss = self.loss(predictions"),
-        "the gradient is not clipped": ("train.py", "c.clip_grad or math.inf", "math.inf"),
+        "the gradient is not clipped": ("trainer.py", "c.clip_grad or math.inf", "math.inf"),
         "weight decay on biases": (
-            "train.py", '(now["weight_decay"], 0.0)', '(now["weight_decay"], now["weight_decay"])'),
+            "trainer.py", '(now["weight_decay"], 0.0)', '(now["weight_decay"], now["weight_decay"])'),
     },
     "05": {
         "the cosine ends one step early": ("schedules.py", "np.arange(n) / max(n, 1)", "np.arange(n) / max(n - 1, 1)"),
@@ -140,14 +140,14 @@ BREAKS = {
             "cosine_schedule(c.momentum, c.momentum_end, total)", "cosine_schedule(c.momentum_end, c.momentum, total)"),
         "weight decay on biases": (
             "build.py", "if p.ndim > 1]}", "if p.ndim > 0]}", "if p.ndim <= 1]", "if p.ndim <= 0]"),
-        "no weight decay": ("train.py", '(now["weight_decay"], 0.0)', "(0.0, 0.0)"),
+        "no weight decay": ("trainer.py", '(now["weight_decay"], 0.0)', "(0.0, 0.0)"),
         "the center is not subtracted": ("loss.py", "(teacher.float() - self.center)", "teacher.float()"),
         "the teacher's temperature stands still": (
-            "train.py", 'self.loss(predictions, targets, now["teacher_temp"]',
+            "trainer.py", 'self.loss(predictions, targets, now["teacher_temp"]',
             "self.loss(predictions, targets, c.warmup_teacher_temp"),
         "the teacher sees local views": (
-            "train.py", "self.teacher.features(part[:2])", "self.teacher.features(part[2:4])"),
-        "the center is forgotten when a run resumes": ("train.py", '"teacher", "loss", "opt', '"teacher", "opt'),
+            "trainer.py", "self.teacher.features(part[:2])", "self.teacher.features(part[2:4])"),
+        "the center is forgotten when a run resumes": ("run_folder.py", '"teacher", "loss", "opt', '"teacher", "opt'),
     },
     "06": {
         "no division by the root": ("attention.py", " / q.shape[-1] ** 0.5 + bias)", " + bias)"),

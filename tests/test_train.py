@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from dino_lib import train as loop
+from dino_lib import run_folder
+from dino_lib import trainer as loop
 from dino_lib.build import build_schedules, build_student, parameter_groups, pick_device, pick_kernels, pick_precision
 from dino_lib.checkpoint import load_newest, load_teacher
 from dino_lib.doctor import versions
@@ -639,7 +640,7 @@ def test_other_versions_are_named_and_no_hindrance(tiny, pictures, monkeypatch, 
         train(tiny, pictures, on_log=interrupt_at_line(3))
     assert load_newest(f"{tiny.output_dir}/checkpoints")["versions"]["torch"] == torch.__version__.split("+")[0]
     capsys.readouterr()
-    monkeypatch.setattr(loop, "versions", lambda: {**versions(), "torch": "9.9", "timm": "0.1"})
+    monkeypatch.setattr(run_folder, "versions", lambda: {**versions(), "torch": "9.9", "timm": "0.1"})
     train(replace(tiny, resume="auto"), pictures)
     lines = [line for line in capsys.readouterr().out.splitlines() if "versions" in line]
     assert len(lines) == 1 and "now 9.9" in lines[0] and "now 0.1" in lines[0] and "numpy" not in lines[0]
@@ -649,8 +650,8 @@ def test_other_versions_are_named_and_no_hindrance(tiny, pictures, monkeypatch, 
 def test_the_best_checkpoint_is_saved_and_kept(tiny, labelled_folder, tmp_path, monkeypatch, interrupted):
     accuracies = {0: 0.9, 1: 0.1, 2: 0.5, 3: 0.4, 4: 0.5, 5: 0.3, 6: 0.2, 7: 0.2, 8: 0.2}
     config = replace(tiny, dataset=str(labelled_folder), eval_every=0.25, save_every=50, keep=1)
-    saved, save = [], loop.save_checkpoint
-    monkeypatch.setattr(loop, "save_checkpoint", lambda folder, step, *rest: (saved.append(step), save(
+    saved, save = [], run_folder.save_checkpoint
+    monkeypatch.setattr(run_folder, "save_checkpoint", lambda folder, step, *rest: (saved.append(step), save(
         folder, step, *rest)))
     for resume in ["never", "auto"] if interrupted else ["never"]:
         trainer = Trainer(replace(config, resume=resume),
