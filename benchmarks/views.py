@@ -1,4 +1,4 @@
-"""Multi-crop on one core, images a second: `python benchmarks/views.py --out views.json`.
+"""Multi-crop on one core, images a second: `python benchmarks/bench.py --only views`.
 
 Two settings: 96 px squares to 2 x 96 + 6 x 48, as on STL-10, and 256 px squares to 2 x 224 + 8 x 96, the paper's. Four
 ways, in turn in one process, medians over the rounds: the official recipe (torchvision on one PIL image, written here
@@ -7,8 +7,6 @@ BatchMultiCrop on batches of 64. Images are decoded and resized beforehand; the 
 are scaled to the size, for the time depends on the pixels' number alone.
 """
 
-import argparse
-import json
 import random
 import statistics
 import time
@@ -91,11 +89,11 @@ def contestants(size, *sizes):
         "BatchMultiCrop": batched}
 
 
-def rows(rounds=7):
-    """Images a second of every setting and way: a list of {"figure", "ours", "peer", "ratio", "aim", ...}."""
+def rows(rounds=7, quick=False):
+    """Images a second of every setting and way: rows of the table of `bench.py`; `quick`: of the first setting only."""
     threads, found = torch.get_num_threads(), []
     torch.set_num_threads(1)
-    for setting, (size, *sizes, aim) in SETTINGS.items():
+    for setting, (size, *sizes, aim) in list(SETTINGS.items())[: 1 if quick else None]:
         ways = contestants(size, *sizes)
         rates = {name: [] for name in ways}
         for turn in range(rounds + 1):
@@ -107,27 +105,9 @@ def rows(rounds=7):
         median = {name: statistics.median(values) for name, values in rates.items()}
         for name in list(median)[:-1]:
             ratios = [a / b for a, b in zip(rates["BatchMultiCrop"], rates[name], strict=True)]
-            found.append({"figure": f"views {setting}, images/s on one core, BatchMultiCrop against {name}",
-                          "ours": median["BatchMultiCrop"], "peer": median[name], "ratio": statistics.median(ratios),
+            found.append({"figure": f"views {setting}, one core, BatchMultiCrop against {name}",
+                          "ours": median["BatchMultiCrop"], "peer": median[name], "unit": "images/s",
+                          "ratio": statistics.median(ratios),
                           "aim": aim if name == "official" else None})
     torch.set_num_threads(threads)
     return found
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", help="write the rows to this JSON file")
-    args = parser.parse_args()
-    found = rows(args.rounds)
-    print(f"{'figure':<75}{'ours':>8}{'peer':>8}{'ratio':>7}{'aim':>6}")
-    for row in found:
-        print(f"{row['figure']:<75}{row['ours']:8.0f}{row['peer']:8.0f}{row['ratio']:7.2f}"
-              f"{'' if row['aim'] is None else row['aim']:>6}")
-    if args.out:
-        with open(args.out, "w") as file:
-            json.dump(found, file, indent=2)
-
-
-if __name__ == "__main__":
-    main()

@@ -83,9 +83,9 @@ def compare(stages, probes, *, n_points=500, n_pictures=10, step=1, thorough=Fal
 
 
 def neighbours(backbone, probes, n=8, k=8):
-    """A sheet of n queries, evenly spread, and the k images of the gallery that are nearest to each; a Figure."""
+    """A sheet of n queries, drawn once and for all, and the k images of the gallery nearest to each; a Figure."""
     gallery, queries = probes.features(backbone)
-    asked = [i * len(queries) // n for i in range(min(n, len(queries)))]
+    asked = spread(len(queries), n)
     _, found = nearest(gallery, queries[asked], min(k, len(gallery)))
     same = probes.gallery_labels[found] == probes.query_labels[asked][:, None]
     titles = [str(probes.classes[label]) if probes.classes else "" for label in probes.query_labels[asked].tolist()]

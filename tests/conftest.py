@@ -26,7 +26,7 @@ def settings():
         backbone="vit_tiny_patch16_224", backbone_options=options, conv_stem=False, drop_path=0.0,
         out_dim=16, hidden_dim=16, bottleneck_dim=8, use_bn=False, epochs=2, batch_size=8, accumulate=1, lr=1e-3,
         warmup_epochs=0.5, freeze_last_layer=0.0, seed=3, device="cpu", precision="fp32", log_every=1, eval_every=1,
-        save_every=1, progress=False, output_dir=str(folder), data_root=str(folder / "data"))
+        save_every=1, progress=False, output_dir=str(folder), data_root=str(folder.parent / "data"))
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def slowed(function, seconds):
 
 
 SLOW = {  # what is slow: the object and the name of its function
-    "views": lambda t: (t.views.multicrop, "_view"),
+    "views": lambda t: (t.views.multicrop, "_one_size"),
     "teacher forward": lambda t: (t.teacher, "features"),
     "student forward": lambda t: (t.student, "features"),
     "loss": lambda t: (t.loss, "forward"),

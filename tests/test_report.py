@@ -188,8 +188,7 @@ def test_the_nearest_of_the_gallery_stand_beside_each_query(config):
     gallery, queries = probes.features(backbone)
     shown = [axis.images[0].get_array() for axis in figure.axes]
     assert len(shown) == 3 * (1 + 4)
-    for i in range(3):
-        asked = i * len(queries) // 3
+    for i, asked in enumerate(spread(len(queries), 3).tolist()):
         np.testing.assert_allclose(shown[5 * i], plots.to_image(probes.queries[asked]), atol=1e-6)
         nearest = (gallery @ queries[asked]).argmax().item()
         np.testing.assert_allclose(shown[5 * i + 1], plots.to_image(probes.gallery[nearest]), atol=1e-6)
