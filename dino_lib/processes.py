@@ -24,10 +24,10 @@ def process_group(config, rank_here, **meet):
     device = pick_device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.initprocess_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE, **meet)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE, **meet)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if rank_here else sys.stdout):
         yield
-    dist.destroyprocess_group()  # not after an error: it would wait for the others
+    dist.destroy_process_group()  # not after an error: it would wait for the others
 
 
 @contextlib.contextmanager
