@@ -30,7 +30,7 @@ def number(value):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", default="runs/bench.json", help="the rows, as JSON")
     parser.add_argument("--only", choices=MODULES, help="one of the modules")
     parser.add_argument("--quick", action="store_true", help="a tiny network, one round: does it run?")
