@@ -41,8 +41,7 @@ class HookHead(nn.Module):
             layers += [nn.Linear(d_in, d_out), *([nn.BatchNorm1d(d_out)] if c.use_bn else []), nn.GELU()]
         self.mlp = nn.Sequential(*layers, nn.Linear(*widths[-2:]))
         with warnings.catch_warnings(action="ignore"):  # PyTorch has a newer way, without a hook
-            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # the official code's way, by a hook
-                self.last = nn.utils.weight_norm(nn.Linear(c.bottleneck_dim, c.out_dim, bias=False))
+            self.last = nn.utils.weight_norm(nn.Linear(c.bottleneck_dim, c.out_dim, bias=False))
         self.last.weight_g.data.fill_(1)
         self.last.weight_g.requires_grad_(not c.norm_last_layer)
 
