@@ -217,12 +217,3 @@ def jaccard(masks, truth):
 def jaccard_by_head(masks, truth):
     """The mean intersection over union of each head, float32 (heads,); arguments as in `jaccard`."""
     return _iou(masks, truth).mean(0).float()
-
-
-def rank_me(features):
-    """RankMe (Garrido et al. 2023, arXiv 2210.02885): how many dimensions features (N, D) really use, a float.
-
-    exp of the entropy of the singular values divided by their sum: from 1 (all on a line through 0) to min(N, D).
-    """
-    singular = torch.linalg.svdvals(features.double())
-    return torch.special.entr(singular / singular.sum()).sum().exp().item()

@@ -16,7 +16,6 @@ from dino_lib.evaluate import (
     knn_predict,
     linear_probe,
     nearest,
-    rank_me,
     retrieval_map,
 )
 
@@ -267,13 +266,6 @@ def test_jaccard_refuses(masks, truth, error):
         with pytest.raises(error, match="expected"):
             score(masks, truth)
 
-
-def test_rank_me_counts_dimensions():
-    basis = torch.eye(6)
-    assert rank_me(basis[:, :4].repeat(5, 1)) == pytest.approx(4, rel=1e-5)
-    assert rank_me(torch.ones(10, 3)) == pytest.approx(1, rel=1e-5)
-    p = torch.tensor([3 / 4, 1 / 4])  # singular values 3 and 1
-    assert rank_me(torch.diag(torch.tensor([3.0, 1.0]))) == pytest.approx((-(p * p.log()).sum()).exp().item())
 
 
 # --- retrieval --------------------------------------------------------------------------------------------------
