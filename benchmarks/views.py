@@ -17,6 +17,7 @@ from torchvision import transforms as tv
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from dino_lib.augment import IMAGENET, BatchMultiCrop, MultiCrop, view_uniforms
+from dino_lib.build import keep_freed_memory
 from dino_lib.images import PHOTOS
 
 # name: side of the source, global size, local size, local views, aim over the official recipe
@@ -93,6 +94,7 @@ def rows(rounds=7, quick=False):
     """Images a second of every setting and way: rows of the table of `bench.py`; `quick`: of the first setting only."""
     threads, found = torch.get_num_threads(), []
     torch.set_num_threads(1)
+    keep_freed_memory()  # as in a run, for all four
     for setting, (size, *sizes, aim) in list(SETTINGS.items())[: 1 if quick else None]:
         ways = contestants(size, *sizes)
         rates = {name: [] for name in ways}

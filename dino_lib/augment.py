@@ -1,8 +1,8 @@
 """Multi-crop: two large and several small views of one image (section 3.1; the recipe is the official code's).
 
 `MultiCrop` is the readable one: torchvision on one image, in a data worker. `BatchMultiCrop` draws from the same
-distribution for a whole batch at once, on the batch's device: every crop, resize and blur is a product with
-small matrices per image, every colour operation a batched formula. The tests hold the two together.
+distribution for a whole batch at once, on the batch's device: every colour operation is a batched formula, every blur
+a product with small matrices per image, and so is the resize where there is a GPU. The tests hold the two together.
 """
 
 import itertools
@@ -11,6 +11,7 @@ import math
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode, v2
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -119,15 +120,15 @@ class BatchMultiCrop(_Recipe):
             uniforms = torch.rand(len(images), self.n_uniforms, generator=generator)
         elif uniforms.shape != (len(images), self.n_uniforms):
             raise ValueError(f"expected uniforms {(len(images), self.n_uniforms)}, got {tuple(uniforms.shape)}")
-        x = images.transpose(1, 2).contiguous()  # (B, H, C, W)
+        x = images.contiguous(memory_format=torch.channels_last)  # a crop is read in few pieces
         rows = uniforms.float().cpu().reshape(len(images), -1, self._PER_VIEW).transpose(0, 1)
         return self._one_size(x, rows[:2], self.views[:2]) + self._one_size(x, rows[2:], self.views[2:])
 
     def _one_size(self, x, u, views):
-        """Views of one size and scale: x (B, H, C, W), uniforms (V, B, _PER_VIEW) -> V tensors (B, C, size, size).
+        """Views of one size and scale: x (B, C, H, W), uniforms (V, B, _PER_VIEW) -> V tensors (B, C, size, size).
 
         What is drawn is known on the CPU, so a GPU is never waited for. Sorted by it, views that take the same
-        operations in the same order stand together, and go through them together.
+        colour operations in the same order stand together, and go through them together.
         """
         if not views:
             return []
@@ -135,20 +136,23 @@ class BatchMultiCrop(_Recipe):
         blur_p, solarize_p = (torch.tensor([view[k] for view in views]).repeat_interleave(images) for k in (2, 3))
         image = torch.arange(images).repeat(len(views))
         tries, u = u.flatten(0, 1).tensor_split([2 * CROP_TRIES], dim=1)
-        boxes = crop_boxes(tries, u[:, 0:2], x.shape[1::2], scale)
+        boxes = crop_boxes(tries, u[:, 0:2], x.shape[2:], scale)
         steps = torch.where(u[:, 3:4] < JITTER_P, u[:, 4:8].argsort(1), -1)  # uniform over the permutations
         gray, blur, solarize = u[:, 12] < self.gray_p, u[:, 13] < blur_p, u[:, 15] < solarize_p
-        place = torch.tensor([256, 64, 16, 4, 2, 1])
-        order = (torch.cat([steps, gray[:, None], blur[:, None]], 1) * place).sum(1).argsort(stable=True)
-        longest = _longest_side(x.shape[1::2], scale)
+        order = (steps * torch.tensor([64, 16, 4, 1])).sum(1).argsort(stable=True)
+        longest = _longest_side(x.shape[2:], scale)
         there = {"device": x.device, "non_blocking": True}
         mean, std = (torch.tensor(v)[:, None, None].to(**there) for v in (self.mean, self.std))
-        out = [torch.empty(images, x.shape[2], size, size, device=x.device) for _ in views]
+        out = [torch.empty(images, x.shape[1], size, size, device=x.device) for _ in views]
         places = [place for view in out for place in view.unbind()]
         room = CPU_CHUNK if x.device.type == "cpu" else GPU_CHUNK
         for part in order.split(max(1, room // places[0].numel())):
-            draws, crops = u[part].to(**there), (image[part].to(**there), boxes[part].to(**there))
-            y = _crop_resize_flip(x, *crops, size, draws[:, 2] < 0.5, longest)
+            draws = u[part].to(**there)
+            crops, flip = (image[part].to(**there), boxes[part].to(**there)), draws[:, 2] < 0.5
+            if x.device.type == "cpu":
+                y = _crop_resize_flip(x, *crops, size, flip)
+            else:  # so many small calls would keep a GPU waiting
+                y = _crop_resize_flip_by_products(x, *crops, size, flip, longest)
             y = self._jitter(y, steps[part], u[part, 8:12])
             if y.shape[1] == 3:
                 y = _apply_where(gray[part], lambda y: _gray(y).expand(-1, 3, -1, -1), y)
@@ -165,14 +169,12 @@ class BatchMultiCrop(_Recipe):
         low = torch.tensor([max(0.0, 1 - s) for s in self.color_jitter[:3]] + [-self.color_jitter[3]])
         high = torch.tensor([1 + s for s in self.color_jitter[:3]] + [self.color_jitter[3]])
         strength = (low + (high - low) * strength).to(x.device, non_blocking=True)
-        operations = [_brightness, _contrast] + ([_saturation, _hue] if x.shape[1] == 3 else [])
+        operations = [_brightness_, _contrast_] + ([_saturation_, _hue_] if x.shape[1] == 3 else [])
         use = [k for k in range(len(operations)) if self.color_jitter[k]]
         for own, run in _runs(steps.tolist()):
-            y = x[run]
             for k in own:
                 if k in use:
-                    y = operations[k](y, strength[run, k])
-            x[run] = y
+                    operations[k](x[run], strength[run, k])
         return x
 
 
@@ -225,55 +227,73 @@ def _runs(keys):
 
 
 def _apply_where(chosen, operation, x, *per_image):
-    """`operation` on the chosen images, by runs: in an order that makes them long this is fast. Changes x."""
-    for here, run in _runs(chosen.tolist()):
-        if here:
-            x[run] = operation(x[run], *(p[run] for p in per_image))
+    """`operation` on the chosen images. Changes x."""
+    if chosen.any():
+        own = chosen.nonzero()[:, 0]
+        here = own.to(x.device, non_blocking=True)
+        y = operation(x.index_select(0, here), *(p.index_select(0, here) for p in per_image))
+        torch._foreach_copy_([x[i] for i in own.tolist()], list(y))  # x[here] = y takes a CPU five times as long
     return x
 
 
-def _weighted_rows(x, image, rows, weights):
-    """Weighted sums of rows of the images x[image], transposed: two of these, one after the other, resample an image.
+def _crop_resize_flip(x, image, boxes, size, flip):
+    """Crops (top, left, height, width) of the images x[image], resized and flipped where told.
 
-    x (N, H, C, W), image (n,), rows (n or 1, blocks, window), weights (n, blocks or 1, block, window) -> (n, blocks,
-    C, W, block). A row of the result needs few neighbours, so the matrix product goes by blocks of rows, and each
-    looks at its window only.
+    uint8 (N, C, H, W) -> float32 (n, C, size, size) in [0, 1]. Antialiased bicubic with a = -0.5, computed as PIL does
+    it, in whole numbers.
     """
-    (_, height, channels, width), (blocks, window), (n, _, block, _) = x.shape, rows.shape[1:], weights.shape
+    views = []
+    for i, (top, left, h, w), mirror in zip(image.tolist(), boxes.long().tolist(), flip.tolist(), strict=True):
+        crop = x[i : i + 1, :, top : top + h, left : left + w]
+        view = F.interpolate(crop, (size, size), mode="bicubic", antialias=True)
+        views.append(view.flip(-1) if mirror else view)
+    return torch.cat(views).float().contiguous().div_(255)
+
+
+def _crop_resize_flip_by_products(x, image, boxes, size, flip, longest=None):
+    """`_crop_resize_flip` by matrix products, for many crops at once; rounded to whole numbers in the end alone."""
+    (top, left, h, w), (_, channels, height, width) = boxes.unbind(1), x.shape
+    rows = x.permute(0, 2, 3, 1).flatten(2)  # (N, H, W * C)
+    y = _weighted_rows(rows, image, *_resize_bands(top, h, height, size, longest=longest))
+    y = y.unflatten(2, (width, channels)).permute(0, 2, 3, 1, 4).flatten(3)[..., :size].flatten(2)  # (n, W, C * size)
+    each = torch.arange(len(y), device=x.device)
+    y = _weighted_rows(y, each, *_resize_bands(left, w, width, size, longest=longest))
+    y = torch.cat(y.unflatten(2, (channels, size)).unbind(1), -1)[..., :size].round_().clamp_(0, 255).div_(255)
+    return torch.where(flip[:, None, None, None], y.flip(-1), y)
+
+
+def _weighted_rows(x, image, rows, weights):
+    """Weighted sums of rows of x[image], transposed: two of these, one after the other, resample an image.
+
+    x (N, H, W), image (n,), rows (n, blocks, window), weights (n, blocks, block, window) -> (n, blocks, W, block). A
+    row of the result needs few neighbours, so the matrix product goes by blocks of rows, and each looks at its window
+    only.
+    """
+    (height, (n, blocks, window)), x = (x.shape[1], rows.shape), x.flatten(2)
     source = height * image[:, None, None] + rows  # (n, blocks, window)
-    windows = x.reshape(-1, channels * width).index_select(0, source.flatten()).view(n * blocks, window, -1).float()
-    weights = weights.expand(n, blocks, block, window).reshape(n * blocks, block, window)
-    return (windows.transpose(1, 2) @ weights.transpose(1, 2)).view(n, blocks, channels, width, block)
+    windows = x.flatten(0, 1).index_select(0, source.flatten()).view(n, blocks, window, -1).float()
+    return windows.transpose(2, 3) @ weights.transpose(2, 3)
 
 
-def _resample(x, image, vertical, horizontal, size):
-    """The images x[image] of (N, H, C, W), resampled by rows and weights for each direction; (n, C, size, size)."""
-    y = _weighted_rows(x, image, *vertical).permute(0, 3, 2, 1, 4).flatten(3)[..., :size]  # (n, W, C, size)
-    y = _weighted_rows(y, torch.arange(len(y), device=x.device), *horizontal)
-    return torch.cat(y.unbind(1), -1)[..., :size]
+def _blocks(size):
+    """(number, length) of the blocks of about BLOCK rows that an image is resampled in; they may go beyond its end."""
+    number = max(1, round(size / BLOCK))
+    return number, math.ceil(size / number)
 
 
-def _blocks(size, device):
-    """The rows of an image in blocks of about BLOCK: (blocks, block) row numbers, the last of them too large."""
-    blocks = max(1, round(size / BLOCK))
-    block = math.ceil(size / blocks)
-    return torch.arange(blocks * block, device=device).view(blocks, block)
-
-
-def _resize_bands(start, length, n_in, n_out, *, flip=None, longest=None):
+def _resize_bands(start, length, n_in, n_out, *, longest=None):
     """Antialiased bicubic resampling (a = -0.5) of [start, start + length) to n_out pixels.
 
     The rows (n, blocks, window) that each block of the result looks at, and their weights (n, blocks, block, window):
     those of PIL and of `interpolate(antialias=True)`, the cubic kernel, stretched when it shrinks. `longest` is an
-    upper bound of the lengths; where `flip`, the result is mirrored.
+    upper bound of the lengths.
     """
     start, length, step = (v[:, None, None] for v in (start, length, length / n_out))
-    position = _blocks(n_out, start.device) + 0.5
-    if flip is not None:
-        position = torch.where(flip[:, None, None], n_out - position, position)
+    number, block = _blocks(n_out)
+    position = torch.arange(number * block, device=start.device).view(number, block) + 0.5
     center, support = start + position * step, step.clamp(min=1)  # (n, blocks, block)
     largest = (longest or n_in) / n_out
-    window = min(n_in, math.ceil((center.shape[-1] - 1) * largest + 4 * max(1, largest)) + 1)
+    window = min(n_in, math.ceil((block - 1) * largest + 4 * max(1, largest)) + 1)
     first = (center.amin(-1, keepdim=True) - 2 * support).floor().clamp(0, n_in - window)
     pixel = first + torch.arange(window, device=start.device) + 0.5  # (n, blocks, window)
     t = (pixel[:, :, None] - center[..., None]).div_(support[..., None]).abs_()
@@ -285,29 +305,20 @@ def _resize_bands(start, length, n_in, n_out, *, flip=None, longest=None):
     return pixel.long(), weight.div_(weight.sum(-1, keepdim=True))
 
 
-def _crop_resize_flip(x, image, boxes, size, flip, longest=None):
-    """Crops of the images x[image] of uint8 (N, H, C, W), resized, flipped where told: (n, C, size, size) in [0, 1]."""
-    top, left, h, w = boxes.unbind(1)
-    vertical = _resize_bands(top, h, x.shape[1], size, longest=longest)
-    horizontal = _resize_bands(left, w, x.shape[3], size, flip=flip, longest=longest)
-    return _resample(x, image, vertical, horizontal, size).div_(255).clamp_(0, 1)
-
-
 def _blur(x, sigma):
-    """Gaussian blur with mirrored borders, one sigma (B,) an image."""
-    size, blocks = x.shape[-1], _blocks(x.shape[-1], x.device)
-    window, half = blocks.shape[1] + BLUR_TAPS - 1, BLUR_TAPS // 2
-    rows = blocks[:, :1] - half + torch.arange(window, device=x.device)
-    rows = (size - 1 - (rows.abs() - (size - 1)).abs()).clamp(min=0)[None]  # mirror at both ends
-    offset = torch.arange(window, device=x.device) - torch.arange(blocks.shape[1], device=x.device)[:, None] - half
+    """Gaussian blur with mirrored borders, one sigma (B,) an image: x (B, C, S, S), by matrix products."""
+    (n, channels, size, _), half = x.shape, BLUR_TAPS // 2
+    number, block = _blocks(size)
+    offset = torch.arange(block + 2 * half, device=x.device) - torch.arange(block, device=x.device)[:, None] - half
     weight = torch.exp(-0.5 * (offset / sigma[:, None, None]) ** 2) * (offset.abs() <= half)
-    weight = (weight / weight.sum(-1, keepdim=True)).repeat_interleave(x.shape[1], 0)[:, None]
-    planes = x.reshape(-1, size, 1, size)  # the channels as images of their own
-    return _resample(planes, torch.arange(len(planes), device=x.device), *[(rows, weight)] * 2, size).view_as(x)
-
-
-def _blend(x, other, factor):
-    return torch.lerp(other, x, factor[:, None, None, None]).clamp_(0, 1)
+    weight = weight / weight.sum(-1, keepdim=True)  # (B, block, window): a block of rows needs few neighbours
+    beyond = half + number * block - size
+    x = F.pad(x, (half, beyond, half, beyond), mode="reflect").flatten(0, 1)
+    windows = [slice(start, start + weight.shape[-1]) for start in range(0, size, block)]
+    x = torch.cat([weight.repeat_interleave(channels, 0) @ x[:, window] for window in windows], 1)[:, :size]
+    x = x.reshape(n, channels * size, -1)
+    x = torch.cat([x[:, :, window] @ weight.transpose(1, 2) for window in windows], 2)[..., :size]
+    return x.view(n, channels, size, size)
 
 
 def _gray(x):
@@ -317,19 +328,21 @@ def _gray(x):
     return (0.2989 * r).add_(g, alpha=0.587).add_(b, alpha=0.114)
 
 
-def _brightness(x, factor):
-    return _blend(x, torch.zeros_like(x), factor)
+def _brightness_(x, factor):
+    return x.mul_(factor[:, None, None, None]).clamp_(0, 1)
 
 
-def _contrast(x, factor):
-    return _blend(x, _gray(x).mean((1, 2, 3), keepdim=True).expand_as(x), factor)
+def _contrast_(x, factor):
+    factor = factor[:, None, None, None]
+    mean = _gray(x).mean((1, 2, 3), keepdim=True)
+    return x.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)
 
 
-def _saturation(x, factor):
-    return _blend(x, _gray(x).expand_as(x), factor)
+def _saturation_(x, factor):
+    return torch.lerp(_gray(x).expand_as(x), x, factor[:, None, None, None], out=x).clamp_(0, 1)
 
 
-def _hue(x, shift):
+def _hue_(x, shift):
     """Rotate the hue by `shift` turns (at most one), keeping saturation and value of HSV.
 
     In sixths of a turn the hue is 1 + (g - r) / chroma where blue is the smallest, and so on around the circle. Signs
@@ -339,11 +352,11 @@ def _hue(x, shift):
     largest, smallest = torch.maximum(r, g).maximum(b), torch.minimum(r, g).minimum(b)
     chroma = largest - smallest
     some_blue, some_red = (b - smallest).sign_(), (r - smallest).sign_()  # 0 where it is the smallest
-    hue = torch.lerp((3 * chroma).add_(b).sub_(g), (5 * chroma).add_(r).sub_(b), some_red)
-    hue = torch.lerp((chroma + g).sub_(r), hue, some_blue).div_((6 * chroma).clamp_(min=1e-12))
+    hue = torch.lerp((b - g).add_(chroma, alpha=3), (r - b).add_(chroma, alpha=5), some_red)
+    hue = torch.lerp((g - r).add_(chroma), hue, some_blue).div_((6 * chroma).clamp_(min=1e-12))
     hue = hue.add_(1 + shift[:, None, None]).frac_().mul_(6)
-    out = torch.empty_like(x)
-    torch.addcmul(smallest - chroma, chroma, (hue - 3).abs_().clamp_(1, 2), out=out[:, 0])
-    for channel, center in ((1, 2), (2, 4)):
-        torch.addcmul(largest + chroma, chroma, (hue - center).abs_().clamp_(1, 2), value=-1, out=out[:, channel])
-    return out
+    torch.addcmul(smallest.sub_(chroma), chroma, (hue - 3).abs_().clamp_(1, 2), out=r)
+    largest += chroma
+    for channel, center in ((g, 2), (b, 4)):
+        torch.addcmul(largest, chroma, (hue - center).abs_().clamp_(1, 2), value=-1, out=channel)
+    return x

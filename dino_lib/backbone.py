@@ -2,7 +2,8 @@
 
 import timm
 import torch
-from timm.layers import PatchEmbed
+from timm.layers import Attention, PatchEmbed
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 
@@ -70,9 +71,9 @@ class Backbone(nn.Module):
 
     def forward(self, x):
         """(B, C, H, W) -> (B, D): the final-norm CLS token where there is one, else timm's pooled feature."""
-        tokens = self._features(x)
         if not self.has_cls:
-            return self.model.forward_head(tokens, pre_logits=True)
+            return self.model.forward_head(self._features(x), pre_logits=True)
+        tokens = self._class_token(x) if self.training and self._plain() else self._features(x)
         # models that pool by the mean keep their final norm in fc_norm, after the pool
         return self._fc_norm(tokens[:, 0])
 
@@ -92,10 +93,31 @@ class Backbone(nn.Module):
             return tuple(embed.dynamic_feat_size(tuple(image_size)))
         return image_size[0] // embed.patch_size, image_size[1] // embed.patch_size  # XCiT
 
+    def _plain(self):
+        """Whether this is timm's plain ViT, in whose last block the CLS token can be computed alone."""
+        blocks = getattr(self.model, "blocks", ())
+        return (type(self.model) is VisionTransformer and len(blocks) > 1 and type(blocks[-1]) is Block
+                and type(blocks[-1].attn) is Attention and blocks[-1].attn.gate is None)
+
+    def _class_token(self, x):
+        """`_features(x)[:, :1]`: what the last block makes of the others is not read, so they skip its MLP.
+
+        In training alone: elsewhere a hook on the last block may want to see all of it.
+        """
+        self._check(x)
+        [(patches, prefix)] = self.model.forward_intermediates(
+            x, [len(self.model.blocks) - 2], return_prefix_tokens=True, stop_early=True, output_fmt="NLC",
+            intermediates_only=True)
+        return self.model.norm(_class_token_block(self.model.blocks[-1], torch.cat([prefix, patches], 1)))
+
     def _fc_norm(self, tokens):
         return self.model.fc_norm(tokens) if hasattr(self.model, "fc_norm") else tokens
 
     def _features(self, x):
+        self._check(x)
+        return self.model.forward_features(x)
+
+    def _check(self, x):
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"images {tuple(x.shape)}: expected (B, {self.channels}, H, W)")
         height, width = x.shape[-2:]
@@ -108,7 +130,17 @@ class Backbone(nn.Module):
         patch = (patch, patch) if isinstance(patch, int) else patch
         if height % patch[0] or width % patch[1]:
             raise ValueError(f"image sides {(height, width)} must be divisible by the patch size {tuple(patch)}")
-        return self.model.forward_features(x)
+
+
+def _class_token_block(block, x):
+    """timm's Block, (B, T, D) -> (B, 1, D): the CLS token asks, all tokens answer."""
+    attn = block.attn
+    q, k, v = attn.qkv(block.norm1(x)).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    q, k = attn.q_norm(q[:, :, :1]), attn.k_norm(k)
+    shares = attn.attn_drop((q * attn.scale @ k.transpose(-2, -1)).softmax(-1))  # (B, heads, 1, T)
+    update = attn.proj_drop(attn.proj(attn.norm((shares @ v).transpose(1, 2).flatten(2))))
+    x = x[:, :1] + block.drop_path1(block.ls1(update))
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
 def create_backbone(name, *, pretrained=False, conv_stem=False, **timm_options):

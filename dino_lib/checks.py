@@ -211,7 +211,7 @@ def check_saturation(your_function):
         return [torch.lerp(other, x, factor).clamp(0, 1) for _, factor in cases]
 
     _verdict("saturation", _each(your_function, cases),
-             [augment._saturation(x[None], torch.tensor([factor]))[0] for _, factor in cases], {
+             [augment._saturation_(x[None].clone(), torch.tensor([factor]))[0] for _, factor in cases], {
         "factor and 1 - factor look exchanged: factor 1 must leave the image as it is": [
             torch.lerp(x, gray, factor).clamp(0, 1) for _, factor in cases],
         "the grey looks like the plain mean of the channels: green must weigh most and blue least": blends(mean),

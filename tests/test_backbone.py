@@ -112,6 +112,48 @@ def test_cls_token_of_a_model_that_pools_by_the_mean_is_normalised():
     assert not torch.allclose(backbone(x), backbone.model(x), atol=0.1)
 
 
+@pytest.mark.parametrize(("name", "more"), [
+    ("vit_tiny_patch16_224", {"depth": 3}),
+    ("vit_tiny_patch16_224", {"qk_norm": True, "init_values": 0.1, "drop_path_rate": 0.5}),
+    ("vit_small_patch14_reg4_dinov2", {"patch_size": 16}),
+    ("vit_base_patch16_clip_224", {}),  # a norm before the blocks
+    ("vit_wee_patch16_reg1_gap_256", {"class_token": True, "global_pool": "token"}),
+])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_class_token_alone_is_the_class_token_of_all(name, more, recompute, monkeypatch):
+    """Value and gradients of the shorter way through the last block, in training mode."""
+    torch.manual_seed(0)
+    backbone = create_backbone(name, **{**VIT, **more})
+    backbone.model.set_grad_checkpointing(recompute)
+    x, weight, found = images(3, 3, 32, 64), images(3, backbone.feature_dim, seed=1), []
+    asked = []
+    backbone.model.blocks[-1].mlp.register_forward_pre_hook(lambda module, args: asked.append(args[0].shape[1]))
+    for plain in (True, False):
+        assert backbone._plain()
+        with monkeypatch.context() as patch:
+            if not plain:
+                patch.setattr(Backbone, "_plain", lambda self: False)
+            torch.manual_seed(1)  # drop path
+            backbone.zero_grad()
+            y = backbone(x)
+            (y * weight).sum().backward()
+        found.append([y, *(torch.zeros(1) if p.grad is None else p.grad.clone() for p in backbone.parameters())])
+    backbone.eval()(x)
+    tokens = 8 + backbone.model.num_prefix_tokens
+    assert asked == ([1, tokens] if not recompute else [1, tokens, tokens]) + [tokens]
+    for short, full in zip(*found, strict=True):
+        torch.testing.assert_close(short, full, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "vit_small_patch16_dinov3"])
+@torch.no_grad()
+def test_other_vits_go_the_whole_way(name):
+    backbone = create_backbone(name, **VIT).eval()
+    x = images(2, 3, 64, 64)
+    assert not backbone._plain() and backbone.has_cls
+    torch.testing.assert_close(backbone(x), backbone._fc_norm(backbone.model.forward_features(x)[:, 0]))
+
+
 @pytest.mark.parametrize("family", GREY)
 @torch.no_grad()
 def test_grey_images(family):

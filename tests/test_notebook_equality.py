@@ -46,17 +46,15 @@ BREAKS = {
             "augment.py",
             "ratio = torch.exp(low + (high - low) * tries[:, 1::2])",
             "ratio = math.exp(low) + (math.exp(high) - math.exp(low)) * tries[:, 1::2]"),
-        "shrinking skips pixels": (
-            "augment.py", "position * step, step.clamp(min=1)", "position * step, torch.ones_like(step)"),
-        "a crop sees what lies around it": (
-            "augment.py", "weight *= inside[:, :, None]", "pass"),
+        "shrinking skips pixels": ("augment.py", 'mode="bicubic", antialias=True', 'mode="bicubic", antialias=False'),
+        "a crop is wider than its box": ("augment.py", "left : left + w]", "left : left + w + 2]"),
         "no flip": ("augment.py", "draws[:, 2] < 0.5", "draws[:, 2] < 0"),
         "the same views in every epoch": ("augment.py", "(epoch << 40) + int(i)", "int(i)"),
         "the same views for every seed": ("augment.py", "key=[seed, (epoch", "key=[0, (epoch"),
     },
     "02": {
-        "the feature is the first patch": (
-            "backbone.py", "self._fc_norm(tokens[:, 0])", "self._fc_norm(tokens[:, 1])"),
+        "the feature is the last patch": (
+            "backbone.py", "self._fc_norm(tokens[:, 0])", "self._fc_norm(tokens[:, -1])"),
         "the grid is transposed": (
             "backbone.py", "return patches.unflatten(1, grid)", "return patches.unflatten(1, grid).transpose(1, 2)"),
         "no L2 normalisation": ("head.py", "z = F.normalize(z.float(), dim=-1, eps=1e-12)", "z = z.float()"),

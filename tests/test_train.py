@@ -8,9 +8,11 @@ import json
 import math
 import multiprocessing
 import os
+import platform
 import random
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -944,6 +946,22 @@ def test_attention_on_a_cpu_is_the_fused_one_in_float32_alone(tiny, dtype):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     pick_kernels(plain, tiny, torch.device("cuda"), dtype)
     assert plain.backbone.model.blocks[0].attn.fused_attn
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_memory_that_a_run_frees_stays_with_it():
+    """16 MiB in eight tensors, made a second time, cost few new pages; without the setting all of them."""
+    script = """
+import resource, torch, dino_lib.build as build
+{}
+def pages():
+    tensors = [torch.ones(2**19) for _ in range(8)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(-pages() + pages())
+"""
+    new = [int(subprocess.run([sys.executable, "-c", script.format(line)], check=True, capture_output=True,
+                              text=True).stdout) for line in ("build.keep_freed_memory()", "")]
+    assert new[0] < 1500 < 3000 < new[1]
 
 
 def test_convolutional_networks_are_channels_last_and_give_the_same_step(tiny, pictures, monkeypatch):
