@@ -19,7 +19,9 @@ import peers
 import torch
 from PIL import Image
 
+from dino_lib.build import build_student, pick_precision
 from dino_lib.config import PRESETS, Config
+from dino_lib.evaluate import extract_features
 from dino_lib.profiling import clock, count_flops, product_ceiling
 from dino_lib.shapes import Shapes
 from dino_lib.train import Trainer
@@ -87,6 +89,23 @@ def step_rows(rounds, quick):
         preset = replace(PRESETS[name], **COMMON)
         rows += against(f"step of the preset {name}", preset, cpu, PEERS, {"official": 1.6}, 3 * rounds)
     return rows
+
+
+def feature_rows(rounds, quick):
+    """Features in the machine's own precision against float32: images a second, and how far a feature moves."""
+    cpu, config = torch.device("cpu"), SMALL if quick else PAPER
+    model, images = build_student(config).backbone, noise(replace(config, batch_size=16), cpu)[0]
+    seconds, found = ([], []), [None, None]
+    for turn in range(rounds + 1):
+        for i, dtype in enumerate((pick_precision("auto", cpu), torch.float32)):
+            start = clock(cpu)
+            found[i] = extract_features(model, images, dtype=dtype)
+            if turn:
+                seconds[i].append(clock(cpu) - start)
+    rates = [len(images) / statistics.median(mine) for mine in seconds]
+    apart = (found[0] - found[1]).norm(dim=1).max()
+    return [{"figure": f"features, against float32 (moved by {apart:.4f} at most)", "ours": rates[0], "peer": rates[1],
+             "unit": "images/s", "ratio": statistics.median(b / a for a, b in zip(*seconds, strict=True)), "aim": None}]
 
 
 def growth_rows(rounds, quick):
@@ -157,7 +176,8 @@ def cuda_rows(rounds, quick):
 
 def rows(rounds=3, quick=False):
     """All rows, one list."""
-    return [row for part in (memory_rows, step_rows, growth_rows, cuda_rows) for row in part(rounds, quick)]
+    parts = (memory_rows, step_rows, feature_rows, growth_rows, cuda_rows)
+    return [row for part in parts for row in part(rounds, quick)]
 
 
 def first_step(name, quick):

@@ -43,19 +43,22 @@ def check_images(images):
 
 # not torch.inference_mode: a buffer that a model caches in there (rotary positions) could not be trained with later
 @torch.no_grad()
-def extract_features(model, images_or_loader, *, batch_size=256):
+def extract_features(model, images_or_loader, *, batch_size=256, dtype=torch.float32):
     """Images -> their features, float32 (N, D) on the CPU, each row of length 1.
 
     `images_or_loader`: normalised float images (N, 3, H, W), taken `batch_size` at a time, or anything that yields
     batches x or (x, y, ...) of such images. They are moved to the model's device; the model is in eval mode
-    meanwhile and every submodule's own mode is restored. Raises TypeError on images that are not floating point,
-    ValueError on other shapes, NaN and values far from normalised, on no images at all and on
-    a model that does not give (B, D).
+    meanwhile and every submodule's own mode is restored. `dtype` is what the products are computed in: torch.bfloat16
+    or torch.float16 (on a GPU) where the hardware has it natively is faster, and moves a feature by some thousandths.
+    Raises TypeError on images that are not floating point, ValueError on other shapes, NaN and values far from
+    normalised, on no images at all, on another dtype and on a model that does not give (B, D).
     """
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype={dtype} must be torch.float32, torch.bfloat16 or torch.float16")
     device = next(model.parameters(), torch.empty(0)).device
     is_tensor = isinstance(images_or_loader, torch.Tensor)
     features = []
-    with eval_mode(model):
+    with eval_mode(model), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         if isinstance(images_or_loader, np.ndarray):
             check_images(images_or_loader)
         for batch in images_or_loader.split(batch_size) if is_tensor else images_or_loader:

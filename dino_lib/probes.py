@@ -50,17 +50,17 @@ class Probes:
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
         return (images.float() / 255 - mean) / std
 
-    def features(self, backbone):
-        """(gallery features, query features), L2-normalised on the CPU."""
+    def features(self, backbone, dtype=torch.float32):
+        """(gallery features, query features), L2-normalised on the CPU; `dtype` as in `extract_features`."""
         batches = [[self.normalize(part) for part in images.split(64)] for images in (self.gallery, self.queries)]
-        return tuple(extract_features(backbone, part) for part in batches)
+        return tuple(extract_features(backbone, part, dtype=dtype) for part in batches)
 
-    def evaluate(self, backbone, features=None, n_masks=200):
+    def evaluate(self, backbone, features=None, n_masks=200, dtype=torch.float32):
         """A dict with knn and knn_per_class (20-NN accuracy, overall and mean over classes), and, where there are
         masks and the backbone has a CLS token, jaccard (60% mass mask of the last layer, best head, first `n_masks`).
-        `features` are those of `self.features(backbone)`, where they are at hand.
+        `features` are those of `self.features(backbone)`, where they are at hand; else `dtype` is theirs.
         """
-        gallery, queries = features or self.features(backbone)
+        gallery, queries = features or self.features(backbone, dtype)
         predicted = knn_predict(gallery, self.gallery_labels, queries, k=min(20, len(gallery)))
         overall, per_class = accuracy(predicted, self.query_labels)
         scores = {"knn": overall, "knn_per_class": per_class}

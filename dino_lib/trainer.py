@@ -299,7 +299,7 @@ class Trainer(RunFolder):
         """At step 0, every `eval_every` epochs and at the end, but not again where a resumed run has it already."""
         due = self._due(self.config.eval_every) or (self.config.eval_every > 0 and self.step == self.total_steps)
         if due and self.probes is not None and not any(r["step"] == self.step and "knn" in r for r in self.history):
-            self._log(self.probes.evaluate(self.teacher.backbone))
+            self._log(self.probes.evaluate(self.teacher.backbone, dtype=self.dtype))
 
 
 @torch.no_grad()

@@ -49,5 +49,5 @@ def test_it_runs_and_writes_its_rows(tmp_path, capsys, monkeypatch):
     bench.main(["--quick", "--only", "step", "--out", str(tmp_path / "bench.json")])
     printed = capsys.readouterr().out
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
-    assert len(rows) == 9 and all(row["ratio"] > 0 for row in rows)
+    assert len(rows) == 10 and all(row["ratio"] > 0 for row in rows)
     assert "no CUDA device" in printed and all(row["figure"] in printed for row in rows)

@@ -108,6 +108,23 @@ def test_half_precision_models_give_float32():
     torch.testing.assert_close(features.norm(dim=1), torch.ones(5))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_products_in_reduced_precision_give_nearly_the_same_features_in_float32(dtype):
+    net, images, seen = small_net(), randn(64, 3, 8, 8), []
+    hook = net[0].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    features = extract_features(net, images, dtype=dtype)
+    hook.remove()
+    assert set(seen) == {dtype} and features.dtype == torch.float32
+    apart = (features - extract_features(net, images)).norm(dim=1)
+    assert apart.max() < 0.03 and (apart.max() > 0) == (dtype != torch.float32)
+    assert net[0].weight.dtype == torch.float32
+
+
+def test_other_number_formats_are_refused():
+    with pytest.raises(ValueError, match=r"dtype=torch.float64 must be torch.float32, torch.bfloat16 or torch.float16"):
+        extract_features(small_net(), randn(2, 3, 8, 8), dtype=torch.float64)
+
+
 @pytest.mark.parametrize("images, error", [
     (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), TypeError), (torch.zeros(0, 3, 8, 8), ValueError), ([], ValueError)])
 def test_unfit_images_are_refused(images, error):

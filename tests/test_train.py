@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from dino_lib import run_folder
+from dino_lib import probes, run_folder
 from dino_lib import trainer as loop
 from dino_lib.build import build_schedules, build_student, parameter_groups, pick_device, pick_kernels, pick_precision
 from dino_lib.checkpoint import load_newest, load_teacher
@@ -320,6 +320,19 @@ def test_evaluations_come_at_the_start_every_so_often_and_at_the_end(tiny, label
     scored = [record for record in history if "knn" in record]
     assert [record["step"] for record in scored] == steps
     assert all(0 <= record["knn"] <= 1 for record in scored)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_evaluations_compute_in_the_runs_precision(tiny, labelled_folder, precision, monkeypatch):
+    seen, whole = [], probes.extract_features
+
+    def watched(*args, dtype):
+        seen.append(dtype)
+        return whole(*args, dtype=dtype)
+
+    monkeypatch.setattr(probes, "extract_features", watched)
+    train(replace(tiny, dataset=str(labelled_folder), epochs=0.5, precision=precision))
+    assert seen and set(seen) == {pick_precision(precision, CPU)}
 
 
 @pytest.mark.parametrize("leaks", [False, True])
