@@ -671,7 +671,7 @@ def test_the_best_checkpoint_is_saved_and_kept(tiny, labelled_folder, tmp_path, 
     for resume in ["never", "auto"] if interrupted else ["never"]:
         trainer = Trainer(replace(config, resume=resume),
                           on_log=interrupt_at_line(12) if interrupted and resume == "never" else None)
-        trainer.probes.evaluate = lambda backbone, trainer=trainer: {"knn": accuracies[trainer.step]}
+        trainer.probes.evaluate = lambda backbone, dtype, trainer=trainer: {"knn": accuracies[trainer.step]}
         try:
             trainer.run()
         except KeyboardInterrupt:
