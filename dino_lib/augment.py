@@ -227,12 +227,12 @@ def _runs(keys):
 
 
 def _apply_where(chosen, operation, x, *per_image):
-    """`operation` on the chosen images. Changes x."""
+    """`operation` on the chosen (B,) of the images x (B, C, H, W), with their rows of each `per_image`. Changes x."""
     if chosen.any():
         own = chosen.nonzero()[:, 0]
         here = own.to(x.device, non_blocking=True)
         y = operation(x.index_select(0, here), *(p.index_select(0, here) for p in per_image))
-        torch._foreach_copy_([x[i] for i in own.tolist()], list(y))  # x[here] = y takes a CPU five times as long
+        torch._foreach_copy_([x[i] for i in own.tolist()], list(y))  # x[here] = y is slow on a CPU
     return x
 
 
@@ -251,7 +251,11 @@ def _crop_resize_flip(x, image, boxes, size, flip):
 
 
 def _crop_resize_flip_by_products(x, image, boxes, size, flip, longest=None):
-    """`_crop_resize_flip` by matrix products, for many crops at once; rounded to whole numbers in the end alone."""
+    """`_crop_resize_flip` by matrix products, for many crops at once; rounded to whole numbers in the end alone.
+
+    x uint8 (N, C, H, W), image (n,), boxes (n, 4), flip (n,) -> float32 (n, C, size, size) in [0, 1]; `longest` as in
+    `_resize_bands`.
+    """
     (top, left, h, w), (_, channels, height, width) = boxes.unbind(1), x.shape
     rows = x.permute(0, 2, 3, 1).flatten(2)  # (N, H, W * C)
     y = _weighted_rows(rows, image, *_resize_bands(top, h, height, size, longest=longest))
@@ -269,8 +273,8 @@ def _weighted_rows(x, image, rows, weights):
     row of the result needs few neighbours, so the matrix product goes by blocks of rows, and each looks at its window
     only.
     """
-    (height, (n, blocks, window)), x = (x.shape[1], rows.shape), x.flatten(2)
-    source = height * image[:, None, None] + rows  # (n, blocks, window)
+    n, blocks, window = rows.shape
+    source = x.shape[1] * image[:, None, None] + rows
     windows = x.flatten(0, 1).index_select(0, source.flatten()).view(n, blocks, window, -1).float()
     return windows.transpose(2, 3) @ weights.transpose(2, 3)
 

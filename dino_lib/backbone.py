@@ -100,7 +100,8 @@ class Backbone(nn.Module):
                 and type(blocks[-1].attn) is Attention and blocks[-1].attn.gate is None)
 
     def _class_token(self, x):
-        """`_features(x)[:, :1]`: what the last block makes of the others is not read, so they skip its MLP.
+        """(B, C, H, W) -> (B, 1, D), `_features(x)[:, :1]`: the last block's other tokens are not read, so they skip
+        its MLP.
 
         In training alone: elsewhere a hook on the last block may want to see all of it.
         """

@@ -88,8 +88,8 @@ def pick_kernels(student, config, device, dtype):
 def keep_freed_memory():
     """From now on, memory that this process frees stays with it, for the next step to use.
 
-    Linux clears each page that it hands out: going back and forth, a small step spends up to a fifth of its time on
-    that. Elsewhere, and where the C library is not glibc, nothing happens.
+    Linux clears each page that it hands out, and a small step whose memory goes back and forth is slower for it.
+    Elsewhere, and where the C library is not glibc, nothing happens.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):

@@ -49,7 +49,7 @@ def extract_features(model, images_or_loader, *, batch_size=256, dtype=torch.flo
     `images_or_loader`: normalised float images (N, 3, H, W), taken `batch_size` at a time, or anything that yields
     batches x or (x, y, ...) of such images. They are moved to the model's device; the model is in eval mode
     meanwhile and every submodule's own mode is restored. `dtype` is what the products are computed in: torch.bfloat16
-    or torch.float16 (on a GPU) where the hardware has it natively is faster, and moves a feature by some thousandths.
+    or torch.float16 (on a GPU) where the hardware has it natively is faster, and moves a feature a little.
     Raises TypeError on images that are not floating point, ValueError on other shapes, NaN and values far from
     normalised, on no images at all, on another dtype and on a model that does not give (B, D).
     """

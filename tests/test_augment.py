@@ -68,7 +68,7 @@ def in_floats(image, box, size):
 @pytest.mark.parametrize("size", [8, 24, 48, 50, 96])
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_crop_resize_flip_is_pils(way, reference, levels, size, flip, channels):
+def test_crop_resize_flip_is_the_references(way, reference, levels, size, flip, channels):
     x = as_uint8(textured(len(BOXES), 37, 52, channels=channels))
     flips, chosen = torch.tensor([flip, not flip] * 3), torch.tensor([2, 0, 2, 1, 5, 0])
     views = way(x, chosen, torch.tensor(BOXES).float(), size, flips)

@@ -147,8 +147,8 @@ def test_class_token_alone_is_the_class_token_of_all(name, more, recompute, monk
 
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "vit_small_patch16_dinov3"])
 @torch.no_grad()
-def test_other_vits_go_the_whole_way(name):
-    backbone = create_backbone(name, **VIT).eval()
+def test_other_vits_go_the_whole_way_in_training_too(name):
+    backbone = create_backbone(name, **VIT).train()
     x = images(2, 3, 64, 64)
     assert not backbone._plain() and backbone.has_cls
     torch.testing.assert_close(backbone(x), backbone._fc_norm(backbone.model.forward_features(x)[:, 0]))

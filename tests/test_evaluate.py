@@ -284,7 +284,6 @@ def test_jaccard_refuses(masks, truth, error):
             score(masks, truth)
 
 
-
 # --- retrieval --------------------------------------------------------------------------------------------------
 
 def test_the_nearest_come_first_whatever_the_lengths():
