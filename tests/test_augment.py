@@ -73,6 +73,7 @@ def test_crop_resize_flip_is_the_references(way, reference, levels, size, flip, 
     flips, chosen = torch.tensor([flip, not flip] * 3), torch.tensor([2, 0, 2, 1, 5, 0])
     views = way(x, chosen, torch.tensor(BOXES).float(), size, flips)
     assert views.dtype == torch.float32 and views.is_contiguous()
+    torch.testing.assert_close(views * 255, (views * 255).round(), rtol=0, atol=1e-3)
     for i, box, view, flipped in zip(chosen, BOXES, views, flips, strict=True):
         expected = reference(x[i], box, size)
         apart = (view - (expected.flip(-1) if flipped else expected)).mul(255).abs()
