@@ -17,8 +17,8 @@ setup: .venv/ready
 	touch $@
 
 demo: setup  ## train DINO on the embedded dataset and show what the teacher sees
-	$(BIN)/python -m dino_lib.train --preset demo --seed $(SEED) --output-dir $(RUN) --resume auto
-	$(BIN)/python -m dino_lib.report $(RUN)
+	$(BIN)/python -m dino_lib.run.train --preset demo --seed $(SEED) --output-dir $(RUN) --resume auto
+	$(BIN)/python -m dino_lib.look.report $(RUN)
 
 # two processes of one thread each: the networks are too small to share. The notebooks that train have both cores
 LIVE := $(wildcard notebooks/03_* notebooks/04_* notebooks/05_*)

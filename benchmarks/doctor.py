@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from dino_lib.config import PRESETS
-from dino_lib.doctor import ADVICE, diagnose, read_history
-from dino_lib.shapes import Shapes
-from dino_lib.train import Trainer
+from dino_lib.data.shapes import Shapes
+from dino_lib.run.config import PRESETS
+from dino_lib.run.doctor import ADVICE, diagnose, read_history
+from dino_lib.run.train import Trainer
 
 SMALL = replace(
     PRESETS["smoke"], limit=160, batch_size=16, epochs=4, out_dim=64, hidden_dim=64, momentum=0.9, momentum_end=0.95,

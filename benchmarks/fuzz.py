@@ -37,11 +37,11 @@ from hypothesis.errors import HypothesisWarning
 from PIL import Image
 from safetensors.torch import load, save
 
-from dino_lib.checkpoint import ZEROS, build_backbone, load_newest, load_teacher, save_checkpoint, save_teacher
-from dino_lib.config import PRESETS, Config
-from dino_lib.images import UnreadableImage, read_image
-from dino_lib.shapes import Shapes
-from dino_lib.train import parse_args
+from dino_lib.data.images import UnreadableImage, read_image
+from dino_lib.data.shapes import Shapes
+from dino_lib.run.checkpoint import ZEROS, build_backbone, load_newest, load_teacher, save_checkpoint, save_teacher
+from dino_lib.run.config import PRESETS, Config
+from dino_lib.run.train import parse_args
 
 SECONDS = 20  # for one example
 SMALL = dataclasses.replace(

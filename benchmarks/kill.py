@@ -27,11 +27,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from dino_lib.checkpoint import load_newest, read_checkpoint
-from dino_lib.config import PRESETS
-from dino_lib.doctor import read_history
-from dino_lib.shapes import Shapes
-from dino_lib.train import train
+from dino_lib.data.shapes import Shapes
+from dino_lib.run.checkpoint import load_newest, read_checkpoint
+from dino_lib.run.config import PRESETS
+from dino_lib.run.doctor import read_history
+from dino_lib.run.train import train
 
 CONFIG = replace(
     PRESETS["smoke"], limit=None, batch_size=8, warmup_epochs=1, drop_path=0.3, freeze_last_layer=2.0, store_size=24,

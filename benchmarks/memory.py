@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dino_lib.config import PRESETS
-from dino_lib.train import Trainer
+from dino_lib.run.config import PRESETS
+from dino_lib.run.train import Trainer
 
 SMALL = replace(
     PRESETS["smoke"], limit=32, batch_size=8, store_size=24, global_size=24, local_size=12, warmup_epochs=1,

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dino_lib.build import parameter_groups
-from dino_lib.checkpoint import build_backbone
 from dino_lib.head import MultiCropModel
+from dino_lib.run.build import parameter_groups
+from dino_lib.run.checkpoint import build_backbone
 
 
 def mixed(device):

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 import torch.multiprocessing
 
-from dino_lib.config import PRESETS
-from dino_lib.processes import process_group
-from dino_lib.shapes import Shapes
-from dino_lib.train import Trainer
+from dino_lib.data.shapes import Shapes
+from dino_lib.run.config import PRESETS
+from dino_lib.run.processes import process_group
+from dino_lib.run.train import Trainer
 
 OPTIONS = {"img_size": 24, "patch_size": 6, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
 CONFIG = replace(

@@ -19,12 +19,12 @@ import peers
 import torch
 from PIL import Image
 
-from dino_lib.build import build_student, pick_precision
-from dino_lib.config import PRESETS, Config
-from dino_lib.evaluate import extract_features
-from dino_lib.profiling import clock, count_flops, product_ceiling
-from dino_lib.shapes import Shapes
-from dino_lib.train import Trainer
+from dino_lib.data.shapes import Shapes
+from dino_lib.measure.evaluate import extract_features
+from dino_lib.run.build import build_student, pick_precision
+from dino_lib.run.config import PRESETS, Config
+from dino_lib.run.profile import clock, count_flops, product_ceiling
+from dino_lib.run.train import Trainer
 
 COMMON = {"epochs": 1000, "freeze_last_layer": 0.0, "drop_path": 0.0, "eval_every": 0, "progress": False}
 PAPER = Config(**COMMON, batch_size=4)  # ViT-S/16, 2 x 224 + 8 x 96, K = 65,536

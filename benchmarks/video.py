@@ -26,8 +26,8 @@ RATE, SIZE = 25, (640, 360)
 def make_clip(path, seconds):
     from PIL import Image
 
-    from dino_lib.clips import write_mp4
-    from dino_lib.shapes import Shapes
+    from dino_lib.data.shapes import Shapes
+    from dino_lib.look.clips import write_mp4
 
     ground = Image.effect_noise(SIZE, 40).convert("RGB")
     creatures = [image.resize((140, 140)) for image, _ in Shapes(3, seed=1)]
@@ -44,8 +44,8 @@ def measure(name, size, source, out):
     import torch
 
     from dino_lib.backbone import create_backbone
-    from dino_lib.checkpoint import eval_transform, load_teacher
-    from dino_lib.video import attention_video
+    from dino_lib.look.video import attention_video
+    from dino_lib.run.checkpoint import eval_transform, load_teacher
 
     if name.startswith("untrained:"):
         torch.manual_seed(0)

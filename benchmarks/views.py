@@ -17,8 +17,8 @@ from torchvision import transforms as tv
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from dino_lib.augment import IMAGENET, BatchMultiCrop, MultiCrop, view_uniforms
-from dino_lib.build import keep_freed_memory
-from dino_lib.images import PHOTOS
+from dino_lib.data.images import PHOTOS
+from dino_lib.run.build import keep_freed_memory
 
 # name: side of the source, global size, local size, local views, aim over the official recipe
 SETTINGS = {"96/48": (96, 96, 48, 6, 4.0), "224/96": (256, 224, 96, 8, 2.0)}

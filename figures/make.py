@@ -6,18 +6,18 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from dino_lib import plots
-from dino_lib.attention import cls_attention
 from dino_lib.augment import BatchMultiCrop, view_uniforms
-from dino_lib.build import build_student
-from dino_lib.checkpoint import SHIPPED, eval_transform, load_teacher
-from dino_lib.config import PRESETS
-from dino_lib.doctor import read_history
-from dino_lib.images import PHOTOS, FolderOfImages
-from dino_lib.inputs import multicrop_settings
-from dino_lib.probes import Probes
-from dino_lib.report import compare
-from dino_lib.shapes import Shapes
+from dino_lib.data.images import PHOTOS, FolderOfImages
+from dino_lib.data.loaders import multicrop_settings
+from dino_lib.data.shapes import Shapes
+from dino_lib.look import plots
+from dino_lib.look.report import compare
+from dino_lib.measure.attention import cls_attention
+from dino_lib.measure.probes import Probes
+from dino_lib.run.build import build_student
+from dino_lib.run.checkpoint import SHIPPED, eval_transform, load_teacher
+from dino_lib.run.config import PRESETS
+from dino_lib.run.doctor import read_history
 
 HERE = Path(__file__).parent
 

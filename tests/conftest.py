@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from dino_lib.config import PRESETS
-from dino_lib.shapes import Shapes
+from dino_lib.data.shapes import Shapes
+from dino_lib.run.config import PRESETS
 
 torch.set_num_threads(1)  # on networks as small as these the threads only wait for each other
 

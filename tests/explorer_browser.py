@@ -18,11 +18,11 @@ from browser import IDLE, find_browser, lab
 from playwright.sync_api import TimeoutError, sync_playwright
 
 from dino_lib.backbone import create_backbone
-from dino_lib.build import build_student
-from dino_lib.checkpoint import eval_transform, load_teacher
-from dino_lib.explore import explore
-from dino_lib.images import PHOTOS
-from dino_lib.shapes import Shapes
+from dino_lib.data.images import PHOTOS
+from dino_lib.data.shapes import Shapes
+from dino_lib.look.explore import explore
+from dino_lib.run.build import build_student
+from dino_lib.run.checkpoint import eval_transform, load_teacher
 
 SCREENS = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
@@ -141,7 +141,7 @@ def use(watch, touch):
 
 def in_lab(browser, path, out):
     """The faults of the page as the output of a cell in JupyterLab, where a click must change what is shown."""
-    source = f"from dino_lib.explore import Explorer\nExplorer(None, open({str(path.resolve())!r}).read(), None)"
+    source = f"from dino_lib.look.explore import Explorer\nExplorer(None, open({str(path.resolve())!r}).read(), None)"
     cell = {"cell_type": "code", "source": source, "metadata": {}, "outputs": [], "execution_count": None}
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     content = {"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 4}

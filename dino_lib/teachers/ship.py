@@ -9,7 +9,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-from dino_lib.checkpoint import SHIPPED, load_teacher, save_teacher
+from dino_lib.run.checkpoint import SHIPPED, load_teacher, save_teacher
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("run", type=Path, help="the run's folder, with a report.json")

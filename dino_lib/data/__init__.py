@@ -1,0 +1,1 @@
+"""What comes in: datasets, images as they are, and the views that are made of them."""

@@ -1,0 +1,1 @@
+"""A training run: its settings, its parts, the loop, and its folder."""

@@ -1,0 +1,364 @@
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dino_lib.backbone import create_backbone
+from dino_lib.head import DINOHead, MultiCropModel
+from dino_lib.measure.attention import (
+    cls_attention,
+    every_layer,
+    full_attention,
+    mass_mask,
+    patch_attention,
+    pooled_similarity,
+    queries_keys_values,
+    rollout,
+    upsample,
+)
+
+SMALL = {"depth": 2, "embed_dim": 96, "num_heads": 3}
+VITS = {  # name: options of create_backbone, patch size, prefix tokens, image sizes
+    "vit_tiny_patch16_224": ({"depth": 2}, 16, 1, [(48, 32), (32, 80)]),
+    "vit_small_patch8_224": ({"depth": 2}, 8, 1, [(32, 24), (16, 40)]),
+    "vit_small_patch14_reg4_dinov2": ({"depth": 2, "img_size": 56}, 14, 5, [(42, 28), (28, 70)]),
+    "vit_small_patch16_dinov3": ({"depth": 2}, 16, 5, [(48, 32), (32, 80)]),
+    "vit_small_patch16_dinov3_qkvb": ({"depth": 2}, 16, 5, [(48, 32), (32, 80)]),
+    "eva02_tiny_patch14_224": ({"depth": 2}, 14, 1, [(42, 28), (28, 70)]),
+    "eva02_base_patch14_224": (SMALL, 14, 1, [(42, 28), (28, 70)]),  # q, k and v apart, a norm before the projection
+    "eva_giant_patch14_224": (SMALL, 14, 1, [(42, 28), (28, 70)]),
+    "deit3_small_patch16_224": ({"depth": 2}, 16, 1, [(48, 32), (32, 80)]),
+    "deit_tiny_distilled_patch16_224": ({"depth": 2}, 16, 2, [(48, 32), (32, 80)]),
+    "vit_base_patch16_clip_224": (SMALL, 16, 1, [(48, 32), (32, 80)]),
+    "vit_small_patch16_rope_mixed_224": (SMALL, 16, 1, [(48, 32), (32, 80)]),
+    "vit_pe_core_tiny_patch16_384": ({**SMALL, "qkv_fused": False, "num_kv_heads": 1}, 16, 1, [(48, 32), (32, 80)]),
+    "vit_tiny_patch16_224 qk_norm": ({"depth": 2, "qk_norm": True}, 16, 1, [(48, 32), (32, 80)]),
+    "vit_tiny_patch16_224 patch 4": ({**SMALL, "patch_size": 4, "img_size": 32}, 4, 1, [(16, 12), (8, 20)]),
+    "vit_tiny_patch16_224 conv stem": (
+        {**SMALL, "patch_size": 8, "img_size": 48, "conv_stem": True}, 8, 1, [(48, 32), (16, 40)]),
+    "beitv2_base_patch16_224": ({**SMALL, "img_size": (64, 48)}, 16, 1, [(64, 48)]),  # takes its own size alone
+    "beitv2_base_patch16_224 wide": ({**SMALL, "img_size": (32, 80)}, 16, 1, [(32, 80)]),
+}
+
+
+def randomise(model):
+    """Random weights at which attention is far from uniform and no bias, norm or layer scale is trivial."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            if ".attn." in name and p.ndim == 2 and "attn.proj." not in name:
+                p.copy_(1.5 * noise / p.shape[1] ** 0.5)  # scores of deviation 1.5 ** 2
+            elif "patch_embed" in name and p.ndim == 4:
+                p.copy_(noise * (2 / p[0].numel()) ** 0.5)  # a stem of several layers would shrink the differences
+            elif "patch_embed" not in name and (p.ndim == 1 or "relative_position_bias_table" in name):
+                p.add_(0.5 * noise)
+    return model.eval()
+
+
+def build(case):
+    torch.manual_seed(0)
+    options = VITS[case][0] if case in VITS else {}
+    return randomise(create_backbone(case.split()[0], **options))
+
+
+def images_of(size, batch=2):
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def explicit(backbone, attn, images):
+    """The matrix that the block's own unfused path hands to its dropout, and what the block's attention gives out."""
+    seen = {}
+    hooks = [attn.attn_drop.register_forward_hook(lambda module, args, out: seen.update(matrix=out)),
+             attn.register_forward_hook(lambda module, args, out: seen.update(out=out))]
+    fused, attn.fused_attn = attn.fused_attn, False
+    with torch.no_grad():
+        backbone.patch_tokens(images)
+    attn.fused_attn = fused
+    for hook in hooks:
+        hook.remove()
+    return seen["matrix"], seen["out"]
+
+
+def check_against(backbone, attn, images, layer, patch, prefix):
+    matrix, out = explicit(backbone, attn, images)
+    h, w = images.shape[-2] // patch, images.shape[-1] // patch
+    assert matrix.shape[-1] == prefix + h * w and matrix.amax(-1).mean() > 1.5 / matrix.shape[-1]  # not uniform
+
+    full = full_attention(backbone, images, layer=layer)
+    torch.testing.assert_close(full, matrix, atol=1e-5, rtol=0)
+    torch.testing.assert_close(full.sum(-1), torch.ones(full.shape[:3]), atol=1e-5, rtol=0)
+    cls = cls_attention(backbone, images, layer=layer)
+    torch.testing.assert_close(cls, matrix[:, :, 0, prefix:].unflatten(-1, (h, w)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(cls.sum((2, 3)) + matrix[:, :, 0, :prefix].sum(-1), torch.ones(cls.shape[:2]))
+    row = matrix[:, :, prefix + w + 1, prefix:].unflatten(-1, (h, w))  # the patch (1, 1)
+    torch.testing.assert_close(patch_attention(backbone, images, 1, 1, layer=layer), row, atol=1e-5, rtol=0)
+
+    q, k, v = queries_keys_values(backbone, images, layer=layer)
+    assert q.shape == k.shape == v.shape
+    mixed = attn.norm((full @ v).transpose(1, 2).flatten(2)) if hasattr(attn, "norm") else \
+        (full @ v).transpose(1, 2).flatten(2)
+    with torch.no_grad():
+        torch.testing.assert_close(attn.proj(mixed), out, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", VITS)
+def test_maps_are_the_blocks_own_softmax(case):
+    backbone = build(case)
+    _, patch, prefix, sizes = VITS[case]
+    for size in sizes:
+        check_against(backbone, backbone.model.blocks[-1].attn, images_of(size), -1, patch, prefix)
+    check_against(backbone, backbone.model.blocks[0].attn, images_of(sizes[0]), 0, patch, prefix)
+
+
+def test_a_bias_that_all_blocks_of_beit_share():
+    backbone = randomise(create_backbone("beit_base_patch16_224", **SMALL, img_size=(48, 32),
+                                         use_rel_pos_bias=False, use_shared_rel_pos_bias=True))
+    assert backbone.model.rel_pos_bias is not None
+    check_against(backbone, backbone.model.blocks[-1].attn, images_of((48, 32)), -1, 16, 1)
+
+
+@pytest.mark.parametrize("name, options, patch", [
+    ("xcit_nano_12_p8_224", {"depth": 1}, 8), ("cait_xxs24_224", {"depth": 1, "img_size": (48, 32)}, 16)])
+def test_class_attention(name, options, patch):
+    backbone, images = randomise(create_backbone(name, **options)), images_of((48, 32))
+    blocks = backbone.model.cls_attn_blocks if name.startswith("xcit") else backbone.model.blocks_token_only
+    for layer in (-1, 0):
+        matrix, out = explicit(backbone, blocks[layer].attn, images)  # (B, heads, 1, T)
+        maps = cls_attention(backbone, images, layer=layer)
+        grid = (48 // patch, 32 // patch)
+        torch.testing.assert_close(maps, matrix[:, :, 0, 1:].unflatten(-1, grid), atol=1e-5, rtol=0)
+        assert matrix.amax(-1).mean() > 1.5 / matrix.shape[-1]
+        v = queries_keys_values(backbone, images, layer=layer)[2]
+        with torch.no_grad():
+            projected = blocks[layer].attn.proj((matrix @ v).transpose(1, 2).flatten(2))
+        torch.testing.assert_close(projected, out, atol=1e-4, rtol=1e-4)
+    for refused in (full_attention, rollout, lambda m, x: patch_attention(m, x, 0, 0)):
+        with pytest.raises(TypeError, match="class attention"):
+            refused(backbone, images)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return build("vit_tiny_patch16_224 patch 4")
+
+
+def test_layers_count_from_both_ends(tiny):
+    images = images_of((16, 12))
+    first, last = cls_attention(tiny, images, layer=0), cls_attention(tiny, images)
+    assert torch.equal(cls_attention(tiny, images, layer=-2), first)
+    assert torch.equal(cls_attention(tiny, images, layer=1), last) and not torch.allclose(first, last)
+    for layer in (2, -3):
+        with pytest.raises(ValueError, match=f"layer={layer}.*2 such blocks"):
+            cls_attention(tiny, images, layer=layer)
+
+
+def test_whatever_holds_the_model(tiny):
+    images = images_of((16, 12))
+    expected = cls_attention(tiny, images)
+    holder = nn.Module()
+    holder.model = MultiCropModel(tiny, DINOHead(96, 8, hidden_dim=8, bottleneck_dim=4))
+    for model in (holder, holder.model, tiny.model):
+        assert torch.equal(cls_attention(model, images), expected)
+    with pytest.raises(TypeError, match="Linear is no timm model"):
+        cls_attention(nn.Linear(3, 3), images)
+
+
+def test_nothing_of_the_model_changes():
+    torch.manual_seed(0)
+    backbone = create_backbone("vit_tiny_patch16_224", **SMALL, img_size=48, patch_size=8, conv_stem=True,
+                               attn_drop_rate=0.5, proj_drop_rate=0.5, drop_path_rate=0.5)
+    images = images_of((48, 32))
+    expected = cls_attention(randomise(backbone), images)
+    backbone.train()
+    backbone.model.blocks[0].eval()
+    state = {name: value.clone() for name, value in backbone.state_dict().items()}
+
+    def facts():
+        modules = list(backbone.modules())
+        return [(m.training, len(m._forward_pre_hooks), getattr(m, "fused_attn", None)) for m in modules]
+
+    before = facts()
+    assert torch.equal(cls_attention(backbone, images), expected)  # eval mode during the call
+    full_attention(backbone, images), pooled_similarity(backbone.model, images)
+    with pytest.raises(ValueError, match="divisible"):
+        cls_attention(backbone, images_of((44, 32)))
+    assert facts() == before
+    assert all(torch.equal(value, state[name]) for name, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("look", [cls_attention, full_attention, rollout, pooled_similarity])
+def test_maps_are_plain_float32_tensors(tiny, look):
+    maps = look(tiny, images_of((16, 12)).requires_grad_())
+    assert maps.dtype == torch.float32 and not maps.requires_grad and not maps.is_inference()
+
+
+def test_only_the_asked_block_leaves_the_fused_kernel(tiny, monkeypatch):
+    calls, fused = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **kw: calls.append(1) or fused(*args, **kw))
+    cls_attention(tiny, images_of((16, 12)))
+    assert len(calls) == 2  # the model's own two blocks, the one that is looked at too
+    every_layer(tiny, images_of((16, 12)))
+    assert len(calls) == 4  # one pass more
+
+
+def test_every_layer_in_one_pass(tiny):
+    images = images_of((16, 12))
+    rows, last = every_layer(tiny, images)
+    assert torch.equal(rows, torch.stack([cls_attention(tiny, images, layer=layer) for layer in (0, 1)]))
+    assert torch.equal(last, full_attention(tiny, images))
+
+
+@pytest.mark.parametrize("name, options, rows, last", [
+    ("vit_base_patch16_siglip_224", SMALL, None, (2, 3, 6, 6)),
+    ("cait_xxs24_224", {"depth": 1, "img_size": (48, 32)}, (2, 2, 4, 3, 2), None)])
+def test_every_layer_leaves_out_what_there_is_not(name, options, rows, last):
+    found = every_layer(create_backbone(name, **options), images_of((48, 32)))
+    assert [None if maps is None else tuple(maps.shape) for maps in found] == [rows, last]
+
+
+@pytest.mark.parametrize("name, options", [
+    ("resnet10t", {}), ("convnext_atto", {}), ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1)}),
+    ("vit_base_patch16_siglip_224", SMALL), ("mixer_s32_224", {})])
+def test_models_without_a_cls_row_say_what_to_use(name, options):
+    model = timm.create_model(name, num_classes=0, **options)
+    for look in (cls_attention, rollout, every_layer):
+        if look is every_layer and name.startswith("vit"):
+            continue  # its patches attend
+        with pytest.raises(TypeError, match="pooled_similarity"):
+            look(model, torch.zeros(1, 3, 224, 224))
+    if not name.startswith("vit"):
+        with pytest.raises(TypeError, match="pooled_similarity"):
+            full_attention(model, torch.zeros(1, 3, 224, 224))
+
+
+def test_a_patch_attends_without_a_cls_token():
+    backbone = randomise(create_backbone("vit_base_patch16_siglip_224", **SMALL))
+    matrix, _ = explicit(backbone, backbone.model.blocks[-1].attn, images_of((48, 32)))
+    row = patch_attention(backbone, images_of((48, 32)), 2, 0)
+    torch.testing.assert_close(row, matrix[:, :, 4].unflatten(-1, (3, 2)), atol=1e-5, rtol=0)
+
+
+def test_attention_that_cannot_be_read_is_refused():
+    gated = timm.create_model("convit_tiny", num_classes=0)  # with a CLS token, but positional attention
+    with pytest.raises(TypeError, match="can be read"):
+        cls_attention(gated, torch.zeros(1, 3, 224, 224))
+
+
+@pytest.mark.parametrize("case, size", [
+    ("vit_tiny_patch16_224 patch 4", (16, 13)), ("beitv2_base_patch16_224", (48, 48)),
+    ("xcit_nano_12_p8_224", (20, 16))])
+def test_unfit_sizes_are_refused(case, size):
+    backbone = build(case)
+    for model in (backbone, backbone.model):
+        with pytest.raises(ValueError, match=f"{size[0]}.*{size[1]}") as refusal:
+            cls_attention(model, images_of(size))
+        assert (f"img_size={size}" in str(refusal.value)) == case.startswith("beit")  # a family of fixed size
+
+
+def test_unfit_images_and_patches_are_refused(tiny):
+    with pytest.raises(TypeError, match="uint8"):
+        cls_attention(tiny, torch.zeros(1, 3, 16, 12, dtype=torch.uint8))
+    for row, col in ((4, 0), (0, 3), (-1, 0), (0, -1)):
+        with pytest.raises(ValueError, match="4 x 3 patches"):
+            patch_attention(tiny, images_of((16, 12)), row, col)
+
+
+def test_rollout_is_the_product_of_the_blocks(tiny):
+    images = images_of((16, 12))
+    first, second = ((full_attention(tiny, images, layer=i).mean(1) + torch.eye(13)) / 2 for i in (0, 1))
+    expected = (second @ first)[:, 0, 1:].reshape(2, 4, 3)
+    torch.testing.assert_close(rollout(tiny, images), expected, atol=1e-6, rtol=0)
+    assert not torch.allclose((first @ second)[:, 0, 1:].reshape(2, 4, 3), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name, options, grid", [
+    ("resnet10t", {}, (2, 3)),
+    ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "img_size": (64, 96)}, (2, 3))])
+def test_pooled_similarity_is_the_cosine_with_the_mean(name, options, grid):
+    backbone, images = create_backbone(name, **options).eval(), images_of((64, 96))
+    with torch.no_grad():
+        maps = backbone.model.forward_features(images)
+    maps = maps if name.startswith("resnet") else maps.permute(0, 3, 1, 2)  # (B, D, h, w)
+    similarity = pooled_similarity(backbone, images)
+    assert similarity.shape == (2, 1, *grid)
+    pooled = F.normalize(maps.mean((2, 3)), dim=1)
+    expected = torch.einsum("bd,bdhw->bhw", pooled, F.normalize(maps, dim=1))[:, None]
+    torch.testing.assert_close(similarity, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(pooled_similarity(backbone.model, images), similarity)
+
+
+# --- masks and colours ------------------------------------------------------------------------------------------
+
+def test_mask_by_hand():
+    maps = torch.tensor([[[4.0, 1.0], [2.0, 3.0]], [[0.0, 0.02], [0.0, 0.06]]])  # any scale: renormalised
+    for keep, expected in [(0.3, [[[1, 0], [0, 0]], [[0, 0], [0, 1]]]), (0.4, [[[1, 0], [0, 0]], [[0, 0], [0, 1]]]),
+                           (0.41, [[[1, 0], [0, 1]], [[0, 0], [0, 1]]]), (0.76, [[[1, 0], [1, 1]], [[0, 1], [0, 1]]]),
+                           (1.0, [[[1, 1], [1, 1]], [[0, 1], [0, 1]]])]:
+        mask = mass_mask(maps, keep)
+        assert mask.dtype == torch.bool and mask.int().tolist() == expected, keep
+
+
+def test_mask_keeps_six_tenths_unless_said():
+    maps = torch.rand(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(mass_mask(maps), mass_mask(maps, 0.6)) and mass_mask(maps).shape == maps.shape
+
+
+@pytest.mark.parametrize("n", [4, 10, 30, 60, 100, 3600])
+@pytest.mark.parametrize("keep", [0.1, 0.5, 0.6])
+def test_uniform_maps_lose_nothing_to_rounding(n, keep):
+    maps = torch.full((1, n), 1.0).softmax(-1)
+    mask = mass_mask(maps[None], keep)
+    assert mask.sum() == -(-n * round(keep * 10) // 10)  # n * keep rounded up, in integers
+    assert mask.flatten()[: mask.sum()].all()  # the first in reading order
+
+
+def test_a_share_that_rounding_just_misses_is_reached():
+    maps = torch.tensor([[0.35, 0.25], [0.2, 0.2]])
+    assert maps[0].double().sum() / maps.double().sum() < 0.6
+    assert mass_mask(maps, 0.6).tolist() == [[True, True], [False, False]]
+
+
+@pytest.mark.parametrize("keep", [1e-9, 0.2, 0.6, 0.95])
+def test_mask_is_the_smallest_that_reaches_the_share(keep):
+    maps = (3 * torch.randn(4, 6, 7, 5, generator=torch.Generator().manual_seed(0))).exp()
+    share = (maps / maps.sum((2, 3), keepdim=True)).double()
+    mask = mass_mask(maps, keep)
+    held = (share * mask).sum((2, 3))
+    smallest = share.masked_fill(~mask, torch.inf).amin((2, 3))
+    assert (held >= keep).all() and (held - smallest < keep).all()
+    assert (share.masked_fill(mask, 0).amax((2, 3)) <= smallest).all()
+
+
+def test_all_the_mass_is_every_patch_with_mass():
+    maps = torch.tensor([[1.0, 1e-12], [0.0, 1.0]])
+    assert mass_mask(maps, 1.0).tolist() == [[True, True], [False, True]]
+    assert not mass_mask(torch.zeros(2, 2), 0.5).any()
+
+
+@pytest.mark.parametrize("keep", [0.0, -0.1, 1.01, float("nan")])
+def test_unfit_shares_are_refused(keep):
+    with pytest.raises(ValueError, match="keep="):
+        mass_mask(torch.ones(2, 2), keep)
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan")])
+def test_maps_that_are_no_mass_are_refused(value):
+    with pytest.raises(ValueError, match="negative or NaN"):
+        mass_mask(torch.tensor([[1.0, value]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8])
+def test_upsampling_repeats(dtype):
+    maps = torch.tensor([[[0, 1], [1, 1]]]).to(dtype)
+    up = upsample(maps, (4, 6))
+    assert up.dtype == dtype
+    assert torch.equal(up, maps.repeat_interleave(2, 1).repeat_interleave(3, 2))
+    assert torch.equal(upsample(up, (2, 2)), maps)
+
+
+@pytest.mark.parametrize("size", [(7, 5), (50, 3), (2, 9)])
+def test_upsampling_to_any_size_is_torchs_nearest_exact(size):
+    maps = torch.rand(2, 3, 4, 6)
+    assert torch.equal(upsample(maps, size), F.interpolate(maps, size, mode="nearest-exact"))

@@ -1,0 +1,325 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from dino_lib.measure.evaluate import (
+    accuracy,
+    color_histogram,
+    eval_mode,
+    extract_features,
+    jaccard,
+    jaccard_by_head,
+    knn_predict,
+    linear_probe,
+    nearest,
+    retrieval_map,
+)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def small_net():
+    """Dropout and batch norm tell train mode from eval mode; the batch norm's own mode differs from the root's."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net.train()
+    net[1].eval()
+    return net
+
+
+def modes(net):
+    return [module.training for module in net.modules()]
+
+
+def blobs(n_per_class=30, n_classes=3, dim=5, spread=0.1):
+    labels = torch.arange(n_classes).repeat(n_per_class)
+    return F.one_hot(labels, dim).float() + spread * randn(len(labels), dim), labels
+
+
+# --- features ---------------------------------------------------------------------------------------------------
+
+def test_features_are_unit_rows_in_eval_mode_whatever_the_batch():
+    net, images = small_net(), randn(10, 3, 8, 8)
+    features = extract_features(net, images, batch_size=4)
+    with torch.no_grad():
+        expected = F.normalize(net.eval()(images), dim=1)
+    assert features.shape == (10, 4) and features.dtype == torch.float32 and features.device.type == "cpu"
+    torch.testing.assert_close(features, expected)
+
+
+@pytest.mark.parametrize("with_labels", [False, True])
+def test_features_of_a_loader(with_labels):
+    net, images = small_net(), randn(7, 3, 8, 8)
+    data = TensorDataset(images, torch.arange(7)) if with_labels else images
+    features = extract_features(net, DataLoader(data, batch_size=3))
+    torch.testing.assert_close(features, extract_features(net, images))
+
+
+def test_images_go_through_in_batches():
+    sizes = []
+
+    class Recorder(nn.Flatten):
+        def forward(self, x):
+            sizes.append(len(x))
+            return super().forward(x)
+
+    extract_features(Recorder(), randn(10, 3, 2, 2), batch_size=4)
+    assert sizes == [4, 4, 2]
+
+
+def test_every_mode_comes_back_and_statistics_stay():
+    net = small_net()
+    net[1].train()
+    before, mean = modes(net), net[1].running_mean.clone()
+    extract_features(net, randn(4, 3, 8, 8))
+    assert modes(net) == before and torch.equal(net[1].running_mean, mean)
+    net = small_net()
+    before = modes(net)
+    assert len(set(before)) == 2
+    with pytest.raises(RuntimeError):
+        extract_features(net, randn(4, 5, 8, 8))  # five channels
+    assert modes(net) == before
+
+
+def test_eval_mode_holds_inside():
+    net = small_net()
+    with eval_mode(net):
+        assert not any(modes(net))
+
+
+def test_features_can_be_trained_on():
+    features = extract_features(small_net(), randn(4, 3, 8, 8))
+    assert not features.requires_grad
+    weight = torch.zeros(4, requires_grad=True)
+    (features @ weight).sum().backward()  # refused by tensors of inference mode
+    torch.testing.assert_close(weight.grad, features.sum(0))
+
+
+def test_half_precision_models_give_float32():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).bfloat16()
+    features = extract_features(net, randn(5, 3, 2, 2).bfloat16())
+    assert features.dtype == torch.float32
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_products_in_reduced_precision_give_nearly_the_same_features_in_float32(dtype):
+    net, images, seen = small_net(), randn(64, 3, 8, 8), []
+    hook = net[0].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    features = extract_features(net, images, dtype=dtype)
+    hook.remove()
+    assert set(seen) == {dtype} and features.dtype == torch.float32
+    apart = (features - extract_features(net, images)).norm(dim=1)
+    assert apart.max() < 0.03 and (apart.max() > 0) == (dtype != torch.float32)
+    assert net[0].weight.dtype == torch.float32
+
+
+def test_other_number_formats_are_refused():
+    with pytest.raises(ValueError, match=r"dtype=torch.float64 must be torch.float32, torch.bfloat16 or torch.float16"):
+        extract_features(small_net(), randn(2, 3, 8, 8), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("images, error", [
+    (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), TypeError), (torch.zeros(0, 3, 8, 8), ValueError), ([], ValueError)])
+def test_unfit_images_are_refused(images, error):
+    with pytest.raises(error, match="images"):
+        extract_features(small_net(), images)
+
+
+def test_a_model_must_give_rows():
+    with pytest.raises(ValueError, match=r"\(B, D\)"):
+        extract_features(nn.Conv2d(3, 4, 3), randn(2, 3, 8, 8))
+
+
+# --- k-NN -------------------------------------------------------------------------------------------------------
+
+def naive_knn(train, labels, test, k, temperature):
+    train, test, predicted = F.normalize(train, dim=1), F.normalize(test, dim=1), []
+    for row in test:
+        similarity = train @ row
+        scores = torch.zeros(int(labels.max()) + 1, dtype=torch.float64)
+        for i in similarity.argsort(descending=True)[:k]:
+            scores[labels[i]] += torch.exp(similarity[i].double() / temperature)
+        predicted.append(int(scores.argmax()))
+    return torch.tensor(predicted)
+
+
+@pytest.mark.parametrize("k, temperature", [(1, 0.07), (5, 0.07), (20, 0.07), (20, 1.0), (60, 0.2)])
+def test_knn_is_the_definition(k, temperature):
+    train, labels, test = 3 * randn(60, 6), torch.arange(60) % 7, randn(40, 6, seed=1)
+    predicted = knn_predict(train, labels, test, k=k, temperature=temperature)
+    assert predicted.dtype == torch.int64
+    assert torch.equal(predicted, naive_knn(train, labels, test, k, temperature))
+
+
+def test_knn_defaults_are_twenty_neighbours_at_007():
+    train, labels, test = randn(200, 3), torch.arange(200) % 5, randn(300, 3, seed=1)
+    assert torch.equal(knn_predict(train, labels, test), naive_knn(train, labels, test, 20, 0.07))
+    assert not torch.equal(knn_predict(train, labels, test), naive_knn(train, labels, test, 19, 0.07))
+    assert not torch.equal(knn_predict(train, labels, test), naive_knn(train, labels, test, 20, 0.1))
+
+
+def test_knn_agrees_with_sklearn():
+    train, labels, test = F.normalize(randn(80, 8), dim=1), torch.arange(80) % 4, F.normalize(randn(50, 8, seed=1))
+    reference = KNeighborsClassifier(10, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+    reference.fit(train.numpy(), labels.numpy())
+    assert knn_predict(train, labels, test, k=10).tolist() == reference.predict(test.numpy()).tolist()
+
+
+def test_temperature_weighs_nearness_against_number():
+    train, labels = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.8, 0.6]]), torch.tensor([0, 1, 1])
+    near, far = torch.tensor([[1.0, 0.0]]), 10.0
+    assert knn_predict(train, labels, near, k=3, temperature=0.07).tolist() == [0]
+    assert knn_predict(train, labels, near, k=3, temperature=far).tolist() == [1]
+    assert knn_predict(train, labels, near, k=3, temperature=1e-4).tolist() == [0]  # exp(10000) without overflow
+    assert knn_predict(train, labels, -near, k=3, temperature=1e-4).tolist() == [1]
+
+
+def test_equal_scores_go_to_the_lower_class():
+    train = torch.eye(3)[[0, 0, 1, 1]]
+    for labels in ([5, 2, 9, 9], [2, 5, 9, 9]):
+        assert knn_predict(train, torch.tensor(labels), torch.eye(3)[:1], k=2).tolist() == [2]
+
+
+def test_class_ids_need_not_be_dense():
+    train, labels = blobs()
+    ids = torch.tensor([3, 10**12, 7])
+    assert torch.equal(knn_predict(train, ids[labels], train, k=5), ids[knn_predict(train, labels, train, k=5)])
+
+
+def test_knn_in_blocks_is_knn():
+    train, labels = randn(2**14, 3), torch.arange(2**14) % 11
+    test = randn(1030, 3, seed=1)  # blocks of 1024 rows
+    predicted = knn_predict(train, labels, test)
+    assert torch.equal(predicted[-20:], naive_knn(train, labels, test[-20:], 20, 0.07))
+    assert torch.equal(predicted[:20], naive_knn(train, labels, test[:20], 20, 0.07))
+    assert len(predicted) == 1030 and len(knn_predict(train, labels, test[:0])) == 0
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"k": 11}, "k=11"), ({"k": 0}, "k=0"), ({"test_features": randn(4, 3)}, "do not fit"),
+    ({"train_labels": torch.arange(9)}, "10 integers"), ({"train_labels": torch.rand(10)}, "10 integers"),
+    ({"train_labels": torch.arange(10) - 1}, "hold -1"), ({"temperature": 0.0}, "temperature=0")])
+def test_knn_refuses(change, message):
+    arguments = {"train_features": randn(10, 4), "train_labels": torch.arange(10), "test_features": randn(4, 4), "k": 5}
+    assert len(knn_predict(**arguments)) == 4
+    with pytest.raises(ValueError, match=message):
+        knn_predict(**{**arguments, **change})
+
+
+def test_accuracy_overall_and_by_class():
+    overall, per_class = accuracy(torch.tensor([0, 0, 0, 1, 7]), torch.tensor([0, 0, 0, 0, 7]))
+    assert overall == pytest.approx(4 / 5) and per_class == pytest.approx((3 / 4 + 1) / 2)
+    for predicted in ([0, 1], []):
+        with pytest.raises(ValueError, match="must both be"):
+            accuracy(predicted, [0] * (len(predicted) // 2))
+
+
+# --- baselines and scores ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("bins", [1, 3, 8])
+def test_color_histogram_is_numpys(bins):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, 3, 9, 7), dtype=np.uint8)
+    images[0, :, 0] = 255
+    features = color_histogram(torch.from_numpy(images), bins)
+    assert features.shape == (3, bins**3) and features.dtype == torch.float32
+    edges = [np.linspace(0, 256, bins + 1)] * 3
+    for image, feature in zip(images, features, strict=True):
+        share = np.histogramdd(image.reshape(3, -1).T, bins=edges)[0].ravel() / (9 * 7)
+        np.testing.assert_allclose(feature, np.sqrt(share), atol=1e-6)
+
+
+def test_color_histogram_in_chunks():
+    images = torch.randint(0, 256, (350, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    features = color_histogram(images, bins=4)  # 341 images a chunk
+    torch.testing.assert_close(features[-12:], color_histogram(images[-12:], bins=4))
+    assert len(features) == 350
+
+
+@pytest.mark.parametrize("images, bins", [
+    (torch.zeros(2, 3, 4, 4), 8), (torch.zeros(2, 1, 4, 4).byte(), 8), (torch.zeros(2, 3, 4, 4).byte(), 0)])
+def test_color_histogram_refuses(images, bins):
+    with pytest.raises(ValueError, match=r"uint8 \(N, 3, H, W\)|bins=0"):
+        color_histogram(images, bins)
+
+
+def test_linear_probe_standardises():
+    features, labels = blobs(spread=0.3)
+    classes = torch.tensor([4, 1, 6])
+    test, test_labels = features[60:] + 0.05, classes[labels[60:]]
+    predicted = linear_probe(features[:60], classes[labels[:60]], test)
+    assert predicted.dtype == torch.int64 and (predicted == test_labels).float().mean() > 0.9
+    scale = torch.tensor([1e-4, 1.0, 100.0, 1.0, 1.0])
+    assert torch.equal(linear_probe(features[:60] * scale, classes[labels[:60]], test * scale), predicted)
+
+
+def test_jaccard_by_hand():
+    truth = torch.zeros(3, 2, 2, dtype=torch.bool)
+    truth[0, 0] = True  # the upper row
+    truth[1] = True
+    masks = torch.zeros(3, 2, 2, 2, dtype=torch.bool)
+    masks[0, 0, 0, 0] = True  # half the row: 1/2
+    masks[0, 1, :, 0] = True  # one in, one out of it: 1/3
+    masks[1, 1, 0, 0] = True  # 1/4; head 0 is empty: 0
+    # image 2: nothing anywhere, an empty union
+    assert jaccard(masks, truth) == pytest.approx((1 / 2 + 1 / 4 + 0) / 3)
+    torch.testing.assert_close(jaccard_by_head(masks, truth), torch.tensor([1 / 6, (1 / 3 + 1 / 4) / 3]))
+
+
+@pytest.mark.parametrize("masks, truth, error", [
+    (torch.ones(1, 2, 4, 4), torch.ones(1, 4, 4).bool(), TypeError),
+    (torch.ones(1, 2, 4, 4).bool(), torch.ones(1, 4, 4), TypeError),
+    (torch.ones(1, 2, 4, 4).bool(), torch.ones(1, 8, 8).bool(), ValueError),
+    (torch.ones(1, 4, 4).bool(), torch.ones(1, 4, 4).bool(), ValueError)])
+def test_jaccard_refuses(masks, truth, error):
+    for score in (jaccard, jaccard_by_head):
+        with pytest.raises(error, match="expected"):
+            score(masks, truth)
+
+
+# --- retrieval --------------------------------------------------------------------------------------------------
+
+def test_the_nearest_come_first_whatever_the_lengths():
+    gallery = torch.tensor([[1.0, 0.0], [10.0, 10.0], [0.0, 0.1]])
+    cosine, index = nearest(gallery, torch.tensor([[0.2, 0.1]]), 3)
+    assert index.tolist() == [[1, 0, 2]]
+    torch.testing.assert_close(cosine, torch.tensor([[3, 2, 1]]) / torch.tensor([[10**0.5, 5**0.5, 5**0.5]]))
+
+
+def test_average_precision_by_hand():
+    # by cosine with (1, 0): a, b, a, b; the precision at the two relevant ranks is 1 / 1 and 2 / 3
+    gallery = torch.tensor([[1.0, 0.0], [1.0, 0.2], [1.0, 0.5], [1.0, 0.9]])
+    query = torch.tensor([[2.0, 0.0]])
+    assert retrieval_map(gallery, [0, 1, 0, 1], query, [0]) == pytest.approx((1 + 2 / 3) / 2)
+    assert retrieval_map(gallery, [0, 1, 0, 1], query, [1]) == pytest.approx((1 / 2 + 2 / 4) / 2)
+    # a query without a relevant image has no say
+    assert retrieval_map(gallery, [0, 1, 0, 1], query.expand(2, -1), [0, 7]) == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_average_precision_against_a_naive_loop():
+    gallery, labels = blobs(spread=0.6)
+    queries, asked = randn(300, 5, seed=2), torch.arange(300) % 3  # more than a block
+    expected = []
+    for query, label in zip(queries, asked, strict=True):
+        relevant = labels[(gallery @ query / gallery.norm(dim=1)).argsort(descending=True)] == label
+        ranks = relevant.nonzero()[:, 0]
+        expected.append(((torch.arange(len(ranks)) + 1) / (ranks + 1)).mean().item())
+    assert retrieval_map(gallery, labels, queries, asked) == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_unfit_retrievals_are_refused():
+    with pytest.raises(ValueError, match="k=4 must lie between 1 and"):
+        nearest(randn(3, 2), randn(1, 2), 4)
+    with pytest.raises(ValueError, match="do not fit"):
+        nearest(randn(3, 2), randn(1, 3), 1)
+    with pytest.raises(ValueError, match="a label for each"):
+        retrieval_map(randn(3, 2), [0, 1], randn(1, 2), [0])
+    with pytest.raises(ValueError, match="no query has"):
+        retrieval_map(randn(3, 2), [0, 1, 1], randn(1, 2), [2])

@@ -1,0 +1,196 @@
+"""Several processes: their training against one's, what they agree on, and how a job of theirs ends and goes on."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+import torch.distributed as dist
+from nbclient import NotebookClient
+
+from dino_lib.loss import DINOLoss
+from dino_lib.run.checkpoint import load_newest
+from dino_lib.run.config import PRESETS
+from dino_lib.run.train import Trainer, launch, read_history, train
+
+ROOT = Path(__file__).parents[2]
+
+
+def _load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def forked(function, processes, folder):
+    """function(rank, folder) in so many processes with gloo; no backward pass, which a fork does not survive."""
+    context = torch.multiprocessing.start_processes(_join, (function, processes, str(folder)), processes, join=False,
+                                                    start_method="fork")
+    while not context.join(timeout=60):
+        pass
+
+
+def _join(rank, function, processes, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
+    function(rank, folder)
+    dist.destroy_process_group()
+
+
+# --- the same training ------------------------------------------------------------------------------------------------
+
+
+def test_two_and_three_processes_train_as_one():
+    """The quick version of the benchmark, in a process of its own: what it spawns has to import it."""
+    result = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "processes.py"), "--steps", "20"],
+                            capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = re.findall(r"(\d) processes: steps 0.0e\+00, weights (\S+), .*; between them 0.0e\+00", result.stdout)
+    assert [count for count, _ in lines] == ["2", "3"] and all(float(apart) < 1e-5 for _, apart in lines)
+
+
+def test_the_benchmark_sees_a_difference():
+    benchmark = _load(ROOT / "benchmarks" / "processes.py")
+    bias, rest = torch.zeros(6), torch.ones(2)
+    end = {"step": 3, "student": {"a.qkv.bias": bias}, "teacher": {"w": rest}, "center": rest, "losses": rest,
+           "features": rest}
+    other = {**end, "student": {"a.qkv.bias": torch.tensor([0.0, 0, 5, 0, 0, 0.25])}, "losses": rest * 3}
+    found = benchmark.differences(end, other)
+    assert (found["weights"], found["key biases"], found["losses"], found["center"]) == (0.25, 5, 2, 0)
+
+
+def uneven_rows(rank, folder):
+    rows = torch.load(f"{folder}/rows.pt")
+    loss = DINOLoss(6, center_momentum=0.5)
+    loss.update_center(rows[: 1] if rank == 0 else rows[1:])
+    torch.save(loss.center, f"{folder}/center{rank}.pt")
+
+
+def test_the_center_counts_rows_not_processes(tmp_path):
+    rows = torch.randn(8, 6)
+    torch.save(rows, tmp_path / "rows.pt")
+    forked(uneven_rows, 2, tmp_path)
+    for rank in (0, 1):
+        torch.testing.assert_close(torch.load(tmp_path / f"center{rank}.pt"), 0.5 * rows.mean(0))
+
+
+def disagree(rank, folder):
+    trainer = object.__new__(Trainer)
+    trainer.world = 2
+    trainer._must_agree("the step", 7)
+    with pytest.raises(ValueError, match=r"the processes differ in the number of images, by rank: \[30, 31\]"):
+        trainer._must_agree("the number of images", 30 + rank)
+    loss, used = trainer_of_all(trainer, rank)
+    assert loss == 1.5 and used.tolist() == [True, True, False] and trainer.leave() is True
+
+
+def trainer_of_all(trainer, rank):
+    trainer.interrupted = lambda: rank == 1  # one is asked to leave: both do, after the same update
+    return trainer._of_all(torch.tensor(1.0 + rank), torch.tensor(0.5), torch.arange(3) == rank)
+
+
+def test_processes_that_differ_are_told_and_one_that_is_interrupted_takes_the_others_along(tmp_path):
+    forked(disagree, 2, tmp_path)
+
+
+# --- how a job ends, and goes on --------------------------------------------------------------------------------------
+
+SCRIPT = """
+import os, signal, sys
+from dino_lib.run import train
+inside, rank = train.Trainer.train_step, int(os.environ["RANK"])
+
+def train_step(self, views):
+    what, step = os.environ["AT"].split()
+    if self.step == int(step):
+        if what == "raise" and rank == 1:
+            raise KeyError("a mistake")
+        if what == "kill" and rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "stop" and rank == 0:
+            os.kill(os.getppid(), signal.SIGTERM)
+            signal.sigtimedwait([signal.SIGTERM], 0)
+    return inside(self, views)
+
+train.Trainer.train_step = train_step
+if __name__ == "__main__":
+    train.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """The function that starts a script under torchrun with two processes: its exit status, output and seconds."""
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "script.py").write_text(SCRIPT)
+
+    def run(arguments, at):
+        clock = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(folder / "script.py"),
+             *arguments], capture_output=True, text=True, timeout=200,
+            env={**os.environ, "AT": at, "OMP_NUM_THREADS": "1"})
+        return done.returncode, done.stdout, done.stderr, time.perf_counter() - clock
+
+    return run
+
+
+def test_a_job_that_dies_says_why_and_goes_on_to_the_same_end(settings, labelled_folder, tmp_path, as_arguments, job,
+                                                              assert_same):
+    config = replace(settings(tmp_path / "run"), dataset=str(labelled_folder), save_every=0.5, epochs=3, resume="auto",
+                     accumulate=2)
+    arguments = as_arguments(config)
+
+    # one process raises: its error is among the first lines, and in torchrun's last words; the other does not hang
+    status, printed, errors, seconds = job(arguments, "raise 3")
+    assert status != 0 and seconds < 120
+    assert "rank 1: error: 'a mistake'" in errors[:5000]
+    assert "KeyError" in errors.split("Root Cause")[1]
+    assert "rank 0: error" not in errors
+    assert printed.count("cpu in float32, 32 images, 12 updates of 8 images") == 1  # one speaks
+    assert load_newest(tmp_path / "run" / "checkpoints")["step"] == 2
+
+    # one is killed
+    status, _, errors, seconds = job(arguments, "kill 5")
+    assert status != 0 and seconds < 120
+    assert "Signal 9 (SIGKILL)" in errors.split("Root Cause")[1]
+    assert load_newest(tmp_path / "run" / "checkpoints")["step"] == 4
+
+    # the launcher is told to stop: saved once, after an update that both have taken
+    status, printed, errors, _ = job(arguments, "stop 7")
+    assert status != 0 and printed.count("interrupted after update") == 1, errors
+    saved = load_newest(tmp_path / "run" / "checkpoints")["step"]
+    assert saved in range(8, 12) and f"interrupted after update {saved} and saved" in printed
+
+    # the rest of it from a notebook's kernel, and all of it is one process's run
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(textwrap.dedent(f"""
+        from dino_lib.run.config import Config
+        from dino_lib.run.train import launch
+        teacher, history = launch(Config.from_json({config.to_json()!r}), 2)
+        print(teacher.about["step"], len(history), history[-1]["step"])"""))])
+    NotebookClient(notebook, timeout=200, startup_timeout=120, kernel_name="python3").execute()
+    said = "".join(output.text for output in notebook.cells[0].outputs if output.get("name") == "stdout")
+    history = read_history(tmp_path / "run")
+    assert f"12 {len(history)} 12" in said
+    _, alone = train(replace(config, output_dir=str(tmp_path / "alone")))
+    assert [record["step"] for record in history] == [record["step"] for record in alone]  # each written once
+    for mine, other in zip(history, alone, strict=True):
+        for name in mine.keys() - {"seconds", "images_per_second", "input_share"}:
+            assert mine[name] == pytest.approx(other[name], rel=1e-4, abs=1e-4), name
+    two, one = (load_newest(tmp_path / name / "checkpoints") for name in ("run", "alone"))
+    assert torch.equal(two["used"], one["used"]) and two["step"] == one["step"] == 12
+    assert (two["loss"]["center"] - one["loss"]["center"]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("processes", [0, 1.5, "2", True])
+def test_a_wrong_number_of_processes_is_refused(processes):
+    with pytest.raises(ValueError, match=r"processes=.* must be a whole number, at least 1"):
+        launch(PRESETS["smoke"], processes)

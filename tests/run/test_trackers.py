@@ -1,0 +1,58 @@
+"""The history in TensorBoard and Weights & Biases, as those programs themselves write it."""
+
+import dataclasses
+import sys
+import time
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dino_lib.run.trackers import open_tracker
+from dino_lib.run.train import train
+
+
+def test_tensorboard_gets_every_value_of_the_history(tiny, pictures):
+    _, history = train(dataclasses.replace(tiny, tracker="tensorboard", log_every=3), pictures)
+    events = EventAccumulator(tiny.output_dir).Reload()
+    assert sorted(events.Tags()["scalars"]) == sorted(history[0].keys() - {"step"})
+    for name in history[0].keys() - {"step"}:
+        written = [(event.step, event.value) for event in events.Scalars(name)]
+        assert [step for step, _ in written] == [3, 6, 8]
+        assert [value for _, value in written] == pytest.approx([record[name] for record in history], rel=1e-6)
+
+
+def test_wandb_writes_an_offline_run_into_the_runs_folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    import wandb
+
+    (tmp_path / "run").mkdir()
+    with open_tracker(dataclasses.replace(tiny, tracker="wandb")) as track:
+        run = wandb.run
+        track({"step": 3, "loss": 2.5})
+        track({"step": 3, "knn": 0.5})  # an evaluation's line has the step of the line before it
+        track({"step": 7, "loss": 2.25})
+        assert (run.config["out_dim"], run.step) == (tiny.out_dim, 7)
+    assert wandb.run is None  # finished
+    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    for _ in range(100):  # wandb's own process may write the last of it a moment after the run is finished
+        written = file.read_bytes()  # a log of protocol buffers, not compressed
+        if all(word in written for word in (b"loss", b"2.25", b"knn")):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{file} holds no loss, 2.25 and knn within 10 seconds: {written}")
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_missing_package_is_named_with_its_install_line(tiny, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, {"tensorboard": "torch.utils.tensorboard"}.get(name, name), None)
+    with pytest.raises(ValueError, match=f"tracker={name} needs .*: pip install {name}"), \
+            open_tracker(dataclasses.replace(tiny, tracker=name)):
+        pass
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_no_tracker_takes_records_and_writes_nothing(tiny, tmp_path, configured):
+    with open_tracker(tiny if configured else None) as track:
+        track({"step": 1, "loss": 1.0})
+    assert list(tmp_path.iterdir()) == []
