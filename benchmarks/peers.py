@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dino_lib.head import MultiCropModel
-from dino_lib.run.build import parameter_groups
-from dino_lib.run.checkpoint import build_backbone
+from dino_lib.run.build import build_backbone, parameter_groups
 
 
 def mixed(device):

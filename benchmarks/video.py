@@ -44,8 +44,9 @@ def measure(name, size, source, out):
     import torch
 
     from dino_lib.backbone import create_backbone
+    from dino_lib.data.transforms import eval_transform
     from dino_lib.look.video import attention_video
-    from dino_lib.run.checkpoint import eval_transform, load_teacher
+    from dino_lib.teachers.load import load_teacher
 
     if name.startswith("untrained:"):
         torch.manual_seed(0)

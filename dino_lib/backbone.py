@@ -170,3 +170,18 @@ def create_backbone(name, *, pretrained=False, conv_stem=False, **timm_options):
         raise
     except Exception as error:  # each model has its own way to refuse
         raise ValueError(f"{name} refuses the options {timm_options}: {error}") from error
+
+
+def backbone_of(model):
+    """The Backbone in a loaded teacher, a student or a teacher in training; a timm model gets one around it.
+
+    Goes down `.backbone` and `.model`. Raises TypeError where there is neither, nor a timm model.
+    """
+    while not isinstance(model, Backbone):
+        if hasattr(model, "forward_features"):
+            return Backbone(model)
+        inner = getattr(model, "backbone", getattr(model, "model", None))
+        if inner is None:
+            raise TypeError(f"{type(model).__name__} is no timm model and has none as .backbone or .model")
+        model = inner
+    return model

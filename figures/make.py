@@ -10,14 +10,15 @@ from dino_lib.augment import BatchMultiCrop, view_uniforms
 from dino_lib.data.images import PHOTOS, FolderOfImages
 from dino_lib.data.loaders import multicrop_settings
 from dino_lib.data.shapes import Shapes
+from dino_lib.data.transforms import eval_transform
 from dino_lib.look import plots
 from dino_lib.look.report import compare
 from dino_lib.measure.attention import cls_attention
 from dino_lib.measure.probes import Probes
 from dino_lib.run.build import build_student
-from dino_lib.run.checkpoint import SHIPPED, eval_transform, load_teacher
 from dino_lib.run.config import PRESETS
 from dino_lib.run.doctor import read_history
+from dino_lib.teachers.load import SHIPPED, load_teacher
 
 HERE = Path(__file__).parent
 

@@ -20,9 +20,10 @@ from playwright.sync_api import TimeoutError, sync_playwright
 from dino_lib.backbone import create_backbone
 from dino_lib.data.images import PHOTOS
 from dino_lib.data.shapes import Shapes
+from dino_lib.data.transforms import eval_transform
 from dino_lib.look.explore import explore
 from dino_lib.run.build import build_student
-from dino_lib.run.checkpoint import eval_transform, load_teacher
+from dino_lib.teachers.load import load_teacher
 
 SCREENS = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"

@@ -25,13 +25,15 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm.auto import tqdm
 
 from dino_lib.data.images import FolderOfImages, InputError, SkipUnreadable, read_image, to_channels
+from dino_lib.data.transforms import as_seen
 from dino_lib.look.clips import is_clip
 from dino_lib.look.plots import attention_sheet
 from dino_lib.look.video import attention_video
-from dino_lib.measure.attention import backbone_of, every_layer, pooled_similarity
+from dino_lib.backbone import backbone_of
+from dino_lib.measure.attention import every_layer, pooled_similarity
 from dino_lib.measure.evaluate import eval_mode
-from dino_lib.run.checkpoint import as_seen, load_teacher
 from dino_lib.run.config import OneLineParser
+from dino_lib.teachers.load import load_teacher
 
 TEMPLATE = Path(__file__).with_name("explorer.html")
 FACTOR_BYTES = 3_500_000  # for all patch attention of a page: 15 dimensions a head for 2 ViT-S/8 and 12 images

@@ -23,9 +23,9 @@ from dino_lib.measure.evaluate import (
 )
 from dino_lib.measure.probes import Probes, spread
 from dino_lib.run.build import build_student
-from dino_lib.run.checkpoint import SHIPPED, load_teacher
 from dino_lib.run.config import PRESETS, OneLineParser
 from dino_lib.run.doctor import read_history
+from dino_lib.teachers.load import SHIPPED, load_teacher
 
 
 def histogram_knn(probes):

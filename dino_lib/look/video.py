@@ -13,10 +13,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
+from dino_lib.data.transforms import as_seen
 from dino_lib.look.clips import WRITERS, read_frames
 from dino_lib.look.plots import CMAP
-from dino_lib.measure.attention import backbone_of, cls_attention
-from dino_lib.run.checkpoint import as_seen
+from dino_lib.backbone import backbone_of
+from dino_lib.measure.attention import cls_attention
 
 BATCH = 8  # frames that the teacher sees at a time
 COLUMNS = 4  # at most so many panels side by side

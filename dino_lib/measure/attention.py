@@ -14,7 +14,7 @@ from timm.models.beit import Attention as BeitAttention
 from timm.models.cait import ClassAttn
 from timm.models.eva import EvaAttention
 
-from dino_lib.backbone import Backbone
+from dino_lib.backbone import backbone_of
 from dino_lib.measure.evaluate import check_images, eval_mode
 
 READABLE = (Attention, AttentionRope, EvaAttention, BeitAttention, ClassAttn)
@@ -122,12 +122,6 @@ def upsample(maps, size):
     return maps[..., rows[:, None], cols]
 
 
-def backbone_of(model):
-    """The Backbone that a student or teacher holds, or one around a timm model; TypeError if there is neither."""
-    backbone, vit = _find(model)
-    return backbone or Backbone(vit)
-
-
 def on_device(model, images):
     """Images on the model's device; TypeError or ValueError if they are no normalised images (B, C, H, W)."""
     check_images(images)
@@ -135,13 +129,9 @@ def on_device(model, images):
 
 
 def _find(model):
-    """(Backbone or None, its timm model), down `.backbone` and `.model`."""
-    while not (isinstance(model, Backbone) or hasattr(model, "forward_features")):
-        inner = getattr(model, "backbone", getattr(model, "model", None))
-        if inner is None:
-            raise TypeError(f"{type(model).__name__} is no timm model and has none as .backbone or .model")
-        model = inner
-    return (model, model.model) if isinstance(model, Backbone) else (None, model)
+    """(its Backbone, its timm model)."""
+    backbone = backbone_of(model)
+    return backbone, backbone.model
 
 
 def _has_cls(model):

@@ -3,7 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from dino_lib.measure.attention import backbone_of, mass_mask, on_device, queries_keys_values, upsample
+from dino_lib.backbone import backbone_of
+from dino_lib.measure.attention import mass_mask, on_device, queries_keys_values, upsample
 from dino_lib.measure.evaluate import eval_mode, jaccard_by_head
 
 

@@ -6,9 +6,9 @@ import sys
 
 import torch
 
+from dino_lib.backbone import create_backbone
 from dino_lib.head import DINOHead, MultiCropModel, OriginalHead
 from dino_lib.measure.evaluate import eval_mode
-from dino_lib.run.checkpoint import build_backbone
 from dino_lib.schedules import cosine_schedule, linear_warmup
 
 
@@ -35,6 +35,17 @@ def pick_precision(name, device):
         if has.get("avx512_bf16") or has.get("amx_bf16"):
             return torch.bfloat16
     return torch.float32
+
+
+def build_backbone(config, *, pretrained=None):
+    """The backbone that a config describes; (C, H, W) inputs have one channel for each entry of `mean`."""
+    options = dict(config.backbone_options)
+    if len(config.mean) != 3:
+        options["in_chans"] = len(config.mean)
+    if config.drop_path:
+        options["drop_path_rate"] = config.drop_path
+    pretrained = config.pretrained if pretrained is None else pretrained
+    return create_backbone(config.backbone, pretrained=pretrained, conv_stem=config.conv_stem, **options)
 
 
 def build_student(config):

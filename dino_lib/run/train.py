@@ -16,11 +16,11 @@ import tyro
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from dino_lib.data.images import InputError
-from dino_lib.run.checkpoint import load_teacher
 from dino_lib.run.config import PRESETS, Config
 from dino_lib.run.doctor import read_history
 from dino_lib.run.processes import LOST, process_group
 from dino_lib.run.profile import report
+from dino_lib.run.teacher_file import read_teacher
 from dino_lib.run.trainer import Trainer
 
 EXPECTED = (ValueError, OSError, MemoryError, FloatingPointError, InputError)  # their message says it all
@@ -69,7 +69,7 @@ def launch(config, processes):
             raise
     if not (Path(config.output_dir) / "teacher.safetensors").exists():  # a signal has reached the processes alone
         raise KeyboardInterrupt(f"interrupted and saved: go on with resume='auto' in {config.output_dir}")
-    return load_teacher(config.output_dir), read_history(config.output_dir)
+    return read_teacher(Path(config.output_dir) / "teacher.safetensors"), read_history(config.output_dir)
 
 
 def _one_of(rank, processes, meet, config):

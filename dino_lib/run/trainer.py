@@ -31,11 +31,11 @@ from dino_lib.run.build import (
     pick_kernels,
     pick_precision,
 )
-from dino_lib.run.checkpoint import load_teacher
 from dino_lib.run.config import Config
 from dino_lib.run.doctor import diagnose, feature_rank
 from dino_lib.run.folder import RunFolder
 from dino_lib.run.processes import between_steps
+from dino_lib.run.teacher_file import read_teacher
 from dino_lib.run.trackers import open_tracker
 from dino_lib.teacher import ema_update, make_teacher
 
@@ -189,7 +189,7 @@ class Trainer(RunFolder):
               f"{self.total_steps} updates of {self.config.batch_size} images", flush=True)
         if self.step == self.total_steps and (self.folder / "teacher.safetensors").exists():
             print(f"{self.folder} is finished: nothing is left to train")
-            return load_teacher(self.folder, self.device), self.history
+            return read_teacher(self.folder / "teacher.safetensors", self.device), self.history
         hidden = True if self.rank > 0 or not self.config.progress else None  # None: hidden in a file, not on a screen
         if "ipykernel" in sys.modules:  # a notebook is a screen too
             hidden = bool(hidden)
@@ -219,7 +219,7 @@ class Trainer(RunFolder):
             print(self.views.report())
         if self.world > 1:
             dist.barrier()  # the others wait until the teacher is written
-        return load_teacher(self.folder, self.device), self.history
+        return read_teacher(self.folder / "teacher.safetensors", self.device), self.history
 
     def _epoch(self, epoch, bar):
         """The rest of an epoch, from the step that the run stands at."""

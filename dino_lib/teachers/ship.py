@@ -9,7 +9,8 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-from dino_lib.run.checkpoint import SHIPPED, load_teacher, save_teacher
+from dino_lib.run.teacher_file import save_teacher
+from dino_lib.teachers.load import SHIPPED, load_teacher
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("run", type=Path, help="the run's folder, with a report.json")

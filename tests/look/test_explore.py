@@ -14,11 +14,12 @@ from PIL import Image
 from dino_lib.backbone import create_backbone
 from dino_lib.data.images import UnreadableImage
 from dino_lib.data.shapes import Shapes
+from dino_lib.data.transforms import eval_transform
 from dino_lib.look.clips import WRITERS, read_frames
 from dino_lib.look.explore import compress, explore, factorise, main, quantise
 from dino_lib.look.video import attention_video
 from dino_lib.measure.attention import cls_attention, patch_attention, pooled_similarity
-from dino_lib.run.checkpoint import eval_transform, load_teacher
+from dino_lib.teachers.load import load_teacher
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,8 @@ from dino_lib.measure.attention import cls_attention, mass_mask, upsample
 from dino_lib.measure.evaluate import extract_features, jaccard_by_head, knn_predict, retrieval_map
 from dino_lib.measure.probes import Probes, spread
 from dino_lib.run.build import build_student
-from dino_lib.run.checkpoint import load_teacher
 from dino_lib.run.train import train
+from dino_lib.teachers.load import load_teacher
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -7,11 +7,12 @@ import torch
 from PIL import Image, ImageDraw
 
 from dino_lib.backbone import create_backbone
+from dino_lib.data.transforms import as_seen, eval_transform
 from dino_lib.look import video
 from dino_lib.look.clips import WRITERS, read_frames
 from dino_lib.look.video import BATCH, attention_video
 from dino_lib.measure.attention import cls_attention
-from dino_lib.run.checkpoint import as_seen, eval_transform, load_teacher
+from dino_lib.teachers.load import load_teacher
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dino_lib.augment import IMAGENET
+from dino_lib.data.transforms import eval_transform
 from dino_lib.run import checkpoint
-from dino_lib.run.checkpoint import (
-    UnknownFormat,
-    build_backbone,
-    eval_transform,
-    load_newest,
-    load_teacher,
-    read_checkpoint,
-    save_checkpoint,
-    save_teacher,
-)
+from dino_lib.run.build import build_backbone
+from dino_lib.run.checkpoint import UnknownFormat, load_newest, read_checkpoint, save_checkpoint
+from dino_lib.run.teacher_file import save_teacher
 from dino_lib.run.train import train
+from dino_lib.teachers.load import load_teacher
 
 OFFICIAL = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1}
 
@@ -299,7 +294,7 @@ def test_a_grey_runs_teacher_takes_one_channel(tiny, tmp_path):
 def test_a_shipped_teacher_is_loaded_by_its_name(saved, tmp_path, monkeypatch):
     folder, _, _ = saved
     folder.rename(tmp_path / "meadow")
-    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
+    monkeypatch.setattr("dino_lib.teachers.load.SHIPPED", tmp_path)
     assert load_teacher("meadow").about["step"] == 8
     with pytest.raises(FileNotFoundError, match=r"no teacher 'medow': expected a shipped one \(meadow\)"):
         load_teacher("medow")

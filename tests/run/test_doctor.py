@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from dino_lib.run import doctor
-from dino_lib.run.checkpoint import SHIPPED, load_newest
+from dino_lib.run.checkpoint import load_newest
 from dino_lib.run.config import Config
 from dino_lib.run.doctor import ADVICE, diagnose, feature_rank, main, read_history
 from dino_lib.run.train import Trainer, train
 from dino_lib.run.trainer import relative_distance
+from dino_lib.teachers.load import SHIPPED
 
 ROOT = Path(__file__).parents[2]
 DEMO = SHIPPED / "demo"

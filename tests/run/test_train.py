@@ -38,10 +38,11 @@ from dino_lib.run.build import (
     pick_kernels,
     pick_precision,
 )
-from dino_lib.run.checkpoint import load_newest, load_teacher
+from dino_lib.run.checkpoint import load_newest
 from dino_lib.run.doctor import versions
 from dino_lib.run.train import Trainer, main, read_history, train
 from dino_lib.schedules import cosine_schedule
+from dino_lib.teachers.load import load_teacher
 
 CPU = torch.device("cpu")
 
