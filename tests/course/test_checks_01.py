@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from dino_lib.course import checks
+from dino_lib.course import multicrop as checks
 
 
 def crop_size(height, width, share, ratio):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dino_lib.course import checks
+from dino_lib.course import teacher as checks
 from dino_lib.schedules import half_life
 
 

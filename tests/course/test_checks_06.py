@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dino_lib.backbone import create_backbone
-from dino_lib.course import checks
+from dino_lib.course import attention as checks
 from dino_lib.measure.attention import full_attention
 from dino_lib.measure.attention import rollout as library_rollout
 
