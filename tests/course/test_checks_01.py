@@ -23,8 +23,11 @@ def pairs(n_views):
 
 def kernel(t):
     t = t.abs()
-    return torch.where(t < 1, 1.5 * t**3 - 2.5 * t**2 + 1,
-                       torch.where(t < 2, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2, 0.0))
+    return torch.where(
+        t < 1,
+        1.5 * t**3 - 2.5 * t**2 + 1,
+        torch.where(t < 2, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2, 0.0),
+    )
 
 
 def crop_matrix(start, length, n_in, n_out):
@@ -45,7 +48,10 @@ def unmasked(start, length, n_in, n_out):
 
 def not_normalised(start, length, n_in, n_out):
     step = length / n_out
-    weight = kernel((torch.arange(n_in) + 0.5 - start - (torch.arange(n_out)[:, None] + 0.5) * step) / max(step, 1))
+    weight = kernel(
+        (torch.arange(n_in) + 0.5 - start - (torch.arange(n_out)[:, None] + 0.5) * step)
+        / max(step, 1)
+    )
     weight[:, :start] = 0
     weight[:, start + length :] = 0
     return weight
@@ -84,16 +90,37 @@ def start_forgotten(start, length, n_in, n_out):
     return weight / weight.sum(1, keepdim=True)
 
 
-CASES = {"crop_size": crop_size, "saturation": saturation, "pairs": pairs, "crop_matrix": crop_matrix}
+CASES = {
+    "crop_size": crop_size,
+    "saturation": saturation,
+    "pairs": pairs,
+    "crop_matrix": crop_matrix,
+}
 
 WRONG = [
     ("crop_size", lambda h, w, s, r: crop_size(h, w, s, 1 / r), "exchanged"),
-    ("crop_size", lambda h, w, s, r: (round(s * math.sqrt(h * w / r)), round(s * math.sqrt(h * w * r))), "each side"),
-    ("crop_size", lambda h, w, s, r: (round(s * h * w / r), round(s * h * w * r)), "areas, not sides"),
+    (
+        "crop_size",
+        lambda h, w, s, r: (round(s * math.sqrt(h * w / r)), round(s * math.sqrt(h * w * r))),
+        "each side",
+    ),
+    (
+        "crop_size",
+        lambda h, w, s, r: (round(s * h * w / r), round(s * h * w * r)),
+        "areas, not sides",
+    ),
     ("crop_size", lambda h, w, s, r: crop_size(h, w, s, r * r), "without a square root"),
     ("crop_size", lambda h, w, s, r: crop_size(h, w, s, 1), "not used"),
-    ("crop_size", lambda h, w, s, r: (int((s * h * w / r) ** 0.5), int((s * h * w * r) ** 0.5)), "cut off"),
-    ("crop_size", lambda h, w, s, r: ((s * h * w / r) ** 0.5, (s * h * w * r) ** 0.5), "whole pixels"),
+    (
+        "crop_size",
+        lambda h, w, s, r: (int((s * h * w / r) ** 0.5), int((s * h * w * r) ** 0.5)),
+        "cut off",
+    ),
+    (
+        "crop_size",
+        lambda h, w, s, r: ((s * h * w / r) ** 0.5, (s * h * w * r) ** 0.5),
+        "whole pixels",
+    ),
     ("saturation", lambda x, f: saturation(x, 1 - f), "exchanged"),
     ("saturation", lambda x, f: (f * x + (1 - f) * x.mean(0)).clamp(0, 1), "plain mean"),
     ("saturation", lambda x, f: f * x + (1 - f) * F.rgb_to_grayscale(x), "clamp"),
@@ -101,7 +128,11 @@ WRONG = [
     ("saturation", lambda x, f: F.adjust_brightness(x, f), "brightness"),
     ("saturation", lambda x, f: saturation(x, f)[:1], "shape"),
     ("pairs", lambda n: [(i, v) for i in (0, 1) for v in range(n)], "itself"),
-    ("pairs", lambda n: [(i, v) for i in range(n) for v in range(n) if i != v], "two global views only"),
+    (
+        "pairs",
+        lambda n: [(i, v) for i in range(n) for v in range(n) if i != v],
+        "two global views only",
+    ),
     ("pairs", lambda n: [(i, v) for i in (0, 1) for v in range(2, n)], "sees all views"),
     ("pairs", lambda n: [(v, i) for i, v in pairs(n)], "look exchanged"),
     ("pairs", lambda n: [(i, v) for i in (0, 1) for v in range(n) if i < v], "two pairs"),
@@ -114,8 +145,16 @@ WRONG = [
     ("crop_matrix", start_forgotten, "row is all zero"),
     ("crop_matrix", lambda *case: start_forgotten(*case).nan_to_num(), "row is all zero"),
     ("crop_matrix", lambda *case: 2 * crop_matrix(*case), "off by"),
-    ("crop_matrix", lambda start, length, n_in, n_out: crop_matrix(0, length, n_in, n_out), "pixel 0"),
-    ("crop_matrix", lambda start, length, n_in, n_out: crop_matrix(0, length, length, n_out), "shape"),
+    (
+        "crop_matrix",
+        lambda start, length, n_in, n_out: crop_matrix(0, length, n_in, n_out),
+        "pixel 0",
+    ),
+    (
+        "crop_matrix",
+        lambda start, length, n_in, n_out: crop_matrix(0, length, length, n_out),
+        "shape",
+    ),
 ]
 
 

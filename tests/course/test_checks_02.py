@@ -37,8 +37,12 @@ def by_count(sizes):
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
-RIGHT = {"cosine_logits": cosine_logits, "head_parameters": head_parameters, "group_views": group_views,
-         "normalize_backward": normalize_backward}
+RIGHT = {
+    "cosine_logits": cosine_logits,
+    "head_parameters": head_parameters,
+    "group_views": group_views,
+    "normalize_backward": normalize_backward,
+}
 
 WRONG = [
     ("cosine_logits", lambda x, w: x @ w.T, "nothing is normalised"),
@@ -51,10 +55,18 @@ WRONG = [
     ("head_parameters", lambda d, k, h, b: d * h + h * h + h * b + k * b, "biases"),
     ("head_parameters", lambda d, k, h, b: head_parameters(d, k, h, b) + k, "gains"),
     ("head_parameters", lambda d, k, h, b: head_parameters(d, k, h, b) + h, "each of its outputs"),
-    ("head_parameters", lambda d, k, h, b: head_parameters(d, k, h, b) + b, "the bottleneck has one"),
+    (
+        "head_parameters",
+        lambda d, k, h, b: head_parameters(d, k, h, b) + b,
+        "the bottleneck has one",
+    ),
     ("head_parameters", lambda d, k, h, b: f"{head_parameters(d, k, h, b)}", "str"),
     ("head_parameters", lambda d, k, h, b: d * h + h + h * b + b + k * b, "second hidden"),
-    ("head_parameters", lambda d, k, h, b: head_parameters(d, k, h, b) - k * b, "prototypes are missing"),
+    (
+        "head_parameters",
+        lambda d, k, h, b: head_parameters(d, k, h, b) - k * b,
+        "prototypes are missing",
+    ),
     ("head_parameters", lambda d, k, h, b: d * h + h + h * h + h + k * h, "bottleneck"),
     ("group_views", lambda sizes: [(i, i + 1) for i in range(len(sizes))], "one pass for each"),
     ("group_views", lambda sizes: [(0, len(sizes))], "everything in one pass"),
@@ -62,17 +74,37 @@ WRONG = [
     ("group_views", by_count, "not neighbours were joined"),
     ("group_views", lambda sizes: [(a, b - 1) for a, b in group_views(sizes)], "one past"),
     ("group_views", lambda sizes: group_views(sizes)[:-1], "last group"),
-    ("group_views", lambda sizes: [(sizes[a], b - a) for a, b in group_views(sizes)], "sizes or counts"),
+    (
+        "group_views",
+        lambda sizes: [(sizes[a], b - a) for a, b in group_views(sizes)],
+        "sizes or counts",
+    ),
     ("normalize_backward", lambda z, g: g / z.norm(dim=1, keepdim=True), "still there"),
-    ("normalize_backward", lambda z, g: normalize_backward(z, g) * z.norm(dim=1, keepdim=True), "division"),
-    ("normalize_backward",
-     lambda z, g: (g - (g * z).sum(1, keepdim=True) * z) / z.norm(dim=1, keepdim=True), "itself"),
-    ("normalize_backward",
-     lambda z, g: g / z.norm(dim=1, keepdim=True) - normalize_backward(z, g), "the part to remove"),
-    ("normalize_backward",
-     lambda z, g: 2 * g / z.norm(dim=1, keepdim=True) - normalize_backward(z, g), "added"),
-    ("normalize_backward",
-     lambda z, g: normalize_backward(z, g) * z.norm(dim=1, keepdim=True) / z.norm(), "whole batch"),
+    (
+        "normalize_backward",
+        lambda z, g: normalize_backward(z, g) * z.norm(dim=1, keepdim=True),
+        "division",
+    ),
+    (
+        "normalize_backward",
+        lambda z, g: (g - (g * z).sum(1, keepdim=True) * z) / z.norm(dim=1, keepdim=True),
+        "itself",
+    ),
+    (
+        "normalize_backward",
+        lambda z, g: g / z.norm(dim=1, keepdim=True) - normalize_backward(z, g),
+        "the part to remove",
+    ),
+    (
+        "normalize_backward",
+        lambda z, g: 2 * g / z.norm(dim=1, keepdim=True) - normalize_backward(z, g),
+        "added",
+    ),
+    (
+        "normalize_backward",
+        lambda z, g: normalize_backward(z, g) * z.norm(dim=1, keepdim=True) / z.norm(),
+        "whole batch",
+    ),
 ]
 
 
@@ -101,11 +133,14 @@ def test_a_mistake_is_named(capsys, name, function, word):
 
 def test_nearly_right_is_close_and_says_how_far_off(capsys):
     assert said(capsys, "cosine_logits", lambda x, w: cosine_logits(x, w) + 1e-3).startswith(
-        "close: largest difference 1.0e-03")
+        "close: largest difference 1.0e-03"
+    )
 
 
 def test_one_parameter_too_many_is_refused(capsys):
-    assert said(capsys, "head_parameters", lambda *sizes: head_parameters(*sizes) + 1).startswith("wrong: ")
+    assert said(capsys, "head_parameters", lambda *sizes: head_parameters(*sizes) + 1).startswith(
+        "wrong: "
+    )
 
 
 def test_autograd_agrees_with_the_solution():
@@ -116,4 +151,6 @@ def test_autograd_agrees_with_the_solution():
 
 @pytest.mark.parametrize("number", [float, torch.tensor])
 def test_a_count_may_be_any_kind_of_number(capsys, number):
-    assert said(capsys, "head_parameters", lambda *sizes: number(head_parameters(*sizes))) == "right"
+    assert (
+        said(capsys, "head_parameters", lambda *sizes: number(head_parameters(*sizes))) == "right"
+    )

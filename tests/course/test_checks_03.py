@@ -21,7 +21,18 @@ def student_gradient(s, q, temp):
     return (torch.softmax(s / temp, -1) - q) / temp / len(s)
 
 
-def fast_loss(student, teacher, center, student_temp, teacher_temp, *, detach=True, own=False, count=None, flip=False):
+def fast_loss(
+    student,
+    teacher,
+    center,
+    student_temp,
+    teacher_temp,
+    *,
+    detach=True,
+    own=False,
+    count=None,
+    flip=False,
+):
     s, n = student / student_temp, len(student)
     q = torch.softmax((teacher - center) / teacher_temp, -1)
     q = q.detach() if detach else q
@@ -35,14 +46,20 @@ def fast_loss(student, teacher, center, student_temp, teacher_temp, *, detach=Tr
 
 
 def one_target_for_locals(student, teacher, center, hot, cold):
-    """Each view once: the locals with the mean of both targets, with the weight of a single pair."""
+    """Each view once: the locals with the mean of both targets, with the weight of a single
+    pair.
+    """
     q = ((teacher.detach() - center) / cold).softmax(-1)
     targets = torch.stack([q[1], q[0], *[q.mean(0)] * (len(student) - 2)])
     return -(targets * (student / hot).log_softmax(-1)).sum(-1).mean()
 
 
-RIGHT = [("center_after", center_after), ("two_entropies", two_entropies), ("student_gradient", student_gradient),
-         ("fast_loss", fast_loss)]
+RIGHT = [
+    ("center_after", center_after),
+    ("two_entropies", two_entropies),
+    ("student_gradient", student_gradient),
+    ("fast_loss", fast_loss),
+]
 
 WRONG = [
     ("center_after", lambda x, m, n: m**n * x, "the share of the old center"),
@@ -53,7 +70,11 @@ WRONG = [
     ("two_entropies", lambda p: [-e for e in two_entropies(p)], "minus sign"),
     ("two_entropies", lambda p: [e / math.log(2) for e in two_entropies(p)], "bits"),
     ("two_entropies", lambda p: (12 * two_entropies(p)[0], two_entropies(p)[1]), "not a sum"),
-    ("two_entropies", lambda p: (two_entropies(p)[0], sum(two_entropies(v[None])[1] for v in p) / 2), "both views"),
+    (
+        "two_entropies",
+        lambda p: (two_entropies(p)[0], sum(two_entropies(v[None])[1] for v in p) / 2),
+        "both views",
+    ),
     ("two_entropies", lambda p: (two_entropies(p)[0],) * 2, "average the rows first"),
     ("two_entropies", lambda p: two_entropies(p[:1]), "view 0 alone"),
     ("two_entropies", lambda p: -(p * p.log()).sum(-1).mean(), "shapes"),
@@ -65,20 +86,56 @@ WRONG = [
     ("student_gradient", lambda s, q, t: -student_gradient(s, q, t), "sign"),
     ("student_gradient", lambda s, q, t: t * student_gradient(s, q, t), "inner derivative"),
     ("student_gradient", lambda s, q, t: len(s) * student_gradient(s, q, t), "number of rows"),
-    ("student_gradient", lambda s, q, t: (torch.softmax(s, -1) - q) / t / len(s), "lack their temperature"),
-    ("student_gradient", lambda s, q, t: t * t * student_gradient(s, q, t), "multiplied by the temperature"),
-    ("fast_loss", lambda s, t, c, hot, cold: fast_loss(s, t, c, hot, cold, own=True), "a view with itself are in"),
-    ("fast_loss", lambda s, t, c, hot, cold: fast_loss(s, t, c, hot, cold, count=2 * len(s)), "counted in the mean"),
+    (
+        "student_gradient",
+        lambda s, q, t: (torch.softmax(s, -1) - q) / t / len(s),
+        "lack their temperature",
+    ),
+    (
+        "student_gradient",
+        lambda s, q, t: t * t * student_gradient(s, q, t),
+        "multiplied by the temperature",
+    ),
+    (
+        "fast_loss",
+        lambda s, t, c, hot, cold: fast_loss(s, t, c, hot, cold, own=True),
+        "a view with itself are in",
+    ),
+    (
+        "fast_loss",
+        lambda s, t, c, hot, cold: fast_loss(s, t, c, hot, cold, count=2 * len(s)),
+        "counted in the mean",
+    ),
     ("fast_loss", lambda s, t, c, hot, cold: fast_loss(s, t, c, hot, cold, count=1), "are summed"),
-    ("fast_loss", lambda s, t, c, hot, cold: fast_loss(s, t, c, hot, cold, flip=True), "paired with their own"),
-    ("fast_loss", lambda s, t, c, hot, cold: s.shape[1] * fast_loss(s, t, c, hot, cold), "summed over the batch"),
+    (
+        "fast_loss",
+        lambda s, t, c, hot, cold: fast_loss(s, t, c, hot, cold, flip=True),
+        "paired with their own",
+    ),
+    (
+        "fast_loss",
+        lambda s, t, c, hot, cold: s.shape[1] * fast_loss(s, t, c, hot, cold),
+        "summed over the batch",
+    ),
     ("fast_loss", lambda s, t, c, hot, cold: fast_loss(s, t, c, cold, hot), "swapped"),
-    ("fast_loss", lambda s, t, c, hot, cold: fast_loss(s, t, 0 * c, hot, cold), "center is not subtracted"),
+    (
+        "fast_loss",
+        lambda s, t, c, hot, cold: fast_loss(s, t, 0 * c, hot, cold),
+        "center is not subtracted",
+    ),
     ("fast_loss", lambda s, t, c, hot, cold: fast_loss(s, t, -c, hot, cold), "added"),
     ("fast_loss", lambda s, t, c, hot, cold: fast_loss(s, t, c, 1, cold), "lack their temperature"),
     ("fast_loss", lambda s, t, c, hot, cold: fast_loss(s[:2], t, c, hot, cold), "local views"),
-    ("fast_loss", lambda s, t, c, hot, cold: fast_loss(s, t, c, hot, cold, detach=False), "into the teacher"),
-    ("fast_loss", lambda s, t, c, hot, cold: fast_loss(s, t, c, hot, cold).detach(), "with a gradient"),
+    (
+        "fast_loss",
+        lambda s, t, c, hot, cold: fast_loss(s, t, c, hot, cold, detach=False),
+        "into the teacher",
+    ),
+    (
+        "fast_loss",
+        lambda s, t, c, hot, cold: fast_loss(s, t, c, hot, cold).detach(),
+        "with a gradient",
+    ),
     ("fast_loss", lambda s, t, c, hot, cold: (s[:, :, 0] / hot).mean(1), "one number"),
 ]
 

@@ -30,8 +30,23 @@ def follow(teacher, student, momentum):
         teacher.weight.mul_(momentum).add_(student.weight, alpha=1 - momentum)
 
 
-def step(parts, student, teacher, loss_fn, optimizer, momentum, temp, *, zero=True, share=None, own_center=False,
-         rows=slice(None), early=False, steps_each=False, follow_each=False):
+def step(
+    parts,
+    student,
+    teacher,
+    loss_fn,
+    optimizer,
+    momentum,
+    temp,
+    *,
+    zero=True,
+    share=None,
+    own_center=False,
+    rows=slice(None),
+    early=False,
+    steps_each=False,
+    follow_each=False,
+):
     if zero:
         optimizer.zero_grad()
     targets = []
@@ -63,8 +78,12 @@ def reversed_ema(*arguments):
     step(*arguments[:5], 1 - arguments[5], arguments[6])
 
 
-RIGHT = [("momentum_for", momentum_for), ("temperature_schedule", temperature_schedule), ("ema_weights", ema_weights),
-         ("accumulated_step", step)]
+RIGHT = [
+    ("momentum_for", momentum_for),
+    ("temperature_schedule", temperature_schedule),
+    ("ema_weights", ema_weights),
+    ("accumulated_step", step),
+]
 
 WRONG = [
     ("momentum_for", lambda total, share: math.exp(-1 / (share * total)), "1/e is left"),
@@ -77,15 +96,27 @@ WRONG = [
     ("temperature_schedule", lambda a, b, n, w: temperature_schedule(0, b, n, w), "starts at 0"),
     ("temperature_schedule", lambda a, b, n, w: temperature_schedule(b, a, n, w), "swapped"),
     ("temperature_schedule", lambda a, b, n, w: np.where(np.arange(n) < w, a, b), "it jumps"),
-    ("temperature_schedule", lambda a, b, n, w: a + (b - a) * np.minimum(np.arange(n) / w, 1), "never reaches"),
+    (
+        "temperature_schedule",
+        lambda a, b, n, w: a + (b - a) * np.minimum(np.arange(n) / w, 1),
+        "never reaches",
+    ),
     ("temperature_schedule", lambda a, b, n, w: np.linspace(a, b, w), "shapes"),
     ("ema_weights", lambda m: ema_weights(m)[::-1].copy(), "order of time"),
     ("ema_weights", lambda m: ema_weights(m[::-1]), "from the last to the first"),
     ("ema_weights", lambda m: ema_weights(1 - m), "adds the rest"),
     ("ema_weights", lambda m: np.append(0, ema_weights(m)[1:]), "common start"),
     ("ema_weights", lambda m: np.append(m.prod(), 1 - m), "by the updates after it"),
-    ("ema_weights", lambda m: np.append(m.prod(), [(1 - m[j]) * m[j:].prod() for j in range(len(m))]), "itself"),
-    ("ema_weights", lambda m: np.array([m[j:].prod() for j in range(len(m) + 1)]), "only 1 - momentum"),
+    (
+        "ema_weights",
+        lambda m: np.append(m.prod(), [(1 - m[j]) * m[j:].prod() for j in range(len(m))]),
+        "itself",
+    ),
+    (
+        "ema_weights",
+        lambda m: np.array([m[j:].prod() for j in range(len(m) + 1)]),
+        "only 1 - momentum",
+    ),
     ("accumulated_step", variant(share=1), "divided by their number"),
     ("accumulated_step", variant(own_center=True), "not once a part"),
     ("accumulated_step", variant(rows=slice(2, None)), "the last one alone"),
@@ -95,16 +126,38 @@ WRONG = [
     ("accumulated_step", variant(zero=False), "zero it"),
     ("accumulated_step", variant(early=True), "after the optimizer's step"),
     ("accumulated_step", reversed_ema, "keeps of itself"),
-    ("accumulated_step", lambda parts, *rest: step([torch.cat(parts, dim=1)], *rest), "images at once"),
-    ("accumulated_step", lambda parts, *rest: [step([part], *rest) for part in parts], "update of every part"),
+    (
+        "accumulated_step",
+        lambda parts, *rest: step([torch.cat(parts, dim=1)], *rest),
+        "images at once",
+    ),
+    (
+        "accumulated_step",
+        lambda parts, *rest: [step([part], *rest) for part in parts],
+        "update of every part",
+    ),
     ("accumulated_step", lambda *a: step(*a[:5], 1.0, a[6]), "does not move: it follows"),
     ("momentum_for", lambda total, share: share ** (1 / (share * total)), "whatever share"),
-    ("temperature_schedule", lambda a, b, n, w: np.array([
-        a + (b - a) * (1 - math.cos(math.pi * min(i / (w - 1), 1))) / 2 for i in range(n)]), "not a piece of a cosine"),
+    (
+        "temperature_schedule",
+        lambda a, b, n, w: np.array(
+            [a + (b - a) * (1 - math.cos(math.pi * min(i / (w - 1), 1))) / 2 for i in range(n)]
+        ),
+        "not a piece of a cosine",
+    ),
     ("temperature_schedule", lambda *a: list(temperature_schedule(*a)), "gives a list"),
-    ("ema_weights", lambda m: np.append(m.prod(), [(1 - m[j]) * m[j] ** (len(m) - 1 - j) for j in range(len(m))]),
-     "with their own momenta"),
-    ("ema_weights", lambda m: np.append(m.prod(), [(1 - m[j]) * m[:j].prod() for j in range(len(m))]), "not by those"),
+    (
+        "ema_weights",
+        lambda m: np.append(
+            m.prod(), [(1 - m[j]) * m[j] ** (len(m) - 1 - j) for j in range(len(m))]
+        ),
+        "with their own momenta",
+    ),
+    (
+        "ema_weights",
+        lambda m: np.append(m.prod(), [(1 - m[j]) * m[:j].prod() for j in range(len(m))]),
+        "not by those",
+    ),
 ]
 
 

@@ -1,4 +1,6 @@
-"""The self-checks of notebook 05: right answers are accepted, plausible mistakes are named, answers never shown."""
+"""The self-checks of notebook 05: right answers are accepted, plausible mistakes are named,
+answers never shown.
+"""
 
 import math
 
@@ -32,7 +34,9 @@ def entropy_of_the_mean(student, teacher, center, student_temp, teacher_temp):
     return -(q * q.log()).sum(), split_loss(student, teacher, center, student_temp, teacher_temp)[1]
 
 
-def diagnose(history, out_dim, row="teacher_entropy", batch="mean_entropy", which=-1, log=math.log, gap=0.05):
+def diagnose(
+    history, out_dim, row="teacher_entropy", batch="mean_entropy", which=-1, log=math.log, gap=0.05
+):
     last = [r for r in history if "teacher_entropy" in r][which]
     if last[row] > 0.95 * log(out_dim):
         return "uniform"
@@ -41,7 +45,12 @@ def diagnose(history, out_dim, row="teacher_entropy", batch="mean_entropy", whic
     return "same for all" if last[batch] - last[row] < gap * log(out_dim) else "healthy"
 
 
-RIGHT = {"plan_run": plan_run, "initial_share": np.prod, "split_loss": split_loss, "diagnose": diagnose}
+RIGHT = {
+    "plan_run": plan_run,
+    "initial_share": np.prod,
+    "split_loss": split_loss,
+    "diagnose": diagnose,
+}
 
 # exercise, a wrong answer, words that its message must hold
 WRONG = [
@@ -50,7 +59,11 @@ WRONG = [
     ("plan_run", lambda n, b, e, m: plan_run(n, 1, e, m), "images, not updates"),
     ("plan_run", lambda n, b, e, m: plan_run(n, b, 1, m), "one epoch"),
     ("plan_run", lambda n, b, e, m: (n // b * e, 1 / (1 - m), n // b * e * (1 - m)), "mean age"),
-    ("plan_run", lambda n, b, e, m: (n // b * e, -1 / math.log(m), -(n // b) * e * math.log(m)), "1/e"),
+    (
+        "plan_run",
+        lambda n, b, e, m: (n // b * e, -1 / math.log(m), -(n // b) * e * math.log(m)),
+        "1/e",
+    ),
     ("plan_run", lambda *a: (*plan_run(*a)[:2], 1 / plan_run(*a)[2]), "turned round"),
     ("initial_share", lambda m: 1 - np.prod(m), "has been learned"),
     ("initial_share", lambda m: np.prod(1 - m), "student's share"),
@@ -58,10 +71,18 @@ WRONG = [
     ("initial_share", lambda m: m[-1] ** len(m), "last value"),
     ("initial_share", lambda m: m.mean() ** len(m), "mean momentum"),
     ("initial_share", lambda m: np.log(m).sum(), "logarithm"),
-    ("split_loss", lambda s, t, c, hot, cold: split_loss(s, t, 0 * c, hot, cold), "center is not subtracted"),
+    (
+        "split_loss",
+        lambda s, t, c, hot, cold: split_loss(s, t, 0 * c, hot, cold),
+        "center is not subtracted",
+    ),
     ("split_loss", lambda s, t, c, hot, cold: split_loss(s, t, -c, hot, cold), "center is added"),
     ("split_loss", lambda s, t, c, hot, cold: split_loss(s, t, c, cold, hot), "swapped"),
-    ("split_loss", lambda s, t, c, hot, cold: split_loss(s, t, c, 1.0, cold), "student's logits lack"),
+    (
+        "split_loss",
+        lambda s, t, c, hot, cold: split_loss(s, t, c, 1.0, cold),
+        "student's logits lack",
+    ),
     ("split_loss", backward_split, "wrong way"),
     ("split_loss", lambda *a: (split_loss(*a)[0], sum(split_loss(*a))), "whole loss"),
     ("split_loss", lambda *a: tuple(6 * part for part in split_loss(*a)), "not sums"),
@@ -76,8 +97,16 @@ WRONG = [
     ("diagnose", lambda h, k: "ill", "'ill'"),
     ("diagnose", lambda h, k: diagnose(h, k, gap=-1), "compare the two entropies"),
     ("diagnose", lambda h, k: diagnose(h, k, log=lambda k: 1.0), "ln K is missing"),
-    ("diagnose", lambda h, k: "uniform" if h[-1]["teacher_entropy"] > 1 else "healthy", "may be an evaluation"),
-    ("diagnose", lambda h, k: "one prototype" if h[-1].get("mean_entropy", 0) < 0.2 else "healthy", "an evaluation"),
+    (
+        "diagnose",
+        lambda h, k: "uniform" if h[-1]["teacher_entropy"] > 1 else "healthy",
+        "may be an evaluation",
+    ),
+    (
+        "diagnose",
+        lambda h, k: "one prototype" if h[-1].get("mean_entropy", 0) < 0.2 else "healthy",
+        "an evaluation",
+    ),
     ("plan_run", lambda *a: (*plan_run(*a)[:2], int(plan_run(*a)[2])), "cut it off"),
     ("plan_run", lambda *a: (*plan_run(*a)[:2], round(plan_run(*a)[2])), "fraction"),
     ("split_loss", entropy_of_the_mean, "not the entropy of the mean row"),
@@ -101,16 +130,24 @@ def test_a_stub_is_not_done_yet(name, capsys):
     assert verdict(name, lambda *args: None, capsys) == "not done yet"
 
 
-@pytest.mark.parametrize(("name", "function", "words"), WRONG, ids=[f"{name}-{words}" for name, _, words in WRONG])
+@pytest.mark.parametrize(
+    ("name", "function", "words"), WRONG, ids=[f"{name}-{words}" for name, _, words in WRONG]
+)
 def test_a_mistake_is_named(name, function, words, capsys):
     message = verdict(name, function, capsys)
     assert message.startswith("wrong: ") and words in message
 
 
-@pytest.mark.parametrize(("name", "change"), [("initial_share", 1 + 1e-3), ("split_loss", 1 + 1e-3)])
+@pytest.mark.parametrize(
+    ("name", "change"), [("initial_share", 1 + 1e-3), ("split_loss", 1 + 1e-3)]
+)
 def test_a_small_difference_is_close(name, change, capsys):
     def nearly(*args):
         result = RIGHT[name](*args)
-        return tuple(change * part for part in result) if isinstance(result, tuple) else change * result
+        return (
+            tuple(change * part for part in result)
+            if isinstance(result, tuple)
+            else change * result
+        )
 
     assert verdict(name, nearly, capsys).startswith("close: largest difference ")
