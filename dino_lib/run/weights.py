@@ -189,14 +189,13 @@ def _in_timms_names(tensors: dict[str, Tensor], path: str | Path) -> tuple[dict[
         if any(re.search(pattern, key) for key in tensors):
             raise ValueError(f"{path} holds {what}, which isn't read from a file here: "
                              f"timm:{name}, or another of timm's, would do")
-    for known, what, changes in LAYOUTS:
-        state = _network(tensors, known)
-        if state:
-            break
-    else:
+    layouts = [layout for layout in LAYOUTS if _network(tensors, layout[0])]
+    if not layouts:
         first = ", ".join(list(tensors)[:3])
-        raise ValueError(f"{path} holds no ViT, XCiT or ResNet: its first tensors are {first}; "
-                         "timm: and a name of timm's takes any other network")
+        raise ValueError(f"{path} holds no ViT, XCiT or ResNet that is known here (it starts with "
+                         f"{first}): of timm's names, timm:NAME takes any")
+    known, what, changes = layouts[0]
+    state = _network(tensors, known)
     renamed = {}
     for name, value in state.items():
         for pattern, new in changes:
