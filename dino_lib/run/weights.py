@@ -112,7 +112,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Every tensor in a file by its full name: the keys of nested dicts, joined by dots."""
     path = Path(path).expanduser()
     with open(path, "rb") as file:
-        start = file.read(16)
+        start = file.read(32)
     if start.startswith((b"<", b"version https://git-lfs")):
         raise ValueError(f"{path} is a web page or a pointer, not the weights: download it again")
     content = read_safetensors(path)[1] if start[8:9] == b"{" else _read_pickle(path)
@@ -160,7 +160,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    if torch.is_tensor(value):
+    if torch.is_tensor(value) and prefix:
         yield prefix, value
     elif isinstance(value, dict):
         for key, inner in value.items():

@@ -40,7 +40,7 @@ def read_foreign(path: Path, device: Any = "cpu", num_heads: int | None = None) 
             options["num_heads"] = _heads(path, options, num_heads)
         backbone = create_backbone(name, **options)
     except _Unknown as error:
-        raise ValueError(f"{path} holds {what}, {error}") from error
+        raise ValueError(f"{path} holds {what} {error}") from error
     except Exception as error:  # whatever timm makes of odd shapes
         reason = " ".join(repr(error).split())[:200]
         raise ValueError(f"{path} holds {what} that can't be built: {reason}") from error
@@ -118,7 +118,7 @@ def _xcit(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
 def _resnet(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
     kind = ("layer1.0.conv3.weight" in state, *(_count(state, f"layer{i}") for i in range(1, 5)))
     if kind not in RESNETS:
-        raise _Unknown(f"with {kind[1:]} blocks, which timm: may have under a name")
+        raise _Unknown(f"with {kind[1:]} blocks: timm:NAME takes any that timm has")
     if state["conv1.weight"].shape[-1] != 7:
         raise _Unknown("with a stem for small pictures, which timm's models don't have")
     return RESNETS[kind], {"in_chans": state["conv1.weight"].shape[1]}
