@@ -102,7 +102,8 @@ def load_weights(backbone: Backbone, path: str | Path) -> str:
     what = "weights under timm's names"
     if not expected.keys() <= state.keys():
         state, what = _in_timms_names(tensors, path)
-    state = {name: value for name, value in state.items() if not re.match(BESIDE, name)}
+    state = {name: value for name, value in state.items()
+             if name in expected or not re.match(BESIDE, name)}
     _fit_positions(state, backbone.model)
     load_strictly(backbone.model, state, path)
     return what

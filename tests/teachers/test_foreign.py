@@ -398,6 +398,7 @@ def test_files_that_hold_nothing(tmp_path, content, what):
         assert what in refused(tmp_path / name)
 
 
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated; its files are still about
 def test_files_without_tensors_by_name(tmp_path):
     class_and_all = nn.Sequential(nn.Linear(2, 2))
     for content in ({}, [torch.ones(2)], torch.ones(2), class_and_all, {"epoch": 3}, None):
