@@ -130,7 +130,8 @@ def layouts():
         return {"state_dict": under("student_backbone.vit.", doubled(state))
                 | under("teacher_backbone.vit.", state) | {
                     "teacher_backbone.mask_token": torch.ones(1, 1, 64),
-                    "teacher_head.layers.0.weight": torch.ones(3), "criterion.center": torch.ones(3)},
+                    "teacher_head.layers.0.weight": torch.ones(3),
+                    "criterion.center": torch.ones(3)},
                 "epoch": 2, "hyper_parameters": {"lr": 0.1}, "pytorch-lightning_version": "2.4.0"}
 
     def solo(state):
@@ -163,7 +164,8 @@ def layouts():
             lambda s: {"teacher": under("backbone.", chunked(dinov2(s)))
                        | {"dino_head.mlp.0.weight": torch.ones(2)}}),
         "Hugging Face DINO, safetensors": ({}, "model.safetensors", hugging_face),
-        "Hugging Face DINO, bin": ({}, "pytorch_model.bin", lambda s: under("vit.", hugging_face(s))),
+        "Hugging Face DINO, bin": (
+            {}, "pytorch_model.bin", lambda s: under("vit.", hugging_face(s))),
         "Hugging Face DINOv2, safetensors": (ls, "model.safetensors", hugging_face),
         "Hugging Face DINOv2, registers": ({**ls, **registers}, "x.safetensors", hugging_face),
         "Hugging Face DINOv2, classifier": (
@@ -374,8 +376,8 @@ def test_weights_that_do_not_fit_are_listed_shortly(tmp_path):
         del state[name]
     state["blocks.1.extra"], state["norm.weight"] = torch.ones(64), torch.ones(7)
     words = refused(written(tmp_path / "x.pth", state), num_heads=4)
-    for part in ("missing blocks.0.norm1.bias, blocks.0.norm1.weight, blocks.1.norm1.bias and 3 more",
-                 "wrong shapes norm.weight (7,) for (64,)", "unexpected blocks.1.extra"):
+    missing = "blocks.0.norm1.bias, blocks.0.norm1.weight, blocks.1.norm1.bias and 3 more"
+    for part in (f"missing {missing}", "wrong shapes norm.weight (7,) for (64,)", "unexpected blocks.1.extra"):
         assert part in words
 
 
