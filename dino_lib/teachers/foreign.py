@@ -93,7 +93,8 @@ def _heads(path: Path, options: dict[str, Any], asked: int | None) -> int:
     heads = asked or told or STANDARD_HEADS.get((width, depth))
     if not heads:
         raise _Unknown(f"{width} wide with {depth} blocks, and nothing tells how many heads it has:"
-                       f" load_teacher(..., num_heads=...)")
+                       " give load_teacher num_heads, or the file a config.json beside it with"
+                       " num_attention_heads")
     if not isinstance(heads, int) or heads < 1 or width % heads:
         raise _Unknown(f"{width} wide, which num_heads={heads} doesn't divide")
     if not asked and not told:
