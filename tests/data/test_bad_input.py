@@ -155,11 +155,11 @@ CALLS = {
     "no image at all": (lambda f: read_image(f / "nothing.png"), FileNotFoundError, "nothing.png"),
     "channels": (lambda f: read_image(f, channels=4), ValueError, "channels=4 must be 3 (RGB) or 1 (grey)"),
     # checkpoints, teachers and histories
-    "no teacher": (lambda f: load_teacher(f), FileNotFoundError, "expected a shipped one"),
+    "no teacher": (lambda f: load_teacher(f), FileNotFoundError, "expected one that ships"),
     "a teacher that is text": (
         lambda f: load_teacher(written(f, "teacher.safetensors", "x").parent), ValueError, "is damaged"),
     "a tensor for weights": (lambda f: saved(f, torch.ones(3)), ValueError, "x.pth"),
-    "weights of something else": (lambda f: saved(f, {"fc": torch.ones(3)}), ValueError, "no official DINO ViT"),
+    "weights of something else": (lambda f: saved(f, {"fc": torch.ones(3)}), ValueError, "no ViT, XCiT or ResNet"),
     "a model that timm has not": (lambda f: load_teacher("timm:vit"), ValueError, "timm has no model 'vit'"),
     "checkpoints of nothing": (
         lambda f: load_newest(written(f, "step_00000001.pt", b"").parent), ValueError, "none of the 1 checkpoints"),

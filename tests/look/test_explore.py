@@ -95,7 +95,7 @@ def test_features_keep_their_cosines_across_images(page, demo, images):
     found = torch.cat([array(item["features"], torch.int8).view(64, -1) for item in teacher["images"]])
     found = torch.nn.functional.normalize(found * torch.tensor(teacher["features"]), dim=-1)
     x = torch.stack([demo.transform(image) for image in images])
-    expected = torch.nn.functional.normalize(demo.patch_tokens(x).flatten(0, 2), dim=-1)
+    expected = torch.nn.functional.normalize(demo.model.patch_tokens(x).flatten(0, 2), dim=-1)
     torch.testing.assert_close(found @ found.T, expected @ expected.T, atol=0.03, rtol=0)
 
 
@@ -192,7 +192,7 @@ def test_stages_of_one_run_are_teachers(tmp_path, demo, images):
     for step in (0, 100, 620):
         stages[f"step {step}"] = stage = copy.deepcopy(demo)
         generator = torch.Generator().manual_seed(0)
-        for p in stage.parameters():
+        for p in stage.model.parameters():
             p.mul_(step / 620).add_((1 - step / 620) * 0.1 * torch.randn(p.shape, generator=generator))
     data = data_of(explore(stages, images, path=tmp_path / "a.html"))
     assert [t["name"] for t in data["teachers"]] == list(stages) and len(data["pictures"]) == 3

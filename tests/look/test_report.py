@@ -147,6 +147,7 @@ def test_in_words_holds_the_figures():
 def test_the_command_says_in_a_line_what_is_missing(arguments, reason, tmp_path, capsys):
     vit = create_backbone("vit_base_patch16_224", img_size=48, patch_size=16, embed_dim=64, depth=1, num_heads=1)
     torch.save(vit.model.state_dict(), tmp_path / "official.pth")
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 1}')
     names = {"official": tmp_path / "official.pth", "folder": tmp_path / "out"}
     with pytest.raises(SystemExit) as end:
         printed_by_the_command(*(word.format(**names) for word in arguments))
@@ -172,6 +173,7 @@ def test_a_teacher_without_settings_is_scored_as_its_transform_sees(labelled_fol
     torch.manual_seed(0)
     vit = create_backbone("vit_base_patch16_224", img_size=48, patch_size=16, embed_dim=64, depth=1, num_heads=1)
     torch.save(vit.model.state_dict(), tmp_path / "official.pth")
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 1}')
     numbers = report(tmp_path / "official.pth", dataset=str(labelled_folder), out=tmp_path / "out")
     assert "knn_untrained" not in numbers and not (tmp_path / "out" / "curves.png").exists()
     teacher, hits = load_teacher(tmp_path / "official.pth"), 0

@@ -46,7 +46,7 @@ def test_each_panel_shows_the_attention_of_its_head(demo, clip, tmp_path, suffix
     frames = read(attention_video(demo, clip, tmp_path / f"seen{suffix}", size=48, panel=120))
     assert [times for _, *times in frames] == [pytest.approx([0.04 * i, 0.04 * (i + 1)]) for i in range(11)]
     width, height = 120, 68
-    _, x = as_seen(read(clip)[0][0], demo.transform, demo.patch_size, 48)
+    _, x = as_seen(read(clip)[0][0], demo.transform, demo.model.patch_size, 48)
     maps, sheet = cls_attention(demo, x[None])[0], frames[0][0]
     assert sheet.size == (3 * width, 3 * height) and tuple(maps.shape) == (8, 6, 11)  # the picture and 8 heads
     for i, values in enumerate(maps, start=1):
@@ -62,7 +62,7 @@ def test_heads_are_all_or_one_or_their_mean(demo, clip, tmp_path, head, panels, 
     sheet = video._sheet
     monkeypatch.setattr(video, "_sheet", lambda *args: shown.append(args[1:]) or sheet(*args))
     attention_video(demo, clip, tmp_path / "seen.gif", head=head, layer=1, size=48, panel=32)
-    _, x = as_seen(read(clip)[0][0], demo.transform, demo.patch_size, 48)
+    _, x = as_seen(read(clip)[0][0], demo.transform, demo.model.patch_size, 48)
     maps = cls_attention(demo, x[None], layer=1)[0]
     maps = maps if head is None else maps.mean(0)[None] if head == "mean" else maps[[head]]
     torch.testing.assert_close(shown[0][0], maps / maps.amax((1, 2), keepdim=True))
