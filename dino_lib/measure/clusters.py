@@ -32,7 +32,7 @@ def cluster_scores(
             "and no more clusters than features"
         )
     kmeans = KMeans(n_clusters, n_init=10, random_state=seed)
-    clusters = kmeans.fit_predict(np.asarray(features))
+    clusters = kmeans.fit_predict(_array(features))
     table = np.zeros((n_clusters, len(classes)), dtype=np.int64)
     np.add.at(table, (clusters, truth), 1)
     rows, columns = linear_sum_assignment(table, maximize=True)
@@ -64,4 +64,8 @@ def embed_2d(features: Tensor, *, method: str = "tsne", seed: int = 0) -> Tensor
         embed = TSNE(init="pca", perplexity=min(30.0, (n - 1) / 3), random_state=seed)
     else:
         raise ValueError(f'method={method!r} must be "tsne" or "pca"')
-    return torch.from_numpy(embed.fit_transform(np.asarray(features))).float()
+    return torch.from_numpy(embed.fit_transform(_array(features))).float()
+
+
+def _array(features):
+    return torch.as_tensor(features).cpu().numpy()

@@ -124,10 +124,10 @@ def linear_probe(
 
 def accuracy(predicted, labels) -> tuple[float, float]:
     """(Share of all that is right, mean of that share over the classes that occur in `labels`)."""
-    predicted = torch.as_tensor(predicted).cpu()
-    labels = class_ids(labels, len(predicted))
+    predicted = _numbers(predicted, "predicted")
     if predicted.ndim != 1 or len(predicted) == 0:
-        raise ValueError(f"predicted {tuple(predicted.shape)} must be (N >= 1,)")
+        raise ValueError(f"predicted {tuple(predicted.shape)}: expected (N,), at least one")
+    labels = class_ids(labels, len(predicted))
     right = (predicted == labels).double()
     per_class = torch.stack([right[labels == c].mean() for c in labels.unique()])
     return right.mean().item(), per_class.mean().item()
@@ -166,20 +166,23 @@ def _joint_counts(levels, bins):
 
 def class_ids(labels, n: int, name: str = "labels") -> Tensor:
     """Labels as int64 (n,) on the CPU; ValueError on text, fractions, negatives, another length."""
-    if not torch.is_tensor(labels):
-        labels = np.asarray(labels)
-        if labels.dtype.kind not in "biuf":
-            first = str(labels.flat[0]) if labels.size else ""
-            raise ValueError(
-                f"{name} hold {first!r}: expected whole numbers; from names, "
-                "np.unique(labels, return_inverse=True) makes (names, numbers)"
-            )
-    ids = torch.as_tensor(labels).cpu()
+    ids = _numbers(labels, name)
     if ids.shape != (n,) or ids.is_floating_point():
         raise ValueError(f"{name} are {ids.dtype} {tuple(ids.shape)}; expected {n} integers")
     if n and ids.min() < 0:
         raise ValueError(f"{name} hold {ids.min().item()}: class ids start at 0")
     return ids.long()
+
+
+def _numbers(labels, name):
+    if not torch.is_tensor(labels):
+        labels = np.asarray(labels)
+        if labels.dtype.kind not in "biuf":
+            raise ValueError(
+                f"{name} hold {str(labels.flat[0])!r}: expected whole numbers; from names, "
+                "np.unique(labels, return_inverse=True) makes (names, numbers)"
+            )
+    return torch.as_tensor(labels).cpu()
 
 
 def _check_features(features):
