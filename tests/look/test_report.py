@@ -79,9 +79,13 @@ def test_a_report_has_the_figures_and_the_numbers(reported):
         pixels = picture(folder / name)
         assert pixels.shape[0] > height and pixels.shape[1] > width and pixels.std() > 10, name
     numbers = json.loads((folder / "report.json").read_text())
-    keys = ("knn", "knn_per_class", "nmi", "map", "jaccard", "linear", "linear_per_class")
+    keys = ("knn", "knn_per_class", "nmi", "map", "jaccard", "auc", "linear", "linear_per_class")
     scores = [f"{key}_{stage}" for key in keys for stage in ("untrained", "trained")]
-    assert numbers.keys() == {"seconds", "images_seen", "knn_color_histogram", "knn_per_class_color_histogram", *scores}
+    named = {"seconds", "images_seen", "knn_color_histogram", "knn_per_class_color_histogram", *scores,
+             "above_blind_untrained", "above_blind_trained", "head_untrained", "head_trained"}
+    more = {f"{key}_{of}_{stage}" for key in ("above_blind", "auc", "jaccard") for of in ("best", "blobs")
+            for stage in ("untrained", "trained")}
+    assert numbers.keys() == named | more
     assert all(0 <= numbers[key] <= 1 for key in scores)
     assert numbers["images_seen"] == 40
     assert numbers["seconds"] == pytest.approx(sum(record.get("seconds", 0) for record in history))

@@ -158,9 +158,12 @@ def test_many_large_images_go_a_few_at_a_time(tiny, monkeypatch):
     torch.testing.assert_close(cls_attention(tiny, images), expected[0])
 
 
-def test_a_bf16_model_takes_float32_images(tiny):
+@pytest.mark.parametrize("case", ["vit_tiny_patch16_224 patch 4", "vit_tiny_patch16_224 qk_norm"])
+def test_a_bf16_model_takes_float32_images(case):
+    tiny = build(case)
     half = copy.deepcopy(tiny).bfloat16()
-    images = images_of((16, 12))
+    images = images_of((32, 48))
+    assert all(part.dtype == torch.float32 for part in queries_keys_values(half, images))
     for look in (cls_attention, rollout, pooled_similarity):
         maps = look(half, images)
         assert maps.dtype == torch.float32

@@ -107,7 +107,7 @@ def test_products_in_reduced_precision_give_nearly_the_same_features_in_float32(
 
 
 def test_other_number_formats_are_refused():
-    with pytest.raises(ValueError, match=r"dtype=torch.float64 must be torch.float32, torch.bfloat16 or torch.float16"):
+    with pytest.raises(ValueError, match=r"dtype=torch.float64 must be torch.float32, torch.bfloat16, torch.float16"):
         extract_features(small_net(), randn(2, 3, 8, 8), dtype=torch.float64)
 
 

@@ -72,7 +72,7 @@ def test_mirror_agreement_follows_the_picture():
     mirrored[:, 1] = maps[:, 1]  # stays where it is
     scores = mirror_agreement(torch.cat([maps, mirrored]))
     assert scores[0] == pytest.approx(1) and scores[1] < 0.5 and scores[2] == pytest.approx(1)
-    with pytest.raises(ValueError, match="5 maps: expected those of pictures, then"):
+    with pytest.raises(ValueError, match="5 maps: expected pictures, then"):
         mirror_agreement(maps[:5])
 
 
@@ -82,7 +82,7 @@ def test_the_chosen_head_sees_the_object_and_no_mask_is_asked():
     assert choose_head(maps.flip(1)) == 3
     assert choose_head(maps, by=lambda maps: torch.tensor([0, 1, 3, 2])) == 2
     for unfit in (maps[0], maps[:0]):
-        with pytest.raises(ValueError, match=r"expected \(N, heads, h, w\)"):
+        with pytest.raises(ValueError, match=r"expected \(N >= 1, heads, h, w\)"):
             choose_head(unfit)
 
 

@@ -103,7 +103,7 @@ def test_accuracy_overall_and_by_class():
     assert overall == pytest.approx(4 / 5) and per_class == pytest.approx((3 / 4 + 1) / 2)
     with pytest.raises(ValueError, match="expected 2 integers"):
         accuracy([0, 1], [0])
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="N >= 1"):
         accuracy([], [])
     with pytest.raises(ValueError, match="predicted hold 'cat': expected whole numbers"):
         accuracy(["cat"], [0])

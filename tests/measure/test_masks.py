@@ -228,7 +228,7 @@ def test_objects_that_tell_nothing_are_refused():
     alike = masks[:1].expand(3, -1, -1)
     for some in (alike, masks & torch.tensor([True, False, False])[:, None, None], torch.ones_like(masks)):
         assert not are_comparable(some)
-        with pytest.raises(ValueError, match="two pictures or more whose objects lie differently"):
+        with pytest.raises(ValueError, match="two objects or more that lie differently"):
             above_blind(maps, some)
     assert are_comparable(masks)
     for some in (torch.zeros_like(masks), torch.ones_like(masks)):
