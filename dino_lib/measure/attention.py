@@ -8,6 +8,7 @@ device, and leave the model as it was.
 """
 
 import contextlib
+import math
 from functools import partial
 
 import torch
@@ -199,8 +200,7 @@ def _watch(module, keep, found):
 
 
 def _images_at_a_time(backbone, images):
-    patch_height, patch_width = backbone.patch_size
-    n_tokens = images.shape[-2] * images.shape[-1] // (patch_height * patch_width) + 1
+    n_tokens = math.prod(backbone.grid(images.shape[-2:])) + 1
     heads = getattr(_attentions(backbone)[-1], "num_heads", 1)
     return max(1, ROOM // (heads * n_tokens**2))
 
