@@ -11,19 +11,12 @@ from pathlib import Path
 from dino_lib.backbone import backbone_of
 from dino_lib.data.images import InputError
 from dino_lib.look import plots
-from dino_lib.measure.attention import cls_attention, mass_mask, upsample
+from dino_lib.measure.attention import cls_attention
 from dino_lib.measure.clusters import cluster_scores, embed_2d
-from dino_lib.measure.evaluate import (
-    accuracy,
-    color_histogram,
-    jaccard_by_head,
-    knn_predict,
-    linear_probe,
-    nearest,
-    retrieval_map,
-)
-from dino_lib.measure.probes import Probes, spread
-from dino_lib.run.build import build_student
+from dino_lib.measure.knn import accuracy, color_histogram, knn_predict, linear_probe, nearest, retrieval_map
+from dino_lib.measure.masks import jaccard_one_head, mass_mask, upsample
+from dino_lib.measure.probes import spread
+from dino_lib.run.build import build_student, open_probes
 from dino_lib.run.config import PRESETS, OneLineParser
 from dino_lib.run.doctor import read_history
 from dino_lib.teachers.load import find_teacher, load_teacher
@@ -43,7 +36,7 @@ def best_head(maps, masks):
     """
     if masks is None:
         return maps.mean(1), None
-    head = jaccard_by_head(upsample(mass_mask(maps), masks.shape[-2:]), masks[: len(maps)]).argmax().item()
+    head = jaccard_one_head(upsample(mass_mask(maps), masks.shape[-2:]), masks[: len(maps)]).argmax().item()
     return maps[:, head], head
 
 
@@ -115,7 +108,7 @@ def report(name, *, dataset=None, data_root=None, out=None):
         history = read_history(run)
         numbers = {"seconds": sum(r.get("seconds", 0.0) for r in history), "images_seen": teacher.about["images_seen"]}
         plots.training_curves(history, config.out_dim).savefig(out / "curves.png")
-    probes = Probes.open(dataclasses.replace(config, **changed), limit=10**9)
+    probes = open_probes(dataclasses.replace(config, **changed), limit=10**9)
     if probes is not None:
         numbers["knn_color_histogram"], numbers["knn_per_class_color_histogram"] = histogram_knn(probes)
         stages = {"untrained": build_student(config).backbone.eval()} if teacher.config else {}
