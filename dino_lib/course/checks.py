@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 
-from dino_lib import augment
+from dino_lib.data import batch_views
 from dino_lib.head import DINOHead, MultiCropModel
 from dino_lib.loss import DINOLoss, teacher_entropies
 from dino_lib.schedules import cosine_schedule, half_life, linear_warmup
@@ -179,8 +179,8 @@ def check_crop_size(your_function):
 
     def right(height, width, share, ratio):
         # crop_boxes with uniforms that stand for this share and this ratio
-        tries = torch.tensor([[0.0, math.log(ratio * 4 / 3) / math.log(16 / 9)] * augment.CROP_TRIES])
-        return augment.crop_boxes(tries, torch.zeros(1, 2), (height, width), (share, share))[0, 2:].tolist()
+        tries = torch.tensor([[0.0, math.log(ratio * 4 / 3) / math.log(16 / 9)] * batch_views.CROP_TRIES])
+        return batch_views.crop_boxes(tries, torch.zeros(1, 2), (height, width), (share, share))[0, 2:].tolist()
 
     def sides(height, width, share, ratio, finish):
         area = share * height * width
@@ -205,13 +205,13 @@ def check_saturation(your_function):
     """your_function(x, factor), x (3, H, W) in [0, 1] -> the same shape, in [0, 1]."""
     x = torch.rand(3, 6, 7, generator=torch.Generator().manual_seed(0))
     cases = [(x, factor) for factor in (0.0, 0.5, 1.0, 1.6)]
-    gray, mean = augment._gray(x[None])[0].expand_as(x), x.mean(0).expand_as(x)
+    gray, mean = batch_views.gray(x[None])[0].expand_as(x), x.mean(0).expand_as(x)
 
     def blends(other):
         return [torch.lerp(other, x, factor).clamp(0, 1) for _, factor in cases]
 
     _verdict("saturation", _each(your_function, cases),
-             [augment._saturation_(x[None].clone(), torch.tensor([factor]))[0] for _, factor in cases], {
+             [batch_views.adjust_saturation(x[None].clone(), torch.tensor([factor]))[0] for _, factor in cases], {
         "factor and 1 - factor look exchanged: factor 1 must leave the image as it is": [
             torch.lerp(x, gray, factor).clamp(0, 1) for _, factor in cases],
         "the grey looks like the plain mean of the channels: green must weigh most and blue least": blends(mean),
@@ -279,7 +279,7 @@ def check_crop_matrix(your_function):
         return weight
 
     def right(start, length, n_in, n_out):
-        return augment._resize_bands(torch.tensor([float(start)]), torch.tensor([float(length)]), n_in, n_out)[1][0, 0]
+        return batch_views.crop_matrix(torch.tensor([float(start)]), torch.tensor([float(length)]), n_in, n_out)[0]
 
     yours = _each(your_function, cases)
     if any(torch.is_tensor(m) and m.ndim == 2 and (m.isnan() | (m == 0)).all(1).any() for m in yours or []):
