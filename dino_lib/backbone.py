@@ -35,10 +35,11 @@ OFFICIAL = {
 class ConvStem(PatchEmbed):
     """Patch embedding by a stack of 3x3 convolutions instead of one linear map of each patch.
 
-    A tiny ViT on a small budget needs it: with a linear embedding it learns next to nothing in a few
-    hundred steps (Xiao et al. 2021, arXiv 2106.14881). Each convolution shrinks by a prime factor of
-    the patch size (and is as large as that factor where it is above 3, to skip no pixels); a 1x1
-    convolution gives the embedding. The image's sides must be divisible by the patch size.
+    A tiny ViT on a small budget needs it: with a linear embedding it learns next to nothing in a
+    few hundred steps (Xiao et al. 2021, arXiv 2106.14881). Each convolution shrinks by a prime
+    factor of the patch size (and is as large as that factor where it is above 3, to skip no
+    pixels); a 1x1 convolution gives the embedding. The image's sides must be divisible by the
+    patch size.
     """
 
     def __init__(self, *args, patch_size=16, in_chans=3, embed_dim=768, bias=True, **kwargs):
@@ -111,7 +112,7 @@ class Backbone(nn.Module):
         return math.ceil(image_size[0] / height), math.ceil(image_size[1] / width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D): the final-norm CLS token if there is one, else timm's pooled feature.
+        """(B, C, H, W) -> (B, D): the final-norm CLS token, or timm's pooled feature without one.
 
         ValueError on images that the model does not take.
         """
@@ -147,7 +148,7 @@ class Backbone(nn.Module):
     def _check(self, x):
         stem = next((m for m in self.model.modules() if isinstance(m, nn.Conv2d)), None)
         channels = stem.in_channels if stem is not None else x.shape[1:2].numel()
-        known = channels in (1, 3)  # a few models rearrange the pixels before their first convolution
+        known = channels in (1, 3)  # a few models rearrange the pixels before they convolve
         if x.ndim != 4 or (known and x.shape[1] != channels):
             raise ValueError(f"images {tuple(x.shape)}: expected (B, {channels}, H, W)")
         embed = getattr(self.model, "patch_embed", None)
@@ -157,8 +158,8 @@ class Backbone(nn.Module):
         own = getattr(embed, "img_size", None)
         if getattr(embed, "strict_img_size", False) and own and size != tuple(own):
             raise ValueError(
-                f"{type(self.model).__name__} takes images of {tuple(own)} only, got {size}: create "
-                f"it with img_size={size}, or make every view that size"
+                f"{type(self.model).__name__} takes images of {tuple(own)} only, got {size}: "
+                f"create it with img_size={size}, or make every view that size"
             )
         patch = embed.patch_size
         patch = (patch, patch) if isinstance(patch, int) else tuple(patch)

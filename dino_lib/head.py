@@ -72,8 +72,8 @@ class DINOHead(nn.Module):
 class OriginalHead(nn.Module):
     """The five-layer head of the from-scratch repository this course starts from, not the paper's.
 
-    (N, in_dim) -> (N, out_dim), each row of length 1. Four hidden Linears, each followed by GELU and
-    a LayerNorm, then Linear to `out_dim`. There is no bottleneck and no prototype layer.
+    (N, in_dim) -> (N, out_dim), each row of length 1. Four hidden Linears, each followed by GELU
+    and a LayerNorm, then Linear to `out_dim`. There is no bottleneck and no prototype layer.
     """
 
     def __init__(self, in_dim: int, out_dim: int = 1000, *, hidden_dim: int = 2048):

@@ -10,9 +10,9 @@ from torch import nn
 def make_teacher(student: nn.Module) -> nn.Module:
     """A copy of `student` (backbone and head) with storage of its own, no gradient, no drop path.
 
-    It stays in train mode, as in the official code: batch norm, where there is any, uses the batch's
-    own statistics. Dropout and stochastic depth are switched off for good, so that its targets are
-    not noisy.
+    It stays in train mode, as in the official code: batch norm, where there is any, uses the
+    batch's own statistics. Dropout and stochastic depth are switched off for good, so that its
+    targets are not noisy.
     """
     teacher = copy.deepcopy(student).requires_grad_(False)
     for module in teacher.modules():
@@ -31,8 +31,8 @@ def make_teacher(student: nn.Module) -> nn.Module:
 def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """t <- momentum * t + (1 - momentum) * s over the parameters, in place.
 
-    Called after the optimizer's step. Buffers are the teacher's own. ValueError if the two differ in
-    the number or shapes of their parameters, or if momentum is no number in [0, 1].
+    Called after the optimizer's step. Buffers are the teacher's own. ValueError if the two differ
+    in the number or shapes of their parameters, or if momentum is no number in [0, 1].
     """
     if isinstance(momentum, str | None):
         raise ValueError(f"momentum={momentum!r} must be a number in [0, 1]")

@@ -6,7 +6,7 @@ beside this fast one; tests hold the two together. Every operation is a formula 
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -88,7 +88,7 @@ class BatchMultiCrop(Recipe):
             raise ValueError(f"expected uniforms {shape}, got {tuple(uniforms.shape)}")
         # (V, B, numbers a view)
         uniforms = uniforms.float().cpu().unflatten(1, (-1, sum(WIDTHS))).transpose(0, 1)
-        images = images.contiguous(memory_format=torch.channels_last)  # crops are read in few pieces
+        images = images.contiguous(memory_format=torch.channels_last)  # crops in few pieces
         large = self._one_size(images, uniforms[:2], self.views[:2])
         if not self.n_local:
             return large
@@ -103,7 +103,7 @@ class BatchMultiCrop(Recipe):
             raise ValueError(f"{expected}, got {images.dtype} {tuple(images.shape)}")
 
     def _one_size(self, images: Tensor, uniforms: Tensor, views: list[View]) -> list[Tensor]:
-        """All views of one size; uniforms (V, B, numbers a view) -> V tensors (B, C, size, size)."""
+        """All views of one size: uniforms (V, B, numbers a view) -> (B, C, size, size) * V."""
         plan = self._plan(uniforms, views, images.shape[2:])
         size, device, channels = views[0].size, images.device, len(self.mean)
         mean = torch.tensor(self.mean, dtype=torch.float32, device=device)[:, None, None]
@@ -195,7 +195,9 @@ def equal_runs(keys: list) -> Iterator[tuple]:
         start = stop
 
 
-def apply_where(chosen, x, operation, *per_image):
+def apply_where(
+    chosen: Tensor, x: Tensor, operation: Callable[..., Tensor], *per_image: Tensor
+) -> None:
     """`operation` on the chosen (n,) of the images x, with their rows of `per_image`. Changes x."""
     if chosen.any():
         rows = to_device(chosen.nonzero()[:, 0], x.device)
@@ -238,7 +240,7 @@ def crop_boxes(
 
 
 def crops(images: Tensor, image: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Crops of images[image], resized, and mirrored where told: float32 (n, C, size, size) in [0, 1].
+    """Crops of images[image], resized, mirrored where told: float32 (n, C, size, size) in [0, 1].
 
     images uint8 (N, C, H, W); image (n,), box (n, 4) and flip (n,) on the CPU. Antialiased bicubic
     with a = -0.5, as in PIL. One crop after the other on a CPU, where PyTorch computes it in whole
@@ -255,7 +257,9 @@ def crops(images: Tensor, image: Tensor, box: Tensor, flip: Tensor, size: int) -
     return torch.cat(views).float().contiguous().div_(255)
 
 
-def crops_by_products(images, image, box, flip, size):
+def crops_by_products(
+    images: Tensor, image: Tensor, box: Tensor, flip: Tensor, size: int
+) -> Tensor:
     """`crops` as two matrix products a view: rows @ image @ columns. Rounded once, in the end."""
     device, (height, width) = images.device, images.shape[2:]
     top, left, h, w = to_device(box, device).unbind(1)
@@ -285,7 +289,7 @@ def crop_matrix(start: Tensor, length: Tensor, n_in: int, n_out: int) -> Tensor:
     return weight / weight.sum(-1, keepdim=True)
 
 
-# --- colours: x (n, C, H, W) in [0, 1], one factor (n,) an image -----------------------------------
+# --- colours: x (n, C, H, W) in [0, 1], one factor (n,) an image ----------------------------------
 
 
 def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
