@@ -52,8 +52,8 @@ def official(config, device):
     """The plain rendering of the official recipe's step."""
     c = config
     backbone = build_backbone(c)
-    student = MultiCropModel(backbone, HookHead(backbone.feature_dim, c))
-    teacher = MultiCropModel(build_backbone(c), HookHead(backbone.feature_dim, c))
+    student = MultiCropModel(backbone, HookHead(backbone.num_features, c))
+    teacher = MultiCropModel(build_backbone(c), HookHead(backbone.num_features, c))
     teacher.load_state_dict(student.state_dict())
     student, teacher = student.to(device), teacher.requires_grad_(False).to(device)
     optimizer, center = adamw(student, c, foreach=False, fused=False), torch.zeros(c.out_dim, device=device)
@@ -94,7 +94,7 @@ def lightly(config, device):
 
     c = config
     backbone = build_backbone(c)
-    sizes = (backbone.feature_dim, c.hidden_dim, c.bottleneck_dim, c.out_dim)
+    sizes = (backbone.num_features, c.hidden_dim, c.bottleneck_dim, c.out_dim)
     options = {"batch_norm": c.use_bn, "norm_last_layer": c.norm_last_layer}
     student = nn.Sequential(backbone, DINOProjectionHead(*sizes, **options))
     teacher = nn.Sequential(build_backbone(c), DINOProjectionHead(*sizes, **options))

@@ -16,7 +16,8 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms as tv
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from dino_lib.augment import IMAGENET, BatchMultiCrop, MultiCrop, view_uniforms
+from dino_lib.augment import IMAGENET, MultiCrop
+from dino_lib.data.batch_views import BatchMultiCrop, view_uniforms
 from dino_lib.data.images import PHOTOS
 from dino_lib.run.build import keep_freed_memory
 

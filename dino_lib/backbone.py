@@ -1,31 +1,63 @@
 """Any timm model behind one small interface: image -> feature, patch tokens and their grid."""
 
+import difflib
+import math
+
 import timm
 import torch
-from timm.layers import Attention, PatchEmbed
-from timm.models.vision_transformer import Block, VisionTransformer
-from torch import nn
+from timm.layers import PatchEmbed
+from timm.models.xcit import ConvPatchEmbed
+from torch import Tensor, nn
+
+# torch.hub's names of the official weights, and timm's of the same
+OFFICIAL = {
+    "dino_vits16": "vit_small_patch16_224.dino",
+    "dino_vits8": "vit_small_patch8_224.dino",
+    "dino_vitb16": "vit_base_patch16_224.dino",
+    "dino_vitb8": "vit_base_patch8_224.dino",
+    "dinov2_vits14": "vit_small_patch14_dinov2.lvd142m",
+    "dinov2_vitb14": "vit_base_patch14_dinov2.lvd142m",
+    "dinov2_vitl14": "vit_large_patch14_dinov2.lvd142m",
+    "dinov2_vitg14": "vit_giant_patch14_dinov2.lvd142m",
+    "dinov2_vits14_reg": "vit_small_patch14_reg4_dinov2.lvd142m",
+    "dinov2_vitb14_reg": "vit_base_patch14_reg4_dinov2.lvd142m",
+    "dinov2_vitl14_reg": "vit_large_patch14_reg4_dinov2.lvd142m",
+    "dinov2_vitg14_reg": "vit_giant_patch14_reg4_dinov2.lvd142m",
+    "dinov3_vits16": "vit_small_patch16_dinov3.lvd1689m",
+    "dinov3_vits16plus": "vit_small_plus_patch16_dinov3.lvd1689m",
+    "dinov3_vitb16": "vit_base_patch16_dinov3.lvd1689m",
+    "dinov3_vitl16": "vit_large_patch16_dinov3.lvd1689m",
+    "dinov3_vith16plus": "vit_huge_plus_patch16_dinov3.lvd1689m",
+    "dinov3_vit7b16": "vit_7b_patch16_dinov3.lvd1689m",
+}
 
 
 class ConvStem(PatchEmbed):
     """Patch embedding by a stack of 3x3 convolutions instead of one linear map of each patch.
 
-    A tiny ViT on a small budget needs it: with a linear embedding it learns next to nothing in a few hundred
-    steps (Xiao et al. 2021, arXiv 2106.14881). Each convolution shrinks by a prime factor of the patch size (and is
-    as large as that factor where it is above 3, to skip no pixels); a 1x1 convolution gives the embedding. The input's
-    sides must be divisible by the patch size.
+    A tiny ViT on a small budget needs it: with a linear embedding it learns next to nothing in a
+    few hundred steps (Xiao et al. 2021, arXiv 2106.14881). Each convolution shrinks by a prime
+    factor of the patch size (and is as large as that factor where it is above 3, to skip no
+    pixels); a 1x1 convolution gives the embedding. The image's sides must be divisible by the
+    patch size.
     """
 
     def __init__(self, *args, patch_size=16, in_chans=3, embed_dim=768, bias=True, **kwargs):
-        super().__init__(*args, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim, bias=bias, **kwargs)
+        sizes = {"patch_size": patch_size, "in_chans": in_chans, "embed_dim": embed_dim}
+        super().__init__(*args, **sizes, bias=bias, **kwargs)
         if self.patch_size[0] != self.patch_size[1]:
             raise ValueError(f"the convolutional stem takes square patches, not {self.patch_size}")
-        layers, width = [], in_chans
         factors = _prime_factors(self.patch_size[0])
+        layers, width = [], in_chans
         for i, stride in enumerate(factors):
-            out = max(embed_dim // 2 ** (len(factors) - 1 - i), 16)
-            convolution = nn.Conv2d(width, out, max(3, stride), stride=stride, padding=1, bias=False)
-            layers += [convolution, nn.BatchNorm2d(out), nn.GELU()]
+            halvings = len(factors) - 1 - i
+            out = max(embed_dim // 2**halvings, 16)
+            kernel = max(3, stride)
+            layers += [
+                nn.Conv2d(width, out, kernel, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(out),
+                nn.GELU(),
+            ]
             width = out
         self.proj = nn.Sequential(*layers, nn.Conv2d(width, embed_dim, 1, bias=bias))
 
@@ -41,77 +73,72 @@ def _prime_factors(n):
 
 
 class Backbone(nn.Module):
-    """A timm model (`.model`, without classifier) with one interface to feature, patch tokens and grid.
+    """A timm model (`.model`, without classifier) with one interface to feature and patch tokens.
 
-    `feature_dim` is D. `patch_size` is (height, width) in pixels of one cell of the grid that `patch_tokens` gives.
+    Nothing is computed before it is asked for: wrapping a model neither runs nor changes it.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        # some models give their pooled feature another width than their map: ask once, at the model's own size
-        size = timm.data.resolve_model_data_config(model)["input_size"]
-        embed = getattr(model, "patch_embed", None)
-        # timm's config speaks of the pretrained weights, not of in_chans; the stem does
-        self.channels = channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), size[0])
-        size = (channels, *getattr(embed, "img_size", size[1:]))
-        probe = torch.zeros(1, *size, device=next(model.parameters()).device)
-        mode = model.training
-        with torch.no_grad():
-            model.eval()
-            self.feature_dim = self(probe).shape[1]
-            grid = self.patch_tokens(probe).shape[1:3]
-        model.train(mode)
-        self.patch_size = (size[1] // grid[0], size[2] // grid[1])
 
     @property
-    def has_cls(self):
+    def num_features(self) -> int:
+        """D, the width of the feature. Some models give it another width than their last map."""
+        return getattr(self.model, "head_hidden_size", self.model.num_features)
+
+    @property
+    def has_cls(self) -> bool:
         """Whether a CLS token gives the feature."""
         return getattr(self.model, "cls_token", None) is not None
 
-    def forward(self, x):
-        """(B, C, H, W) -> (B, D): the final-norm CLS token where there is one, else timm's pooled feature."""
-        if not self.has_cls:
-            return self.model.forward_head(self._features(x), pre_logits=True)
-        tokens = self._class_token(x) if self.training and self._plain() else self._features(x)
-        # models that pool by the mean keep their final norm in fc_norm, after the pool
-        return self._fc_norm(tokens[:, 0])
+    @property
+    def num_prefix_tokens(self) -> int:
+        """How many tokens (CLS and registers) stand before those of the patches."""
+        return getattr(self.model, "num_prefix_tokens", int(self.has_cls))
 
-    def patch_tokens(self, x):
-        """(B, C, H, W) -> (B, h, w, D): the last map, after the final norm, without CLS and register tokens."""
-        tokens = self._features(x)
-        if tokens.ndim == 4:
-            return tokens if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else tokens.permute(0, 2, 3, 1)
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of one cell of the grid that `patch_tokens` gives."""
+        stride = self.model.feature_info[-1]["reduction"]
+        embed = getattr(self.model, "patch_embed", None)
+        if isinstance(embed, PatchEmbed) and max(embed.patch_size) == stride:
+            return tuple(embed.patch_size)  # may be a rectangle
+        return stride, stride
+
+    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) in pixels -> (h, w) in patches."""
+        height, width = self.patch_size
+        return math.ceil(image_size[0] / height), math.ceil(image_size[1] / width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D): the final-norm CLS token, or timm's pooled feature without one.
+
+        ValueError on images that the model does not take.
+        """
+        features = self._features(x)
+        if not self.has_cls:
+            return self.model.forward_head(features, pre_logits=True)
+        return self._fc_norm(features[:, 0])
+
+    def patch_tokens(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, h, w, D): the last map, final-norm, without CLS and register tokens.
+
+        TypeError if the model gives no grid of patches, ValueError on images that it does not take.
+        """
+        features = self._features(x)
+        if torch.is_tensor(features) and features.ndim == 4:
+            channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+            return features if channels_last else features.permute(0, 2, 3, 1)
         grid = self.grid(x.shape[-2:])
-        patches = self._fc_norm(tokens[:, self.model.num_prefix_tokens :])
+        n_tokens = self.num_prefix_tokens + grid[0] * grid[1]
+        if not torch.is_tensor(features) or features.shape[1] != n_tokens:
+            raise TypeError(f"{type(self.model).__name__} gives no grid of patches, only a feature")
+        patches = self._fc_norm(features[:, self.num_prefix_tokens :])
         return patches.unflatten(1, grid)
 
-    def grid(self, image_size):
-        """(H, W) in pixels -> (h, w) in patches, for models that cut the image into patches."""
-        embed = self.model.patch_embed
-        if hasattr(embed, "dynamic_feat_size"):
-            return tuple(embed.dynamic_feat_size(tuple(image_size)))
-        return image_size[0] // embed.patch_size, image_size[1] // embed.patch_size  # XCiT
-
-    def _plain(self):
-        """Whether this is timm's plain ViT, in whose last block the CLS token can be computed alone."""
-        blocks = getattr(self.model, "blocks", ())
-        return (type(self.model) is VisionTransformer and len(blocks) > 1 and type(blocks[-1]) is Block
-                and type(blocks[-1].attn) is Attention and blocks[-1].attn.gate is None)
-
-    def _class_token(self, x):
-        """(B, C, H, W) -> (B, 1, D), `_features(x)[:, :1]`: the last block's other tokens are not read, so they skip
-        its MLP.
-
-        In training alone: elsewhere a hook on the last block may want to see all of it.
-        """
-        self._check(x)
-        [(patches, prefix)] = self.model.forward_intermediates(
-            x, [len(self.model.blocks) - 2], return_prefix_tokens=True, stop_early=True, output_fmt="NLC",
-            intermediates_only=True)
-        return self.model.norm(_class_token_block(self.model.blocks[-1], torch.cat([prefix, patches], 1)))
-
     def _fc_norm(self, tokens):
+        """Models that pool by the mean keep their final norm in fc_norm, after the pool."""
         return self.model.fc_norm(tokens) if hasattr(self.model, "fc_norm") else tokens
 
     def _features(self, x):
@@ -119,69 +146,84 @@ class Backbone(nn.Module):
         return self.model.forward_features(x)
 
     def _check(self, x):
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(f"images {tuple(x.shape)}: expected (B, {self.channels}, H, W)")
-        height, width = x.shape[-2:]
+        stem = next((m for m in self.model.modules() if isinstance(m, nn.Conv2d)), None)
+        channels = stem.in_channels if stem is not None else x.shape[1:2].numel()
+        known = channels in (1, 3)  # a few models rearrange the pixels before they convolve
+        if x.ndim != 4 or (known and x.shape[1] != channels):
+            raise ValueError(f"images {tuple(x.shape)}: expected (B, {channels}, H, W)")
         embed = getattr(self.model, "patch_embed", None)
-        if getattr(embed, "strict_img_size", False) and embed.img_size and (height, width) != tuple(embed.img_size):
+        if not isinstance(embed, PatchEmbed | ConvPatchEmbed):
+            return  # timm says itself what it does not take
+        size = tuple(x.shape[-2:])
+        own = getattr(embed, "img_size", None)
+        if getattr(embed, "strict_img_size", False) and own and size != tuple(own):
             raise ValueError(
-                f"{type(self.model).__name__} takes images of {tuple(embed.img_size)} only, got {(height, width)}: "
-                f"create it with img_size={(height, width)}, or make every view that size")
-        patch = getattr(embed, "patch_size", 1)
-        patch = (patch, patch) if isinstance(patch, int) else patch
-        if height % patch[0] or width % patch[1]:
-            raise ValueError(f"image sides {(height, width)} must be divisible by the patch size {tuple(patch)}")
+                f"{type(self.model).__name__} takes images of {tuple(own)} only, got {size}: "
+                f"create it with img_size={size}, or make every view that size"
+            )
+        patch = embed.patch_size
+        patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
+        if size[0] % patch[0] or size[1] % patch[1]:
+            raise ValueError(f"image sides {size} must be divisible by the patch size {patch}")
 
 
-def _class_token_block(block, x):
-    """timm's Block, (B, T, D) -> (B, 1, D): the CLS token asks, all tokens answer."""
-    attn = block.attn
-    q, k, v = attn.qkv(block.norm1(x)).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    q, k = attn.q_norm(q[:, :, :1]), attn.k_norm(k)
-    shares = attn.attn_drop((q * attn.scale @ k.transpose(-2, -1)).softmax(-1))  # (B, heads, 1, T)
-    update = attn.proj_drop(attn.proj(attn.norm((shares @ v).transpose(1, 2).flatten(2))))
-    x = x[:, :1] + block.drop_path1(block.ls1(update))
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-
-
-def create_backbone(name, *, pretrained=False, conv_stem=False, **timm_options):
+def create_backbone(
+    name: str, *, pretrained: bool = False, conv_stem: bool = False, **timm_options
+) -> Backbone:
     """A timm model by name, as a Backbone: `create_backbone("vit_small_patch16_224", img_size=96)`.
 
-    `timm_options` go to `timm.create_model` (img_size, patch_size, in_chans, drop_path_rate, ...). Models that can
-    take any image size are created so. `conv_stem` replaces a ViT's patch embedding by ConvStem. Raises ValueError
-    on an unknown name, naming the closest ones, and on options that the model refuses.
+    `timm_options` go to `timm.create_model` (img_size, patch_size, in_chans, drop_path_rate, ...).
+    Models that can take any image size are created so. `conv_stem` replaces a ViT's patch embedding
+    by ConvStem. Weights are float32. ValueError on an unknown name, naming the closest ones, and on
+    options that the model refuses.
     """
-    if not name.startswith("hf-hub:") and not timm.is_model(name):
-        import difflib
-
-        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        raise ValueError(f"timm has no model {name!r}; close names: {', '.join(close) or 'none'}")
+    at_a_hub = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+    if not (at_a_hub or timm.is_model(name)):
+        close = ", ".join(close_names(name)) or "none"
+        raise ValueError(f"timm has no model {name!r}; close names: {close}")
     if conv_stem:
         timm_options["embed_layer"] = ConvStem
     try:
-        try:
-            model = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **timm_options)
-        except TypeError as error:
-            if "dynamic_img_size" not in str(error):
-                raise
-            model = timm.create_model(name, pretrained=pretrained, num_classes=0, **timm_options)
-        return Backbone(model)
+        model = _create(name, pretrained, timm_options)
     except OSError:  # a download that fails
         raise
     except Exception as error:  # each model has its own way to refuse
-        raise ValueError(f"{name} refuses the options {timm_options}: {error}") from error
+        what = f"refuses the options {timm_options}" if timm_options else "can't be built"
+        raise ValueError(f"{name} {what}: {error}") from error
+    return Backbone(model.float())
 
 
-def backbone_of(model):
-    """The Backbone in a loaded teacher, a student or a teacher in training; a timm model gets one around it.
+def _create(name, pretrained, options):
+    options = {"pretrained": pretrained, "num_classes": 0, **options}
+    try:
+        return timm.create_model(name, dynamic_img_size=True, **options)
+    except TypeError as error:
+        if "dynamic_img_size" not in str(error):
+            raise
+    return timm.create_model(name, **options)
 
-    Goes down `.backbone` and `.model`. Raises TypeError where there is neither, nor a timm model.
+
+def close_names(name: str) -> list[str]:
+    """Up to three of timm's names that someone who wrote `name` may have meant."""
+    name = name.lower().removeprefix("facebook/").replace("-", "_")
+    for official in sorted(OFFICIAL, key=len, reverse=True):
+        if name.startswith(official):
+            return [OFFICIAL[official]]
+    found = difflib.get_close_matches(name, [*OFFICIAL, *timm.list_models()], n=3, cutoff=0.5)
+    return [OFFICIAL.get(close, close) for close in found]
+
+
+def backbone_of(model: object) -> Backbone:
+    """The Backbone in a loaded teacher, a student or a teacher in training, or around a timm model.
+
+    Goes down `.backbone` and `.model`. TypeError where there is neither, nor a timm model.
     """
     while not isinstance(model, Backbone):
         if hasattr(model, "forward_features"):
             return Backbone(model)
         inner = getattr(model, "backbone", getattr(model, "model", None))
         if inner is None:
-            raise TypeError(f"{type(model).__name__} is no timm model and has none as .backbone or .model")
+            name = type(model).__name__
+            raise TypeError(f"{name} is no timm model and has none as .backbone or .model")
         model = inner
     return model

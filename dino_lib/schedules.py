@@ -10,7 +10,9 @@ from numbers import Integral
 import numpy as np
 
 
-def cosine_schedule(base, final, total_steps, *, warmup_steps=0, start=0.0):
+def cosine_schedule(
+    base: float, final: float, total_steps: int, *, warmup_steps: int = 0, start: float = 0.0
+) -> np.ndarray:
     """Linear warm-up from `start` to `base`, then half a cosine from `base` towards `final`.
 
     With N = total_steps - warmup_steps and i = 0 .. N-1, the cosine part is
@@ -20,18 +22,23 @@ def cosine_schedule(base, final, total_steps, *, warmup_steps=0, start=0.0):
     the run, on a fraction of a step and on values that are not finite.
     """
     if not (isinstance(total_steps, Integral) and isinstance(warmup_steps, Integral)):
-        raise ValueError(f"total_steps={total_steps} and warmup_steps={warmup_steps} must be whole numbers")
+        steps = f"total_steps={total_steps} and warmup_steps={warmup_steps}"
+        raise ValueError(f"{steps} must be whole numbers")
     if not np.isfinite([base, final, start]).all():
         raise ValueError(f"base={base}, final={final} and start={start} must be finite")
     if not 0 <= warmup_steps <= total_steps:
-        raise ValueError(f"warmup_steps={warmup_steps} must lie between 0 and total_steps={total_steps}")
+        raise ValueError(
+            f"warmup_steps={warmup_steps} must lie between 0 and total_steps={total_steps}"
+        )
     warmup = np.linspace(start, base, warmup_steps)
     n = total_steps - warmup_steps
     cosine = final + 0.5 * (base - final) * (1 + np.cos(np.pi * np.arange(n) / max(n, 1)))
     return np.concatenate([warmup, cosine])
 
 
-def linear_warmup(start, final, total_steps, warmup_steps):
+def linear_warmup(
+    start: float, final: float, total_steps: int, warmup_steps: int
+) -> np.ndarray:
     """Linear from `start` to `final` over `warmup_steps`, then constant: the teacher temperature.
 
     Returns a float64 array of shape (total_steps,); a warm-up longer than the run is cut off.
@@ -40,10 +47,12 @@ def linear_warmup(start, final, total_steps, warmup_steps):
     return np.concatenate([warmup, np.full(total_steps - len(warmup), float(final))])
 
 
-def half_life(momentum):
+def half_life(momentum: float) -> float:
     """Steps after which an old weight counts half in the teacher: log(1/2) / log(momentum).
 
-    0.99 -> 69, 0.996 -> 173, 0.9995 -> 1386. Infinite at momentum 1. Raises ValueError outside 0 < m <= 1.
+    0.99 -> 69, 0.996 -> 173, 0.9995 -> 1386. Infinite at momentum 1.
+
+    Raises ValueError outside 0 < m <= 1.
     """
     if not 0 < momentum <= 1:
         raise ValueError(f"momentum={momentum} must lie in (0, 1]")

@@ -6,7 +6,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from dino_lib.augment import BatchMultiCrop, view_uniforms
+from dino_lib.data.batch_views import BatchMultiCrop, view_uniforms
 from dino_lib.data.images import PHOTOS, FolderOfImages
 from dino_lib.data.loaders import multicrop_settings
 from dino_lib.data.shapes import Shapes

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dino_lib.augment import BatchMultiCrop, MultiCrop, view_uniforms
+from dino_lib.augment import MultiCrop
+from dino_lib.data.batch_views import BatchMultiCrop, view_uniforms
 from dino_lib.data.datasets import STORES, decode_store, open_dataset
 from dino_lib.data.images import InputError, SkipUnreadable, report_skipped
 

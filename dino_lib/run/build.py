@@ -56,9 +56,9 @@ def build_student(config):
     backbone = build_backbone(config)
     backbone.requires_grad_(config.train_backbone).train(config.train_backbone)  # frozen: batch norm's buffers too
     if config.head == "original":
-        head = OriginalHead(backbone.feature_dim, config.out_dim, hidden_dim=config.hidden_dim)
+        head = OriginalHead(backbone.num_features, config.out_dim, hidden_dim=config.hidden_dim)
         return MultiCropModel(backbone, head)
-    head = DINOHead(backbone.feature_dim, config.out_dim, hidden_dim=config.hidden_dim, n_layers=config.head_layers,
+    head = DINOHead(backbone.num_features, config.out_dim, hidden_dim=config.hidden_dim, n_layers=config.head_layers,
                     bottleneck_dim=config.bottleneck_dim, use_bn=config.use_bn, norm_last_layer=config.norm_last_layer)
     return MultiCropModel(backbone, head)
 

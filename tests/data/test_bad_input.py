@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_lib.augment import BatchMultiCrop, MultiCrop
+from dino_lib.augment import MultiCrop
+from dino_lib.data.batch_views import BatchMultiCrop
 from dino_lib.backbone import create_backbone
 from dino_lib.data.datasets import decode_store, open_dataset
 from dino_lib.data.images import FolderOfImages, InputError, read_image
@@ -182,7 +183,7 @@ CALLS = {
     "a hue of a whole turn": (
         lambda f: BatchMultiCrop(color_jitter=(0, 0, 0, 1)), ValueError, "hue, the last, at most 0.5"),
     "a size with a fraction": (
-        lambda f: MultiCrop(global_size=22.5), ValueError, "sizes (22.5, 96) must be whole numbers"),
+        lambda f: MultiCrop(global_size=22.5), ValueError, "global_size=22.5 must be a whole number"),
     "an array": (lambda f: MultiCrop()(np.zeros((24, 24, 3))), ValueError, "expected a PIL image or a uint8 tensor"),
     "a float image": (lambda f: MultiCrop()(rows(3, 24, 24)), ValueError, "expected a PIL image or a uint8 tensor"),
     "a grey image": (lambda f: MultiCrop()(Image.new("L", (24, 24))), ValueError, "with 3 channels"),

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_lib.augment import BatchMultiCrop, MultiCrop, view_uniforms
+from dino_lib.augment import MultiCrop
+from dino_lib.data.batch_views import BatchMultiCrop, view_uniforms
 from dino_lib.data.loaders import (
     StoreViews,
     WorkerViews,

@@ -7,8 +7,9 @@ from scipy.stats import ks_2samp, kstest
 from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as F
 
-from dino_lib import augment
-from dino_lib.augment import CROP_TRIES, IMAGENET, BatchMultiCrop, MultiCrop, crop_boxes, view_uniforms
+from dino_lib.augment import IMAGENET, MultiCrop
+from dino_lib.data import batch_views
+from dino_lib.data.batch_views import CROP_TRIES, WIDTHS, BatchMultiCrop, crop_boxes, view_uniforms
 from dino_lib.data.shapes import Shapes
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # views in [0, 1]
@@ -62,8 +63,8 @@ def in_floats(image, box, size):
 
 
 @pytest.mark.parametrize(("way", "reference", "levels"), [
-    (augment._crop_resize_flip, by_pil, 2.01),  # weights of 16 bits here, of 22 there: few pixels differ at all
-    (augment._crop_resize_flip_by_products, in_floats, 0.51),  # rounded to whole levels
+    (batch_views.crops, by_pil, 2.01),  # weights of 16 bits here, of 22 there: few pixels differ at all
+    (batch_views.crops_by_products, in_floats, 0.51),  # rounded to whole levels
 ])
 @pytest.mark.parametrize("size", [8, 24, 48, 50, 96])
 @pytest.mark.parametrize("flip", [False, True])
@@ -71,7 +72,7 @@ def in_floats(image, box, size):
 def test_crop_resize_flip_is_the_references(way, reference, levels, size, flip, channels):
     x = as_uint8(textured(len(BOXES), 37, 52, channels=channels))
     flips, chosen = torch.tensor([flip, not flip] * 3), torch.tensor([2, 0, 2, 1, 5, 0])
-    views = way(x, chosen, torch.tensor(BOXES).float(), size, flips)
+    views = way(x, chosen, torch.tensor(BOXES).float(), flips, size)
     assert views.dtype == torch.float32 and views.is_contiguous()
     torch.testing.assert_close(views * 255, (views * 255).round(), rtol=0, atol=1e-3)
     for i, box, view, flipped in zip(chosen, BOXES, views, flips, strict=True):
@@ -151,10 +152,10 @@ def test_each_kind_of_view_has_its_size_and_its_share_of_the_image(kind):
 
 FACTORS = torch.tensor([0.0, 0.6, 0.8, 1.0, 1.4])
 OPERATIONS = [
-    (augment._brightness_, F.adjust_brightness, FACTORS),
-    (augment._contrast_, F.adjust_contrast, FACTORS),
-    (augment._saturation_, F.adjust_saturation, FACTORS),
-    (augment._hue_, F.adjust_hue, torch.tensor([-0.5, -0.1, 0.0, 0.1, 0.37])),
+    (batch_views.adjust_brightness, F.adjust_brightness, FACTORS),
+    (batch_views.adjust_contrast, F.adjust_contrast, FACTORS),
+    (batch_views.adjust_saturation, F.adjust_saturation, FACTORS),
+    (batch_views.adjust_hue, F.adjust_hue, torch.tensor([-0.5, -0.1, 0.0, 0.1, 0.37])),
 ]
 
 
@@ -176,27 +177,32 @@ def test_colour_operation_on_grey_images_is_torchvisions(ours, theirs, factors):
 
 def test_gray_is_torchvisions():
     x = textured(2, 16, 20)
-    torch.testing.assert_close(augment._gray(x), F.rgb_to_grayscale(x), rtol=0, atol=1e-4)
+    torch.testing.assert_close(batch_views.gray(x), F.rgb_to_grayscale(x), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [8, 12, 24, 96])
 def test_blur_is_torchvisions(size):
     x, sigmas = textured(4, size, size), torch.tensor([0.1, 0.5, 1.3, 2.0])
-    for image, sigma, y in zip(x, sigmas.tolist(), augment._blur(x, sigmas), strict=True):
+    for image, sigma, y in zip(x, sigmas.tolist(), batch_views.blur(x, sigmas), strict=True):
         expected = F.gaussian_blur(image, [13, 13], [sigma, sigma])  # three sigmas of 2 to each side
         torch.testing.assert_close(y, expected, rtol=0, atol=1e-4)
 
 
 def test_jitter_draws_strengths_and_orders_image_by_image():
     """torchvision's functions, one after the other, in the order and with the factors that the uniforms stand for."""
-    x, order, strength = textured(30, 16, 16), rand(30, 4, seed=1), rand(30, 4, seed=2)
-    steps = order.argsort(1)
-    steps[::7] = -1  # these are not jittered
-    out = BatchMultiCrop(color_jitter=(1.5, 0.4, 0.3, 0.1))._jitter(x.clone(), steps, strength)
-    low, high = torch.tensor([0.0, 0.6, 0.7, -0.1]), torch.tensor([2.5, 1.4, 1.3, 0.1])  # 1 - 1.5 stops at 0
-    for image, own, factors, y in zip(x, steps.tolist(), low + (high - low) * strength, out, strict=True):
-        for k in own:
-            image = image if k < 0 else OPERATIONS[k][1](image, factors[k].item())
+    images = as_uint8(textured(30, 16, 16))
+    multicrop = BatchMultiCrop(16, 16, 0, **{**NO_COLOUR, "color_jitter": (1.5, 0.4, 0.3, 0.1)}, **WHOLE, **PLAIN)
+    uniforms = rand(30, multicrop.n_uniforms, seed=1)
+    draws = batch_views.Draws(*uniforms.split(WIDTHS * 2, dim=1)[: len(WIDTHS)])  # views into it: the first view's
+    draws.tries[:], draws.flip[:], draws.jitter[:] = 0.5, 0.9, 0.0
+    draws.jitter[::7] = 0.81  # these are not jittered
+    view = multicrop(images, uniforms=uniforms)[0]
+    steps, low, high = draws.order.argsort(1), [0.0, 0.6, 0.7, -0.1], [2.5, 1.4, 1.3, 0.1]  # 1 - 1.5 stops at 0
+    low, high = torch.tensor(low), torch.tensor(high)
+    factors = low + (high - low) * draws.strength
+    for i, (image, y) in enumerate(zip(images.float() / 255, view, strict=True)):
+        for k in steps[i].tolist() if i % 7 else []:
+            image = OPERATIONS[k][1](image, factors[i, k].item())
         torch.testing.assert_close(y, image, rtol=0, atol=1e-3)
     assert len({tuple(own) for own in steps.tolist()}) > 12
 
@@ -260,7 +266,7 @@ def test_operations_are_drawn_independently_of_each_other_and_of_the_other_views
     candidates += [torch.where(c >= 128 / 255, 1 - c, c) for c in candidates]
     candidates = torch.stack(candidates + [c.flip(-1) for c in candidates])  # (flip, solarize, gray) as a number
     for v, view in enumerate(views):
-        soft = [augment._blur(y, torch.full((len(y),), 2.0)).flatten(1) for y in (view, candidates)]
+        soft = [batch_views.blur(y, torch.full((len(y),), 2.0)).flatten(1) for y in (view, candidates)]
         best = torch.cdist(*soft).argmin(1)
         flags += [best % 2 == 1, best >= 4]
         if "blur_p" in more:
@@ -277,7 +283,7 @@ def test_blur_sigmas_fill_their_range_evenly():
     point[:, 8, 8] = 1
     views, _ = whole_views(BatchMultiCrop, 1500, point, blur_p=(1.0, 0.0, 0.0))
     sigmas = torch.linspace(0.1, 2.0, 2000)
-    peaks = augment._blur(point.expand(2000, -1, -1, -1), sigmas).amax((1, 2, 3))  # falls as sigma rises
+    peaks = batch_views.blur(point.expand(2000, -1, -1, -1), sigmas).amax((1, 2, 3))  # falls as sigma rises
     drawn = sigmas[torch.searchsorted(peaks.flip(0), views[0].amax((1, 2, 3))).sub(1999).neg().clamp(0, 1999)]
     drawn = drawn[drawn > 0.35]  # below it the peak is 1, whatever the sigma
     assert len(drawn) / 1500 == pytest.approx(1.65 / 1.9, abs=0.04)
@@ -360,7 +366,7 @@ def test_reproducible_from_a_generator():
 def test_views_of_an_image_do_not_depend_on_its_batch():
     images = as_uint8(textured(6, 40, 40))
     multicrop = BatchMultiCrop(global_size=32, local_size=16, n_local=2)
-    assert multicrop.n_uniforms == 4 * (2 * CROP_TRIES + 16)
+    assert multicrop.n_uniforms == 4 * sum(WIDTHS) == 4 * (2 * CROP_TRIES + 16)
     together = multicrop(images, uniforms=view_uniforms(3, 2, range(10, 16), multicrop.n_uniforms))
     for part in ([4], [5, 0, 3]):
         alone = multicrop(images[part], uniforms=view_uniforms(3, 2, [10 + i for i in part], multicrop.n_uniforms))
@@ -454,7 +460,8 @@ def test_defaults_are_the_papers():
     ({"gray_p": 1.2}, "gray_p"),
     ({"solarize_p": -0.1}, "solarize_p"),
     ({"blur_p": (1.0, 0.1, 1.5)}, "blur_p"),
-    ({"blur_p": (1.0, 0.1)}, "3 entries"),
+    ({"blur_p": (1.0, 0.1)}, r"blur_p=\(1.0, 0.1\) must hold 3"),
+    ({"gray_p": (0.1, 0.2)}, r"gray_p=\(0.1, 0.2\) must be a prob"),
     ({"color_jitter": (0.4, 0.4, 0.2)}, "color_jitter"),
     ({"color_jitter": (0.4, -0.4, 0.2, 0.1)}, "color_jitter"),
     ({"mean": (0.5,)}, "mean"),
@@ -465,6 +472,24 @@ def test_defaults_are_the_papers():
 def test_wrong_settings_are_refused(kind, settings, message):
     with pytest.raises(ValueError, match=message):
         kind(**settings)
+
+
+@both
+def test_views_are_float32_whatever_torchs_default(kind, double_by_default):
+    images = as_uint8(textured(4, 40, 40).float())
+    views = many_views(kind, images, global_size=32, local_size=16, n_local=2)
+    assert {view.dtype for view in views} == {torch.float32}
+
+
+def test_the_largest_tensor_on_the_way_is_bounded():
+    """Of large pictures fewer views are made at a time; none is left out."""
+    for shape in ((2, 3, 64, 64), (2, 3, 4000, 3000), (2, 1, 64, 64)):
+        for device in ("cpu", "meta"):  # a GPU's way
+            images = torch.empty(shape, dtype=torch.uint8, device=device)
+            n = batch_views.views_at_once(images, 224)
+            numbers = 224 * 224 if device == "cpu" else max(224, shape[2]) * max(224, shape[3])
+            limit = batch_views.CPU_CHUNK if device == "cpu" else batch_views.GPU_CHUNK
+            assert n == max(1, limit // (shape[1] * numbers))
 
 
 @pytest.mark.parametrize("images", [

@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
 from torch import nn
 
-from dino_lib.backbone import Backbone, ConvStem, create_backbone
+from dino_lib.backbone import OFFICIAL, ConvStem, backbone_of, close_names, create_backbone
+from dino_lib.head import MultiCropModel
 
 VIT = {"img_size": 64, "depth": 2, "embed_dim": 32, "num_heads": 2}
 SWIN = {"img_size": 64, "window_size": 2, "depths": (1, 1), "num_heads": (2, 4), "embed_dim": 16}
@@ -43,7 +46,7 @@ def family(request):
 @torch.no_grad()
 def test_feature_is_timms_own_at_every_size(family):
     backbone, cell, width = family
-    assert backbone.feature_dim == width and backbone.patch_size == (cell, cell)
+    assert backbone.num_features == width and backbone.patch_size == (cell, cell)
     for height, wide in [(64, 64), (32, 64)]:
         x = images(2, 3, height, wide)
         y = backbone(x)
@@ -112,48 +115,6 @@ def test_cls_token_of_a_model_that_pools_by_the_mean_is_normalised():
     assert not torch.allclose(backbone(x), backbone.model(x), atol=0.1)
 
 
-@pytest.mark.parametrize(("name", "more"), [
-    ("vit_tiny_patch16_224", {"depth": 3}),
-    ("vit_tiny_patch16_224", {"qk_norm": True, "init_values": 0.1, "drop_path_rate": 0.5}),
-    ("vit_small_patch14_reg4_dinov2", {"patch_size": 16}),
-    ("vit_base_patch16_clip_224", {}),  # a norm before the blocks
-    ("vit_wee_patch16_reg1_gap_256", {"class_token": True, "global_pool": "token"}),
-])
-@pytest.mark.parametrize("recompute", [False, True])
-def test_class_token_alone_is_the_class_token_of_all(name, more, recompute, monkeypatch):
-    """Value and gradients of the shorter way through the last block, in training mode."""
-    torch.manual_seed(0)
-    backbone = create_backbone(name, **{**VIT, **more})
-    backbone.model.set_grad_checkpointing(recompute)
-    x, weight, found = images(3, 3, 32, 64), images(3, backbone.feature_dim, seed=1), []
-    asked = []
-    backbone.model.blocks[-1].mlp.register_forward_pre_hook(lambda module, args: asked.append(args[0].shape[1]))
-    for plain in (True, False):
-        assert backbone._plain()
-        with monkeypatch.context() as patch:
-            if not plain:
-                patch.setattr(Backbone, "_plain", lambda self: False)
-            torch.manual_seed(1)  # drop path
-            backbone.zero_grad()
-            y = backbone(x)
-            (y * weight).sum().backward()
-        found.append([y, *(torch.zeros(1) if p.grad is None else p.grad.clone() for p in backbone.parameters())])
-    backbone.eval()(x)
-    tokens = 8 + backbone.model.num_prefix_tokens
-    assert asked == ([1, tokens] if not recompute else [1, tokens, tokens]) + [tokens]
-    for short, full in zip(*found, strict=True):
-        torch.testing.assert_close(short, full, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "vit_small_patch16_dinov3"])
-@torch.no_grad()
-def test_other_vits_go_the_whole_way_in_training_too(name):
-    backbone = create_backbone(name, **VIT).train()
-    x = images(2, 3, 64, 64)
-    assert not backbone._plain() and backbone.has_cls
-    torch.testing.assert_close(backbone(x), backbone._fc_norm(backbone.model.forward_features(x)[:, 0]))
-
-
 @pytest.mark.parametrize("family", GREY)
 @torch.no_grad()
 def test_grey_images(family):
@@ -198,12 +159,26 @@ def test_conv_stem_takes_its_options_through_the_model():
 
 # --- construction -----------------------------------------------------------------------------------------------
 
-def test_construction_leaves_mode_and_running_statistics_alone():
-    backbone = build("resnet")
-    assert backbone.model.training and all(m.training for m in backbone.modules())
-    norms = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert all(n.num_batches_tracked == 0 and n.running_mean.abs().sum() == 0 for n in norms) and norms
-    assert not Backbone(backbone.model.eval()).model.training
+def test_a_backbone_around_a_model_neither_runs_nor_changes_it():
+    model, runs = timm.create_model("resnet18", num_classes=0), []
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.eval().register_forward_pre_hook(lambda module, args: runs.append("model"))
+    model.conv1.register_forward_pre_hook(lambda module, args: runs.append("first layer"))
+    backbone = backbone_of(model)
+    assert (backbone.num_features, backbone.patch_size, backbone.has_cls) == (512, (32, 32), False)
+    assert backbone.grid((64, 96)) == (2, 3) and backbone.model is model
+    assert not runs and not model.training
+    after = model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_the_backbone_inside_anything():
+    backbone = build("vit")
+    student = MultiCropModel(backbone, nn.Identity())
+    assert backbone_of(backbone) is backbone and backbone_of(student) is backbone
+    assert backbone_of(SimpleNamespace(model=backbone)) is backbone  # as a loaded teacher holds it
+    with pytest.raises(TypeError, match="Linear is no timm model"):
+        backbone_of(nn.Linear(2, 2))
 
 
 def test_there_is_no_classifier():
@@ -238,9 +213,31 @@ def test_fixed_size_family_names_img_size():
         backbone(images(1, 3, 64, 96))
 
 
-def test_unknown_name_suggests():
-    with pytest.raises(ValueError, match="no model 'vit_tiny_patch16_24'; close names: vit_tiny_patch16_224"):
-        create_backbone("vit_tiny_patch16_24")
+@pytest.mark.parametrize(("name", "close"), [
+    ("vit_tiny_patch16_24", "vit_tiny_patch16_224"),
+    ("dino_vits16", "vit_small_patch16_224.dino"),
+    ("dino_vitb8", "vit_base_patch8_224.dino"),
+    ("dino-vits8", "vit_small_patch8_224.dino"),
+    ("facebook/dino-vitb16", "vit_base_patch16_224.dino"),
+    ("vits16", "vit_small_patch16_224.dino"),
+    ("dinov2_vitl14", "vit_large_patch14_dinov2.lvd142m"),
+    ("dinov2_vitg14_reg_lc", "vit_giant_patch14_reg4_dinov2.lvd142m"),
+    ("facebook/dinov3-vits16-pretrain-lvd1689m", "vit_small_patch16_dinov3.lvd1689m"),
+])
+def test_unknown_names_suggest_what_was_meant(name, close):
+    with pytest.raises(ValueError, match=f"no model '{name}'; close names: .*{close}"):
+        create_backbone(name)
+    assert len(close_names(name)) <= 3
+
+
+def test_the_official_names_stand_for_weights_that_timm_has():
+    assert set(OFFICIAL.values()) <= set(timm.list_pretrained())
+
+
+def test_weights_are_float32_whatever_torchs_default(double_by_default):
+    backbone = build("vit").train()
+    assert {p.dtype for p in backbone.parameters()} == {torch.float32}
+    assert backbone(images(2, 3, 64, 64).float()).dtype == torch.float32
 
 
 @pytest.mark.parametrize(("name", "options", "message"), [

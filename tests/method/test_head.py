@@ -115,11 +115,17 @@ def test_gain_is_frozen_where_the_last_layer_is_normalised(norm_last_layer):
             assert p.grad.abs().sum() > 0, name
 
 
-def test_last_layer_parameters():
-    head, original = small_head(), OriginalHead(6, 9, hidden_dim=8)
-    assert [id(p) for p in head.last_layer_parameters()] == [id(head.directions), id(head.gain)]
-    last = linears(original)[-1]
-    assert [id(p) for p in original.last_layer_parameters()] == [id(last.weight), id(last.bias)]
+@pytest.mark.parametrize("head", [small_head(norm_last_layer=False), OriginalHead(10, 7, hidden_dim=12)])
+def test_the_last_layer_is_what_makes_the_logits_and_nothing_before(head):
+    """With the last layer's parameters changed, only the prototypes differ: the bottleneck is the same."""
+    x, last = randn(6, 10), {id(p) for p in head.last_layer_parameters()}
+    inside = [p for p in head.parameters() if id(p) not in last]
+    assert sum(p.numel() for p in head.last_layer_parameters()) in (7 * 5 + 7, 7 * 12 + 7)
+    before = head(x)
+    with torch.no_grad():
+        for p in head.last_layer_parameters():
+            p.add_(randn(*p.shape, seed=9))
+    assert not torch.allclose(head(x), before, atol=1e-3) and len(inside) + 2 == len(list(head.parameters()))
 
 
 @pytest.mark.parametrize("head", [small_head(), OriginalHead(10, 7, hidden_dim=12)])

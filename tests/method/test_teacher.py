@@ -12,7 +12,7 @@ def tiny_student(name="vit_tiny_patch16_224", **options):
     if name.startswith("vit"):
         options = {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2, **options}
     backbone = create_backbone(name, **options)
-    return MultiCropModel(backbone, DINOHead(backbone.feature_dim, 16, hidden_dim=24, bottleneck_dim=8, use_bn=True))
+    return MultiCropModel(backbone, DINOHead(backbone.num_features, 16, hidden_dim=24, bottleneck_dim=8, use_bn=True))
 
 
 def with_random_parameters(model, seed):

@@ -224,7 +224,7 @@ def test_the_configs_backbone_has_its_options_channels_and_drop_path(tiny):
     backbone = build_backbone(config)
     assert [getattr(block.drop_path1, "drop_prob", 0.0) for block in backbone.model.blocks] == pytest.approx(
         [0.0, 0.15, 0.3])
-    assert (backbone.feature_dim, backbone.patch_size) == (16, (6, 6))
+    assert (backbone.num_features, backbone.patch_size) == (16, (6, 6))
     stem = build_backbone(dataclasses.replace(tiny, conv_stem=True, mean=(0.5,), std=(0.5,)))
     assert type(stem.model.patch_embed).__name__ == "ConvStem" and stem(torch.zeros(1, 1, 24, 24)).shape == (1, 16)
     assert "drop_path_rate" not in config.backbone_options  # the settings are not touched

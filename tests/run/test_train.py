@@ -270,7 +270,7 @@ def test_every_family_of_backbones_trains(tiny, pictures, family):
     teacher, history = train(config, pictures)
     assert [record["step"] for record in history] == [1, 2]
     assert all(math.isfinite(record["loss"]) for record in history)
-    assert teacher.model(torch.zeros(2, len(config.mean), 32, 32)).shape == (2, teacher.model.feature_dim)
+    assert teacher.model(torch.zeros(2, len(config.mean), 32, 32)).shape == (2, teacher.model.num_features)
     start = build_student(config).backbone.state_dict()
     assert not all(torch.equal(value, start[name]) for name, value in teacher.model.state_dict().items())
 
