@@ -21,9 +21,6 @@ W bounds a weight's distance from the teacher's: AdamW moves it by about lr (1 +
 W <- momentum * (W + that). The size of the weights is about 0.05 (0.055 in the demo).
 """
 
-import contextlib
-import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -36,6 +33,7 @@ import torch
 
 from dino_lib.run.build import build_schedules, pick_device, pick_precision
 from dino_lib.run.config import Config
+from dino_lib.run.history import read_history, versions
 
 # name: (what it is likely due to, what to change, the notebook and its section)
 ADVICE = {
@@ -151,42 +149,6 @@ def _schedule_findings(lr, momentum):
         yield "momentum", 1, f"too high: after the {n} updates {start:.0%} of the teacher would still be its start"
     elif np.median(momentum) < 0.5:
         yield "momentum", 1, f"too low: at {np.median(momentum):.2g} the teacher is hardly more than the student's copy"
-
-
-@torch.no_grad()
-def feature_rank(features):
-    """RankMe (Garrido et al. 2023) of features (N, D): e^(entropy of their singular values), 1 to min(N, D)."""
-    z = features.detach().cpu().double()
-    gram = z @ z.T if len(z) < z.shape[1] else z.T @ z  # its eigenvalues are the squares, and it is the smaller matrix
-    values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
-    return torch.special.entr(values / values.sum()).sum().exp().item()
-
-
-def read_history(folder):
-    """The lines of a run's history.jsonl as a list of dicts; a last line that was cut short is left out.
-
-    Raises ValueError on any other line that holds no step.
-    """
-    path, records = Path(folder) / "history.jsonl", []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for i, line in enumerate(lines, 1):
-        record = None
-        with contextlib.suppress(ValueError):
-            record = json.loads(line)
-        if isinstance(record, dict) and "step" in record:
-            records.append(record)
-        elif i < len(lines):
-            raise ValueError(f"{path}, line {i} is no line of a history: {line[:60]!r}. Remove it")
-    return records
-
-
-def versions():
-    """Python's and the packages' versions, by name."""
-    found = {"python": platform.python_version()}
-    for name in ("dino-lib", "torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def environment():
