@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 
 from dino_lib.data.shapes import Shapes
-from dino_lib.run.config import PRESETS
-from dino_lib.run.doctor import ADVICE, diagnose, read_history
+from dino_lib.run.presets import PRESETS
+from dino_lib.run.doctor import ADVICE, diagnose
+from dino_lib.run.history import read_history
 from dino_lib.run.train import Trainer
 
 SMALL = replace(

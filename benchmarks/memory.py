@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dino_lib.run.config import PRESETS
+from dino_lib.run.presets import PRESETS
 from dino_lib.run.train import Trainer
 
 SMALL = replace(

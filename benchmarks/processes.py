@@ -19,7 +19,7 @@ import torch
 import torch.multiprocessing
 
 from dino_lib.data.shapes import Shapes
-from dino_lib.run.config import PRESETS
+from dino_lib.run.presets import PRESETS
 from dino_lib.run.processes import process_group
 from dino_lib.run.train import Trainer
 

@@ -22,7 +22,8 @@ from PIL import Image
 from dino_lib.data.shapes import Shapes
 from dino_lib.measure.evaluate import extract_features
 from dino_lib.run.build import build_student, pick_precision
-from dino_lib.run.config import PRESETS, Config
+from dino_lib.run.config import Config
+from dino_lib.run.presets import PRESETS
 from dino_lib.run.profile import clock, count_flops, product_ceiling
 from dino_lib.run.train import Trainer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from dino_lib.run.checkpoint import load_newest, save_checkpoint, write_atomically
-from dino_lib.run.doctor import read_history, versions
+from dino_lib.run.history import read_history, versions
 from dino_lib.run.teacher_file import save_teacher
 
 

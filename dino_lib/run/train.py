@@ -1,29 +1,15 @@
-"""Train, from Python or the command line: `python -m dino_lib.run.train --preset demo`. The loop is in trainer.py."""
+"""Train, from Python; `dino train` does it from the command line. The loop is in trainer.py."""
 
-import argparse
-import contextlib
-import dataclasses
-import io
 import os
-import re
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
-import tyro
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from dino_lib.data.images import InputError
-from dino_lib.run.config import PRESETS, Config
-from dino_lib.run.doctor import read_history
-from dino_lib.run.processes import LOST, process_group
-from dino_lib.run.profile import report
+from dino_lib.run.history import read_history
+from dino_lib.run.processes import process_group
 from dino_lib.run.teacher_file import read_teacher
 from dino_lib.run.trainer import Trainer
-
-EXPECTED = (ValueError, OSError, MemoryError, FloatingPointError, InputError)  # their message says it all
 
 
 def train(config, dataset=None, *, on_log=None):
@@ -78,54 +64,3 @@ def _one_of(rank, processes, meet, config):
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     with process_group(config, rank, init_method=meet, rank=rank, world_size=processes):
         Trainer(config).run()
-
-
-def parse_args(argv):
-    """The Config that a command line describes: `--preset NAME` first, then any setting by its name."""
-    parser = argparse.ArgumentParser("error", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", choices=list(PRESETS), default="demo")
-    preset, rest = parser.parse_known_args(argv)
-    if any(flag in rest for flag in ("-h", "--help")):
-        print(f"--preset {{{','.join(PRESETS)}}} sets the defaults of all options below; now: {preset.preset}\n"
-              "--profile trains nothing: it says where a step's time goes, and what to change\n")
-    said = io.StringIO()  # what tyro has to say stands in a box of several lines
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(Config, default=PRESETS[preset.preset], args=rest, prog="python -m dino_lib.run.train",
-                            config=(tyro.conf.FlagConversionOff,))
-    finally:
-        words = " ".join(re.sub(r"[^\x20-\x7e]", " ", said.getvalue()).split())
-        if words:
-            print(f"error: {words}", file=sys.stderr)
-
-
-def main(argv=None):
-    """The command line; exits with 2 and one line on wrong settings or data, with a traceback on anything else."""
-    rank, several = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) > 1
-    who = f"rank {rank}: " if several else ""
-    try:
-        words = argv if argv is not None else sys.argv[1:]
-        config = parse_args([word for word in words if word != "--profile"])
-        with process_group(config, rank) if several else contextlib.nullcontext():
-            if "--profile" in words:
-                return print(report(Trainer(dataclasses.replace(config, eval_every=0))))
-            Trainer(config).run()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        if several and LOST.search(str(error)):
-            print(f"{who}stopped, since another process has ended", file=sys.stderr)
-            time.sleep(1.5)  # torchrun takes the first to leave for the one at fault
-            sys.exit(1)
-        print(f"{who}error: {error or type(error).__name__}", file=sys.stderr)
-        if several:
-            get_error_handler().record_exception(error)  # torchrun ends with it
-        if not isinstance(error, EXPECTED):
-            raise
-        sys.exit(2)
-    if rank == 0:
-        print(f"{config.output_dir}: teacher.safetensors, history.jsonl, config.json, checkpoints/")
-
-
-if __name__ == "__main__":
-    main()

@@ -25,15 +25,15 @@ from dino_lib.run.build import (
     build_schedules,
     build_student,
     check_sizes,
-    keep_freed_memory,
     parameter_groups,
     pick_device,
     pick_kernels,
     pick_precision,
 )
 from dino_lib.run.config import Config
-from dino_lib.run.doctor import diagnose, feature_rank
+from dino_lib.run.doctor import diagnose
 from dino_lib.run.folder import RunFolder
+from dino_lib.run.history import feature_rank
 from dino_lib.run.processes import between_steps
 from dino_lib.run.teacher_file import read_teacher
 from dino_lib.run.trackers import open_tracker
@@ -59,8 +59,6 @@ class Trainer(RunFolder):
         there = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):
             raise ValueError(f"output_dir={config.output_dir}: {there} is not a folder that can be written to")
-        if self.device.type == "cpu":
-            keep_freed_memory()
         self.student = build_student(config).to(self.device)
         check_sizes(config, self.student.backbone)  # before hours of decoding
         if self.world > 1 and dataset is None:  # one process a machine downloads, the others find it there

@@ -22,8 +22,9 @@ from dino_lib.measure.attention import cls_attention, mass_mask
 from dino_lib.measure.evaluate import extract_features, jaccard, knn_predict
 from dino_lib.run import doctor, train
 from dino_lib.run.checkpoint import load_newest
-from dino_lib.run.config import PRESETS, Config
-from dino_lib.run.doctor import read_history
+from dino_lib.run.config import Config
+from dino_lib.run.presets import PRESETS
+from dino_lib.run.history import read_history
 from dino_lib.schedules import cosine_schedule
 from dino_lib.teacher import ema_update, make_teacher
 from dino_lib.teachers.load import SHIPPED, load_teacher

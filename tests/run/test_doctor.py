@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dino_lib.run import doctor
+from dino_lib.cli import main
 from dino_lib.run.checkpoint import load_newest
 from dino_lib.run.config import Config
-from dino_lib.run.doctor import ADVICE, diagnose, feature_rank, main, read_history
+from dino_lib.run.doctor import ADVICE, diagnose
+from dino_lib.run.history import feature_rank, read_history
 from dino_lib.run.train import Trainer, train
 from dino_lib.run.trainer import relative_distance
 from dino_lib.teachers.load import SHIPPED
@@ -263,21 +264,22 @@ def test_the_command_says_what_why_and_where_to_read(tmp_path, capsys):
     (tmp_path / "config.json").write_text(CONFIG.to_json())
     (tmp_path / "history.jsonl").write_text("".join(
         json.dumps(r) + "\n" for r in lines(teacher_entropy=lambda s: 4.15, mean_entropy=lambda s: 4.15)))
-    main([str(tmp_path), str(DEMO)])
+    main(["doctor", str(tmp_path), str(DEMO)])
     printed = capsys.readouterr().out
     for text in (f"{tmp_path}: 1 finding, 30 lines", "uniform, from step 10: ", "100% of ln K", *ADVICE["uniform"],
                  f"{DEMO}: no findings"):
         assert text in printed
 
 
-def test_a_folder_without_a_run_ends_in_one_line(tmp_path):
-    with pytest.raises(SystemExit, match=f"error: {tmp_path} is not a run's folder"):
-        main([str(tmp_path)])
+def test_a_folder_without_a_run_ends_in_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["doctor", str(tmp_path)])
+    [line] = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and line.startswith(f"error: {tmp_path} is not a run's folder")
 
 
-def test_alone_it_reports_the_environment(capsys, monkeypatch):
-    monkeypatch.setattr(doctor.sys, "argv", ["doctor"])
-    main()
+def test_alone_it_reports_the_environment(capsys):
+    main(["doctor"])
     printed = capsys.readouterr().out
     assert f"torch {torch.__version__.split('+')[0]}" in printed and "device cpu" in printed and "python 3" in printed
 

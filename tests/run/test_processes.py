@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 
 from dino_lib.loss import DINOLoss
 from dino_lib.run.checkpoint import load_newest
-from dino_lib.run.config import PRESETS
+from dino_lib.run.presets import PRESETS
 from dino_lib.run.train import Trainer, launch, read_history, train
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +105,7 @@ def test_processes_that_differ_are_told_and_one_that_is_interrupted_takes_the_ot
 
 SCRIPT = """
 import os, signal, sys
+from dino_lib import cli
 from dino_lib.run import train
 inside, rank = train.Trainer.train_step, int(os.environ["RANK"])
 
@@ -122,7 +123,7 @@ def train_step(self, views):
 
 train.Trainer.train_step = train_step
 if __name__ == "__main__":
-    train.main()
+    cli.main()
 """
 
 

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from dino_lib.cli import main
 from dino_lib.data.loaders import StoreViews, epoch_order, open_views
 from dino_lib.loss import DINOLoss
 from dino_lib.measure import probes
@@ -39,8 +40,8 @@ from dino_lib.run.build import (
     pick_precision,
 )
 from dino_lib.run.checkpoint import load_newest
-from dino_lib.run.doctor import versions
-from dino_lib.run.train import Trainer, main, read_history, train
+from dino_lib.run.history import versions
+from dino_lib.run.train import Trainer, read_history, train
 from dino_lib.schedules import cosine_schedule
 from dino_lib.teachers.load import load_teacher
 
@@ -968,22 +969,6 @@ def test_attention_on_a_cpu_is_the_fused_one_in_float32_alone(tiny, dtype):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     pick_kernels(plain, tiny, torch.device("cuda"), dtype)
     assert plain.backbone.model.blocks[0].attn.fused_attn
-
-
-@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_memory_that_a_run_frees_stays_with_it():
-    """16 MiB in eight tensors, made a second time, cost few new pages; without the setting all of them."""
-    script = """
-import resource, torch, dino_lib.build as build
-{}
-def pages():
-    tensors = [torch.ones(2**19) for _ in range(8)]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-print(-pages() + pages())
-"""
-    new = [int(subprocess.run([sys.executable, "-c", script.format(line)], check=True, capture_output=True,
-                              text=True).stdout) for line in ("build.keep_freed_memory()", "")]
-    assert new[0] < 1500 < 3000 < new[1]
 
 
 def test_convolutional_networks_are_channels_last_and_give_the_same_step(tiny, pictures, monkeypatch):
