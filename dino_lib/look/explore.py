@@ -1,22 +1,18 @@
 """The attention explorer: what teachers see in a few images, as one HTML file that needs no kernel and no network.
 
-    python -m dino_lib.look.explore photos/ --teacher demo --teacher runs/mine --out seen
-    python -m dino_lib.look.explore clip.mp4 --teacher demo --size 96 --out seen        # a video of the heads instead
+    dino explore photos/ --teacher demo --teacher runs/mine --out seen
 
 Beside CLS attention the page rebuilds the last layer's attention of any patch. All of it would be T x T numbers a
 head: 90 MB for a dozen images. Its logarithm is a product of queries and keys, up to a constant a row, so it has a low
 rank, and two small int8 factors hold it.
 """
 
-import argparse
 import base64
 import contextlib
 import html
 import io
 import json
 import os
-import re
-import sys
 from pathlib import Path
 
 import torch
@@ -24,16 +20,12 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm.auto import tqdm
 
-from dino_lib.data.images import FolderOfImages, InputError, SkipUnreadable, read_image, to_channels
+from dino_lib.data.images import FolderOfImages, SkipUnreadable, read_image, to_channels
 from dino_lib.data.transforms import as_seen
-from dino_lib.look.clips import is_clip
 from dino_lib.look.plots import attention_sheet
-from dino_lib.look.video import attention_video
 from dino_lib.backbone import backbone_of
 from dino_lib.measure.attention import every_layer, pooled_similarity
 from dino_lib.measure.evaluate import eval_mode
-from dino_lib.run.config import OneLineParser
-from dino_lib.teachers.load import load_teacher
 
 TEMPLATE = Path(__file__).with_name("explorer.html")
 FACTOR_BYTES = 3_500_000  # for all patch attention of a page: 15 dimensions a head for 2 ViT-S/8 and 12 images
@@ -191,44 +183,9 @@ def _short(tensor):
     return [float(f"{value:.6g}") for value in tensor.flatten().tolist()]
 
 
-def _head(word):
-    if word != "mean" and not word.isdecimal():
-        raise argparse.ArgumentTypeError(f"{word!r} must be a number or mean")
-    return word if word == "mean" else int(word)
-
-
-def main(words=None):
-    """The command line: writes explorer.html and heads.png; of a clip attention-TEACHER.mp4, or .gif of a GIF."""
-    parser = OneLineParser("dino_lib.look.explore", description=explore.__doc__.splitlines()[0])
-    parser.add_argument("images", help="an image, a folder of them, or a clip (.mp4, .webm, .gif, ...)")
-    parser.add_argument("--teacher", action="append", help='what load_teacher takes ("demo"); may be repeated')
-    parser.add_argument("--out", default="explorer", help="the folder to write to")
-    parser.add_argument("--size", type=int, help="see whole images at about size x size pixels, their aspect kept")
-    parser.add_argument("--head", type=_head,
-                        help='of a clip: one head\'s number, or "mean"; without it all stand side by side')
-    parser.add_argument("--limit", type=int, default=12, help="the most images to take from a folder")
-    options = parser.parse_args(words)
-    try:
-        teachers = {name: load_teacher(name) for name in options.teacher or ["demo"]}
-        out = Path(options.out)
-        out.mkdir(parents=True, exist_ok=True)
-        if is_clip(options.images):
-            suffix = ".gif" if Path(options.images).suffix.lower() == ".gif" else ".mp4"
-            for name, teacher in teachers.items():
-                path = out / f"attention-{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')}{suffix}"
-                attention_video(teacher, options.images, path, head=options.head, size=options.size)
-                print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
-            return
-        page = explore(teachers, options.images, path=out / "explorer.html", size=options.size, limit=options.limit)
-    except (OSError, ValueError, TypeError, ImportError, InputError) as error:
-        parser.error(str(error))
+def heads_sheet(page):
+    """The last block's heads of an Explorer's teachers, a row each, as a Figure."""
     rows = {f"{name}\n{f'head {head}' if maps.shape[1] > 1 else 'similarity'}": [m[-1, head] for _, m in seen]
             for name, seen in page.seen.items() for maps in [seen[0][1]] for head in range(maps.shape[1])}
     pictures = [pil_to_tensor(picture) for picture, _ in next(iter(page.seen.values()))]
-    attention_sheet(pictures, rows).savefig(out / "heads.png")
-    for path in (page.path, out / "heads.png"):
-        print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return attention_sheet(pictures, rows)

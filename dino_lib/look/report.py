@@ -1,14 +1,13 @@
-"""What a teacher is worth: `python -m dino_lib.look.report runs/demo` draws a run's figures and writes report.json.
+"""What a teacher is worth: `dino report runs/demo` draws a run's figures and writes report.json.
 
-    python -m dino_lib.look.report photos --data-root data --out runs/photos-again
-    python -m dino_lib.look.report timm:vit_small_patch16_224.dino --dataset caltech101 --out runs/dino
+    dino report photos --data-root data --out runs/photos-again
+    dino report timm:vit_small_patch16_224.dino --dataset caltech101 --out runs/dino
 """
 
 import dataclasses
 import json
 from pathlib import Path
 
-from dino_lib.data.images import InputError
 from dino_lib.look import plots
 from dino_lib.measure.attention import cls_attention, mass_mask, upsample
 from dino_lib.measure.clusters import cluster_scores, embed_2d
@@ -23,8 +22,8 @@ from dino_lib.measure.evaluate import (
 )
 from dino_lib.measure.probes import Probes, spread
 from dino_lib.run.build import build_student
-from dino_lib.run.config import PRESETS, OneLineParser
-from dino_lib.run.doctor import read_history
+from dino_lib.run.history import read_history
+from dino_lib.run.presets import PRESETS
 from dino_lib.teachers.load import SHIPPED, load_teacher
 
 
@@ -92,7 +91,7 @@ def neighbours(backbone, probes, n=8, k=8):
     return plots.neighbour_sheet(probes.queries[asked], probes.gallery[found], same, titles)
 
 
-def report(name, *, dataset=None, data_root=None, out=None):
+def report(name, *, dataset=None, data_root=None, out=None, device="cpu"):
     """Score and draw a teacher and, where its settings are known, the same network before training.
 
     name: what `load_teacher` takes. dataset, data_root: whose labelled images, all of them; without them those that
@@ -100,7 +99,7 @@ def report(name, *, dataset=None, data_root=None, out=None):
     a run's history), attention.png, clusters.png, neighbours.png and report.json to the folder `out`, without it the
     run's own; returns the numbers. Datasets without labels get the curves alone.
     """
-    teacher = load_teacher(name)
+    teacher = load_teacher(name, device)
     run = next((f for f in (Path(name), SHIPPED / str(name)) if (f / "history.jsonl").exists()), None)
     out = Path(out or (name if Path(name).is_dir() else ""))
     if out == Path():
@@ -117,7 +116,7 @@ def report(name, *, dataset=None, data_root=None, out=None):
     probes = Probes.open(dataclasses.replace(config, **changed), limit=10**9)
     if probes is not None:
         numbers["knn_color_histogram"], numbers["knn_per_class_color_histogram"] = histogram_knn(probes)
-        stages = {"untrained": build_student(config).backbone.eval()} if teacher.config else {}
+        stages = {"untrained": build_student(config).backbone.eval().to(device)} if teacher.config else {}
         table, attention, clusters = compare({**stages, "trained": teacher}, probes, thorough=True,
                                               step=max(1, (len(probes.queries) - 1) // 9))
         numbers |= {f"{key}_{name}": value for name, scores in table.items() for key, value in scores.items()}
@@ -151,24 +150,3 @@ def in_words(numbers):
             histogram = f" (a colour histogram: {numbers['knn_color_histogram']:.1%})" if key == "knn" else ""
             lines.append(f"{title}: {', '.join(found)}{histogram}.")
     return "\n".join(lines)
-
-
-def main(argv=None):
-    """The command line; exits with 2 and one line on what cannot be scored."""
-    parser = OneLineParser(prog="dino_lib.look.report", description=report.__doc__.splitlines()[0])
-    parser.add_argument("teacher", help="a run's folder, or what else load_teacher takes")
-    parser.add_argument("--dataset", help="whose images to score it on; default: the run's")
-    parser.add_argument("--data-root", help="where they lie; default: the run's")
-    parser.add_argument("--out", help="the folder to write to; default: the run's")
-    options = parser.parse_args(argv)
-    try:
-        numbers = report(options.teacher, dataset=options.dataset, data_root=options.data_root, out=options.out)
-    except (OSError, ValueError, MemoryError, InputError) as error:
-        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
-    out = Path(options.out or options.teacher)
-    print(in_words(numbers))
-    print("wrote " + ", ".join(map(str, [*sorted(out.glob("*.png")), out / "report.json"])))
-
-
-if __name__ == "__main__":
-    main()

@@ -14,9 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from dino_lib.data.images import InputError
 from dino_lib.run.build import pick_device
 from dino_lib.run.config import Config
 
@@ -25,8 +23,6 @@ from dino_lib.run.config import Config
 PATIENCE = datetime.timedelta(hours=6)
 GRACE = 10.0  # seconds: see Interrupts
 LOST = re.compile("connection (closed|reset|was aborted|refused)|broken pipe|heartbeat", re.I)
-# what a message alone explains, without a traceback
-EXPECTED = (ValueError, OSError, MemoryError, FloatingPointError, InputError)
 
 
 @contextlib.contextmanager
@@ -147,29 +143,3 @@ class Interrupts:
             self.alarm = threading.Timer(GRACE + 0.1, signal.pthread_kill, (main, number))
             self.alarm.daemon = True
             self.alarm.start()
-
-
-@contextlib.contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """For a command: what goes wrong ends it with one line and an exit status.
-
-    130 after an interrupt, 2 with the error's message alone for EXPECTED ones, a traceback for
-    others. Under torchrun the line names the rank, and torchrun's last words hold the error.
-    """
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    who = f"rank {os.environ.get('RANK', 0)}: " if several else ""
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        if several and LOST.search(str(error)):
-            print(f"{who}stopped, since another process has ended", file=sys.stderr)
-            time.sleep(1.5)  # torchrun takes the first to leave for the one at fault
-            sys.exit(1)
-        print(f"{who}error: {error or type(error).__name__}", file=sys.stderr)
-        if several:
-            get_error_handler().record_exception(error)
-        if not isinstance(error, EXPECTED):
-            raise
-        sys.exit(2)

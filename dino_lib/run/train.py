@@ -1,12 +1,6 @@
-"""Train, from Python: `train(PRESETS["demo"])`. The loop is in trainer.py."""
+"""Train, from Python; `dino train` does it from the command line. The loop is in trainer.py."""
 
-import argparse
-import contextlib
-import dataclasses
-import io
 import os
-import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
-import tyro
 
 from dino_lib.data.datasets import open_dataset
 from dino_lib.data.images import InputError
@@ -26,17 +19,16 @@ from dino_lib.run.build import (
     build_schedules,
     build_student,
     check_sizes,
-    keep_freed_memory,
+    float32_by_default,
     parameter_groups,
     pick_device,
     pick_kernels,
     pick_precision,
 )
-from dino_lib.run.config import PRESETS, Config
+from dino_lib.run.config import Config
 from dino_lib.run.folder import RunFolder
 from dino_lib.run.history import read_history, say
-from dino_lib.run.processes import Ranks, errors_in_one_line, process_group
-from dino_lib.run.profile import report
+from dino_lib.run.processes import Ranks, process_group
 from dino_lib.run.step import check_batch
 from dino_lib.run.teacher_file import read_teacher
 from dino_lib.run.trainer import Trainer
@@ -45,6 +37,7 @@ from dino_lib.teacher import make_teacher
 OnLog = Callable[[dict], None]
 
 
+@float32_by_default()
 def train(config: Config, dataset: Any = None, *, on_log: OnLog | None = None) -> tuple:
     """A run from Python; returns (teacher, history).
 
@@ -65,6 +58,7 @@ def train(config: Config, dataset: Any = None, *, on_log: OnLog | None = None) -
     return build_trainer(config, dataset, on_log=on_log).run()
 
 
+@float32_by_default()
 def build_trainer(config: Config, dataset: Any = None, *, on_log: OnLog | None = None) -> Trainer:
     """The Trainer of a config: its parts made, nothing written yet. The arguments are `train`'s.
 
@@ -78,8 +72,6 @@ def build_trainer(config: Config, dataset: Any = None, *, on_log: OnLog | None =
     ranks, device = Ranks(), pick_device(config.device)
     check_batch(config, config.batch_size, ranks.world)
     folder = RunFolder(config)
-    if device.type == "cpu":
-        keep_freed_memory()
     student = build_student(config).to(device)
     check_sizes(config, student.backbone)
     pick_kernels(student, config, device, pick_precision(config.precision, device))
@@ -187,40 +179,3 @@ def _end(processes: list, lines: Any) -> None:
     while any(process.is_alive() for process in processes):
         _pass_on(lines, None)
         time.sleep(0.05)
-
-
-def parse_args(argv):
-    """The Config that a command line describes: `--preset NAME` first, then any setting by its name."""
-    parser = argparse.ArgumentParser("error", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", choices=list(PRESETS), default="demo")
-    preset, rest = parser.parse_known_args(argv)
-    if any(flag in rest for flag in ("-h", "--help")):
-        print(f"--preset {{{','.join(PRESETS)}}} sets the defaults of all options below; now: {preset.preset}\n"
-              "--profile trains nothing: it says where a step's time goes, and what to change\n")
-    said = io.StringIO()  # what tyro has to say stands in a box of several lines
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(Config, default=PRESETS[preset.preset], args=rest, prog="python -m dino_lib.run.train",
-                            config=(tyro.conf.FlagConversionOff,))
-    finally:
-        words = " ".join(re.sub(r"[^\x20-\x7e]", " ", said.getvalue()).split())
-        if words:
-            print(f"error: {words}", file=sys.stderr)
-
-
-def main(argv=None):
-    """The command line; exits with 2 and one line on wrong settings or data."""
-    rank, several = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) > 1
-    with errors_in_one_line():
-        words = argv if argv is not None else sys.argv[1:]
-        config = parse_args([word for word in words if word != "--profile"])
-        with process_group(config, rank) if several else contextlib.nullcontext():
-            if "--profile" in words:
-                return print(report(build_trainer(dataclasses.replace(config, eval_every=0))))
-            train(config)
-    if rank == 0:
-        say(f"{config.output_dir}: teacher.safetensors, history.jsonl, config.json, checkpoints/")
-
-
-if __name__ == "__main__":
-    main()

@@ -18,8 +18,10 @@ from nbclient import NotebookClient
 
 from dino_lib.loss import DINOLoss
 from dino_lib.run.checkpoint import load_newest
-from dino_lib.run.config import PRESETS
-from dino_lib.run.train import Trainer, launch, read_history, train
+from dino_lib.run.history import read_history
+from dino_lib.run.presets import PRESETS
+from dino_lib.run.processes import Ranks
+from dino_lib.run.train import launch, train
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,31 +84,28 @@ def test_the_center_counts_rows_not_processes(tmp_path):
         torch.testing.assert_close(torch.load(tmp_path / f"center{rank}.pt"), 0.5 * rows.mean(0))
 
 
-def disagree(rank, folder):
-    trainer = object.__new__(Trainer)
-    trainer.world = 2
-    trainer._must_agree("the step", 7)
-    with pytest.raises(ValueError, match=r"the processes differ in the number of images, by rank: \[30, 31\]"):
-        trainer._must_agree("the number of images", 30 + rank)
-    loss, used = trainer_of_all(trainer, rank)
-    assert loss == 1.5 and used.tolist() == [True, True, False] and trainer.leave() is True
+def talk(rank, folder):
+    ranks = Ranks()
+    assert (ranks.rank, ranks.world) == (rank, 2)
+    assert ranks.mean(torch.tensor([1.0 + rank, 4.0])).tolist() == [1.5, 4.0]
+    assert ranks.any(torch.arange(3) == rank).tolist() == [True, True, False]
+    assert ranks.gather(torch.full((2, 1), rank)).tolist() == [[0], [0], [1], [1]]
+    ranks.must_agree("the step", 7)
+    with pytest.raises(ValueError, match=r"differ in the number of images, by rank: \[30, 31\]"):
+        ranks.must_agree("the number of images", 30 + rank)
 
 
-def trainer_of_all(trainer, rank):
-    trainer.interrupted = lambda: rank == 1  # one is asked to leave: both do, after the same update
-    return trainer._of_all(torch.tensor(1.0 + rank), torch.tensor(0.5), torch.arange(3) == rank)
-
-
-def test_processes_that_differ_are_told_and_one_that_is_interrupted_takes_the_others_along(tmp_path):
-    forked(disagree, 2, tmp_path)
+def test_processes_talk_and_are_told_where_they_differ(tmp_path):
+    forked(talk, 2, tmp_path)
 
 
 # --- how a job ends, and goes on --------------------------------------------------------------------------------------
 
 SCRIPT = """
 import os, signal, sys
-from dino_lib.run import train
-inside, rank = train.Trainer.train_step, int(os.environ["RANK"])
+from dino_lib import cli
+from dino_lib.run.trainer import Trainer
+inside, rank = Trainer.train_step, int(os.environ["RANK"])
 
 def train_step(self, views):
     what, step = os.environ["AT"].split()
@@ -120,9 +119,9 @@ def train_step(self, views):
             signal.sigtimedwait([signal.SIGTERM], 0)
     return inside(self, views)
 
-train.Trainer.train_step = train_step
+Trainer.train_step = train_step
 if __name__ == "__main__":
-    train.main()
+    cli.main()
 """
 
 

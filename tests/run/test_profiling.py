@@ -8,10 +8,11 @@ import pytest
 import timm
 import torch
 
+from dino_lib.cli import main
 from dino_lib.run import profile as profiling
-from dino_lib.run.config import PRESETS
+from dino_lib.run.presets import PRESETS
 from dino_lib.run.profile import PHASES, advice, count_flops, product_ceiling, profile, report
-from dino_lib.run.train import build_trainer, main
+from dino_lib.run.train import build_trainer
 
 
 def slowed(function, seconds):

@@ -8,11 +8,9 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from dino_lib.cli import main
 from dino_lib.data.loaders import StoreViews, epoch_order, open_views
 from dino_lib.loss import DINOLoss
 from dino_lib.measure import probes
@@ -42,7 +41,7 @@ from dino_lib.run.build import (
 from dino_lib.run.checkpoint import load_newest
 from dino_lib.run.config import Config
 from dino_lib.run.history import read_history, versions
-from dino_lib.run.train import build_trainer, main, train
+from dino_lib.run.train import build_trainer, train
 from dino_lib.run.trainer import Trainer
 from dino_lib.schedules import cosine_schedule
 from dino_lib.teachers.load import load_teacher
@@ -973,26 +972,6 @@ def test_attention_on_a_cpu_is_the_fused_one_in_float32_alone(tiny, dtype):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     pick_kernels(plain, tiny, torch.device("cuda"), dtype)
     assert plain.backbone.model.blocks[0].attn.fused_attn
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_memory_that_a_run_frees_stays_with_it():
-    """16 MiB in eight tensors, freed, still belong to the process; without the setting they do not."""
-    script = """
-import resource, torch, dino_lib.run.build as build
-{}
-def mebibytes():
-    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
-torch.ones(1)
-before = mebibytes()
-tensors = [torch.ones(2**19) for _ in range(8)]
-del tensors
-print(mebibytes() - before)
-"""
-    kept = [float(subprocess.run([sys.executable, "-c", script.format(line)], check=True,
-                                 capture_output=True, text=True).stdout)
-            for line in ("build.keep_freed_memory()", "")]
-    assert kept[0] > 12 > 4 > kept[1]
 
 
 def test_convolutional_networks_are_channels_last_and_give_the_same_step(tiny, pictures, monkeypatch):
