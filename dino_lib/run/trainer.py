@@ -195,6 +195,8 @@ class Trainer:
             say(f"interrupted after update {self.step} and saved: go on with --resume auto and "
                 f"the same settings{where}")
             raise
+        finally:
+            getattr(self.views, "close", int)()  # ends what workers there are
         folder = self._save_and_leave(self.teacher.backbone)
         if folder != self.folder.path:
             raise OSError(f"the run is complete, but {self.folder.path} could not be written: all "

@@ -12,7 +12,6 @@ import random
 import signal
 import subprocess
 import tempfile
-import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -40,10 +39,12 @@ from dino_lib.run.build import (
 )
 from dino_lib.run.checkpoint import load_newest
 from dino_lib.run.config import Config
+from dino_lib.run.folder import RunFolder
 from dino_lib.run.history import read_history, versions
 from dino_lib.run.train import build_trainer, train
 from dino_lib.run.trainer import Trainer
 from dino_lib.schedules import cosine_schedule
+from dino_lib.teacher import make_teacher
 from dino_lib.teachers.load import load_teacher
 
 CPU = torch.device("cpu")
@@ -130,6 +131,24 @@ def test_steps_are_algorithm_1_written_out(tiny, pictures):
     assert trainer.step == n_steps
     assert_close(trainer.student.state_dict(), student.state_dict())
     assert_close(trainer.teacher.state_dict(), teacher.state_dict())
+
+
+def test_a_trainer_put_together_by_hand_makes_the_run_of_its_config(tiny, pictures, tmp_path, assert_same):
+    train(replace(tiny, output_dir=str(tmp_path / "built")), pictures)
+    student = build_student(tiny)
+    views = open_views(tiny, pictures, CPU)
+    schedules = build_schedules(tiny, len(views) // tiny.batch_size)
+    optimizer = torch.optim.AdamW(parameter_groups(student), fused=True)
+    trainer = Trainer(tiny, views, student, make_teacher(student), DINOLoss(tiny.out_dim), schedules, optimizer,
+                      RunFolder(tiny))
+    trainer.run()
+    assert_same(checkpoint(tiny), checkpoint(replace(tiny, output_dir=str(tmp_path / "built"))))
+
+
+def test_only_steps_that_are_logged_look_at_the_teachers_probabilities(tiny, pictures):
+    trainer = build_trainer(replace(tiny, log_every=3), pictures)
+    looked = ["probs" in trainer.train_step(first_views(trainer)) for _ in range(8)]
+    assert looked == [False, False, True, False, False, True, False, True]
 
 
 def test_the_teacher_gets_no_gradient_and_follows(tiny, pictures):
@@ -485,35 +504,53 @@ class Drawing(torch.utils.data.Dataset):
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if torch.rand(()) < 0.5 else image, label
 
 
-class Slow(Drawing):
-    def __getitem__(self, i):
-        time.sleep(0.025)
-        return super().__getitem__(i)
-
-
 @pytest.mark.parametrize(("method", "number"), [("spawn", signal.SIGINT), ("fork", signal.SIGTERM)])
-def test_a_signal_that_reaches_the_workers_too_is_like_any_other(tiny, pictures, tmp_path, monkeypatch, assert_same,
-                                                                 method, number):
+def test_a_signal_that_reaches_the_workers_too_is_like_any_other(tiny, pictures, tmp_path, monkeypatch,
+                                                                 assert_same, method, number):
     config = replace(tiny, store_size=None, epochs=1)
     whole = replace(config, output_dir=str(tmp_path / "whole"))
-    train(whole, Slow(pictures))
-    timers = []
+    train(whole, Drawing(pictures))
 
-    def everyone():
+    def everyone(record):
         for process in [*multiprocessing.active_children(), multiprocessing.current_process()]:
             os.kill(process.pid, number)
-
-    def on_log(record):  # the next batch takes 0.2 s, so that it is waited for
-        if record["step"] == 1:
-            timers.append(threading.Timer(0.05, everyone))
-            timers[0].start()
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(torch.utils.data, "DataLoader", partial(
             torch.utils.data.DataLoader, multiprocessing_context=method))
-        train(replace(config, num_workers=1), Slow(pictures), on_log=on_log)
-    assert 1 < checkpoint(config)["step"] < 4
-    train(replace(config, resume="auto"), Slow(pictures))
+        train(replace(config, num_workers=1), Drawing(pictures), on_log=everyone)
+    assert checkpoint(config)["step"] == 1
+    train(replace(config, resume="auto"), Drawing(pictures))
+    assert_same(checkpoint(config), checkpoint(whole))
+
+
+class Hanging(Drawing):
+    """Pictures of which one never comes; whoever waits for it loses patience and sends a signal."""
+
+    def __init__(self, pictures, number, fetched):
+        super().__init__(pictures)
+        self.number, self.fetched, self.left = number, fetched, fetched
+
+    def __getitem__(self, i):
+        self.left -= 1
+        if self.left == -1:
+            os.kill(os.getpid(), self.number)
+            time.sleep(60)
+        return super().__getitem__(i)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_waiting_for_a_picture_that_never_comes_can_be_interrupted(tiny, pictures, tmp_path, assert_same,
+                                                                   number):
+    config = replace(tiny, store_size=None, num_workers=0)
+    whole = replace(config, output_dir=str(tmp_path / "whole"))
+    train(whole, Drawing(pictures))
+    clock = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        train(config, Hanging(pictures, number, fetched=3 * 8 + 5))
+    assert time.perf_counter() - clock < 50
+    assert checkpoint(config)["step"] == 3
+    train(replace(config, resume="auto"), Drawing(pictures))
     assert_same(checkpoint(config), checkpoint(whole))
 
 
