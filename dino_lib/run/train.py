@@ -30,15 +30,16 @@ from dino_lib.run.folder import RunFolder
 from dino_lib.run.history import read_history, say
 from dino_lib.run.processes import Ranks, process_group
 from dino_lib.run.step import check_batch
-from dino_lib.run.teacher_file import read_teacher
+from dino_lib.run.teacher_file import Teacher, read_teacher
 from dino_lib.run.trainer import Trainer
 from dino_lib.teacher import make_teacher
 
 OnLog = Callable[[dict], None]
+Result = tuple[Teacher, list[dict]]
 
 
 @float32_by_default()
-def train(config: Config, dataset: Any = None, *, on_log: OnLog | None = None) -> tuple:
+def train(config: Config, dataset: Any = None, *, on_log: OnLog | None = None) -> Result:
     """A run from Python; returns (teacher, history).
 
     config: a Config, for example `dataclasses.replace(PRESETS["demo"], epochs=4)`. dataset: a
@@ -118,7 +119,7 @@ def _open_probes(config: Config) -> Any:
 
 
 def launch(config: Config, processes: int, dataset: Any = None, *,
-           on_log: OnLog | None = None) -> tuple:
+           on_log: OnLog | None = None) -> Result:
     """`train` in several processes on this machine, as torchrun does on a command line.
 
     config, dataset and on_log: as for `train`; of each batch a process takes batch_size /

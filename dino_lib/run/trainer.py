@@ -42,7 +42,7 @@ from dino_lib.run.step import (
     set_schedules,
     split,
 )
-from dino_lib.run.teacher_file import read_teacher
+from dino_lib.run.teacher_file import Teacher, read_teacher
 from dino_lib.run.trackers import open_tracker
 from dino_lib.teacher import ema_update
 
@@ -170,7 +170,7 @@ class Trainer:
 
     # --- the run --------------------------------------------------------------------------------
 
-    def run(self) -> tuple[Any, list[dict]]:
+    def run(self) -> tuple[Teacher, list[dict]]:
         """Train to the end; returns (what `load_teacher(output_dir)` gives, the history)."""
         start_or_resume(self)
         precision = str(self.dtype).removeprefix("torch.")

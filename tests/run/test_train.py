@@ -291,19 +291,19 @@ def test_every_family_of_backbones_trains(tiny, pictures, family):
     teacher, history = train(config, pictures)
     assert [record["step"] for record in history] == [1, 2]
     assert all(math.isfinite(record["loss"]) for record in history)
-    assert teacher(torch.zeros(2, len(config.mean), 32, 32)).shape == (2, teacher.feature_dim)
+    assert teacher.model(torch.zeros(2, len(config.mean), 32, 32)).shape == (2, teacher.model.feature_dim)
     start = build_student(config).backbone.state_dict()
-    assert not all(torch.equal(value, start[name]) for name, value in teacher.state_dict().items())
+    assert not all(torch.equal(value, start[name]) for name, value in teacher.model.state_dict().items())
 
 
 def test_train_returns_the_loaded_teacher_and_the_written_history(tiny, pictures, tmp_path, assert_same):
     lines = []
     teacher, history = train(tiny, pictures, on_log=lines.append)
     assert history == lines == read_history(tmp_path / "run")
-    assert_same(dict(teacher.state_dict()), dict(load_teacher(tmp_path / "run").state_dict()))
+    assert_same(dict(teacher.model.state_dict()), dict(load_teacher(tmp_path / "run").model.state_dict()))
     last = {name.removeprefix("backbone."): value for name, value in checkpoint(tiny)["teacher"].items()
             if not name.startswith("head.")}
-    assert_same(dict(teacher.state_dict()), last)
+    assert_same(dict(teacher.model.state_dict()), last)
     assert teacher.about == {"step": 8, "images_seen": 64}
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == json.loads(tiny.to_json())
     assert [(record["step"], record["epoch"]) for record in history] == [(i, i / 4) for i in range(1, 9)]
