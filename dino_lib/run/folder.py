@@ -5,14 +5,14 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from dino_lib.run.checkpoint import load_newest, save_checkpoint, write_atomically
 from dino_lib.run.config import Config
-from dino_lib.run.history import knn_scores, read_history, say, versions
+from dino_lib.run.history import Tally, knn_scores, read_history, say, versions
 from dino_lib.run.teacher_file import save_teacher
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ MAY_CHANGE = (
     "output_dir", "resume", "data_root", "download", "device", "num_workers", "log_every",
     "eval_every", "eval_limit", "save_every", "keep", "progress", "tracker", "precision",
     "compile", "recompute", "accumulate")
+
+PARTS = ("student", "teacher", "loss", "optimizer", "scaler")  # of a Trainer, in a checkpoint
 
 
 class RunFolder:
@@ -73,46 +75,47 @@ class RunFolder:
                     "training goes on, and its lines are written as soon as they can be")
             self.lacks_lines = True
 
-    def save(self, state: dict, history: list[dict], teacher: nn.Module | None = None) -> None:
+    def save(self, run: "Trainer", teacher: nn.Module | None = None) -> None:
         """A checkpoint, and the teacher's backbone if one is given; OSError where that fails.
 
         The history first: a checkpoint is worth no more than what leads up to it.
         """
         if self.lacks_lines:
-            self.write_history(history)
+            self.write_history(run.history)
         with open(self.path / "history.jsonl", "rb+") as file:
             os.fsync(file.fileno())
-        step, scores = state["step"], knn_scores(history)
-        save_checkpoint(self.path / "checkpoints", step, state, self.config.keep, scores)
+        scores = knn_scores(run.history)
+        save_checkpoint(self.path / "checkpoints", run.step, state_of(run), self.config.keep,
+                        scores)
         if teacher is not None:
-            seen = step * self.config.batch_size
-            save_teacher(self.teacher, teacher, self.config, step=step, images_seen=seen)
+            seen = run.step * self.config.batch_size
+            save_teacher(self.teacher, teacher, self.config, step=run.step, images_seen=seen)
 
-    def try_to_save(self, state: dict, history: list[dict]) -> None:
+    def try_to_save(self, run: "Trainer") -> None:
         """In mid-run a folder that fails costs a checkpoint, and not the run."""
         try:
-            self.save(state, history)
+            self.save(run)
         except OSError as error:
             self.lacks_lines = True
-            say(f"update {state['step']} could not be saved ({error}); training goes on, and the "
-                "next save tries again")
+            say(f"update {run.step} could not be saved ({error}); training goes on, and the next "
+                "save tries again")
 
-    def save_somewhere(self, state: dict, history: list[dict], *teacher: nn.Module) -> Path:
+    def save_somewhere(self, run: "Trainer", *teacher: nn.Module) -> Path:
         """Save here, or else in a new folder for temporary files; returns the folder's path."""
         try:
-            self.save(state, history, *teacher)
+            self.save(run, *teacher)
             return self.path
         except OSError as error:
             self.lacks_lines, failed = True, error
         try:
             spare = RunFolder(self.config, tempfile.mkdtemp(prefix="dino-"))
-            spare.start(history)
-            spare.save(state, history, *teacher)
+            spare.start(run.history)
+            spare.save(run, *teacher)
         except OSError as error:
-            raise OSError(f"update {state['step']} could be saved neither in {self.path} "
-                          f"({failed}) nor for the time being ({error}): the newest checkpoint "
-                          "there is what is left, unless this Trainer is still at hand to run() "
-                          "again") from error
+            raise OSError(f"update {run.step} could be saved neither in {self.path} ({failed}) "
+                          f"nor for the time being ({error}): the newest checkpoint there is what "
+                          "is left, unless this Trainer is still at hand to run() again"
+                          ) from error
         say(f"{self.path} could not be written ({failed}): saved in {spare.path} for the time "
             "being")
         return spare.path
@@ -156,6 +159,23 @@ class RunFolder:
                 + "; ".join(others))
 
 
+def state_of(run: "Trainer") -> dict[str, Any]:
+    """All that a run goes on from exactly; no generator's, since the step seeds every draw."""
+    return {"step": run.step, "skipped": run.skipped, "versions": versions(),
+            "config": dataclasses.asdict(run.config), "n_images": len(run.views),
+            "images_folder": images_folder(run.config), **vars(run.tally),
+            **{name: getattr(run, name).state_dict() for name in PARTS}}
+
+
+def set_state(run: "Trainer", state: dict[str, Any]) -> None:
+    """Bring a Trainer to where `state_of` was taken."""
+    run.step, run.skipped = state["step"], state["skipped"]
+    run.tally = Tally(**{name: state[name] for name in vars(run.tally)})
+    for name in PARTS:
+        if state[name]:  # the scaler's is empty after a run in another precision
+            getattr(run, name).load_state_dict(state[name])
+
+
 def start_or_resume(trainer: "Trainer") -> None:
     """Bring a Trainer to where the run in its folder stands, or start one there."""
     folder, first = trainer.folder, trainer.ranks.rank == 0
@@ -168,7 +188,7 @@ def start_or_resume(trainer: "Trainer") -> None:
             raise FileExistsError(f"{folder.path} holds a run at step {state['step']}: go on with "
                                   "--resume auto, or choose another --output-dir")
         folder.check_same_run(state, len(trainer.views))
-        trainer.load_state(state)
+        set_state(trainer, state)
         # updates after the checkpoint are made once more, and so are their lines
         lines = read_history(folder.path)
         trainer.history = [record for record in lines if record["step"] <= trainer.step]

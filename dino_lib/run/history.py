@@ -88,6 +88,10 @@ class Tally:
     seconds: float = 0.0
     waited: float = 0.0  # of these, for views
 
+    @classmethod
+    def empty(cls, n_prototypes: int, device: torch.device) -> "Tally":
+        return cls(torch.zeros(n_prototypes, dtype=torch.bool, device=device))
+
     def add(self, loss: Tensor, used: Tensor) -> None:
         self.losses.append(loss)
         self.used |= used

@@ -63,7 +63,7 @@ class Ranks:
 
     def any(self, x: Tensor) -> Tensor:
         """bool: where x is true in one process at least."""
-        return self.mean(x.float()) > 0
+        return self.mean(x.float()) > 0 if self.together else x
 
     def gather(self, rows: Tensor) -> Tensor:
         """(B, ...) of this process -> float32 (processes * B, ...) of all."""

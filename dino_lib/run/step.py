@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dino_lib.run.config import Config
+from dino_lib.run.processes import Interrupts, Ranks
 
 
 def set_schedules(optimizer: torch.optim.Optimizer, now: dict[str, float]) -> None:
@@ -36,11 +37,6 @@ def average_gradients(model: nn.Module, last_part: bool) -> contextlib.AbstractC
     return model.no_sync()
 
 
-def drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    for parameter in parameters:
-        parameter.grad = None
-
-
 def clip_gradients(model: nn.Module, limit: float) -> Tensor:
     """Limit the gradient's global norm (0: to nothing); returns the norm before, a scalar.
 
@@ -49,10 +45,34 @@ def clip_gradients(model: nn.Module, limit: float) -> Tensor:
     return torch.nn.utils.clip_grad_norm_(model.parameters(), limit or math.inf)
 
 
-def mark(indices: Sequence[Tensor], n: int) -> Tensor:
-    """(n,) bool: true at the indices."""
-    marked = torch.zeros(n, dtype=torch.bool, device=indices[0].device)
-    return marked.index_fill_(0, torch.cat(list(indices)), True)
+class Seen:
+    """What the parts of a batch leave behind: their losses, and what the teacher said of them."""
+
+    def __init__(self) -> None:
+        self.losses, self.rows, self.choices = [], [], []
+
+    def add(self, loss: Tensor, targets: Tensor, center: Tensor) -> None:
+        """targets: the teacher's logits (2, B, K)."""
+        self.losses.append(loss.detach())
+        self.rows.append(targets.flatten(0, 1).float().mean(0))  # (K,)
+        self.choices.append((targets - center).argmax(-1).flatten())  # (2 B,)
+        self.n_prototypes = len(center)
+
+    def by_all(self, ranks: Ranks, interrupts: Interrupts) -> tuple[Tensor, Tensor]:
+        """(mean loss, bool (K,): the prototypes that were some view's first choice).
+
+        Both of all processes, which also tell each other here whether one was interrupted: all
+        leave after the same update. They skip the same updates too, since the gradient's norm is
+        the same in all.
+        """
+        loss = torch.stack(self.losses).mean()
+        used = torch.zeros(self.n_prototypes, dtype=torch.bool, device=loss.device)
+        used.index_fill_(0, torch.cat(self.choices), True)
+        if ranks.together:
+            asked = loss.new_tensor(float(interrupts.asked))
+            loss, asked = ranks.mean(torch.stack([loss, asked]))
+            interrupts.asked = bool(asked > 0)
+        return loss, ranks.any(used)
 
 
 class Buffers:

@@ -1,6 +1,7 @@
 """Train, from Python; `dino train` does it from the command line. The loop is in trainer.py."""
 
 import os
+import pickle
 import tempfile
 import time
 from collections.abc import Callable
@@ -140,7 +141,7 @@ def launch(config: Config, processes: int, dataset: Any = None, *,
         arguments = (processes, meet, config, dataset, lines)
         try:
             context = mp.spawn(_one_of, arguments, processes, join=False)
-        except (AttributeError, TypeError, mp.pickle.PicklingError) as error:
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
             raise InputError(f"the dataset cannot be handed to other processes ({error}): its "
                              "class must be importable from a module") from error
         try:

@@ -20,24 +20,15 @@ from dino_lib.loss import DINOLoss
 from dino_lib.run.build import pick_precision
 from dino_lib.run.config import Config
 from dino_lib.run.doctor import diagnose
-from dino_lib.run.folder import RunFolder, images_folder, start_or_resume
-from dino_lib.run.history import (
-    Tally,
-    is_best,
-    knn_scores,
-    measure,
-    progress_bar,
-    say,
-    versions,
-)
+from dino_lib.run.folder import RunFolder, start_or_resume
+from dino_lib.run.history import Tally, is_best, knn_scores, measure, progress_bar, say
 from dino_lib.run.processes import Interrupts, Ranks
 from dino_lib.run.step import (
     Buffers,
+    Seen,
     average_gradients,
     check_batch,
     clip_gradients,
-    drop_gradients,
-    mark,
     seed_drop_path,
     set_schedules,
     split,
@@ -52,23 +43,18 @@ class Trainer:
 
     `build_trainer(config)` makes the parts that a config describes. By hand, for example:
 
-        student = build_student(config)
-        schedules = build_schedules(config, len(views) // config.batch_size)
         optimizer = torch.optim.AdamW(parameter_groups(student))
         trainer = Trainer(config, views, student, make_teacher(student), DINOLoss(config.out_dim),
                           schedules, optimizer, RunFolder(config))
 
-    config: what the trainer itself reads is the batch, the seed, and how long and how often.
     views: has len(), the number of images; batches(epoch, indices), a generator of one list of
     (B, C, h, w) views for each row of indices, the two global ones first; and report().
     schedules: arrays with one value a step: lr, weight_decay, momentum, teacher_temp.
-    optimizer: has two groups of the student's parameters, with weight decay and without.
+    optimizer: of two groups of parameters, with weight decay and without.
     probes: what evaluations measure, or None. on_log: called with each line of the history.
 
     Raises ValueError where the batch does not fit the images, its parts or the processes.
     """
-
-    PARTS = ("student", "teacher", "loss", "optimizer", "scaler")  # what a checkpoint holds
 
     def __init__(self, config: Config, views: Any, student: nn.Module, teacher: nn.Module,
                  loss: DINOLoss, schedules: dict[str, np.ndarray],
@@ -95,7 +81,7 @@ class Trainer:
         self.step = 0
         self.skipped = 0  # updates in a row, up to the newest
         self.history = []
-        self.tally = self._new_tally()
+        self.tally = Tally.empty(config.out_dim, self.device)
         self.findings_said = set()
         self.interrupts = Interrupts()
         self.may_go_on = False  # run() was left between two updates: memory holds all it needs
@@ -113,9 +99,7 @@ class Trainer:
         now = {name: float(values[self.step]) for name, values in self.schedules.items()}
         set_schedules(self.optimizer, now)
         seed_drop_path(self.config.seed, self.step, self.ranks.rank)
-        buffers = Buffers(self.student, self.teacher)
-        losses, teacher_rows, choices = [], [], []
-
+        buffers, seen = Buffers(self.student, self.teacher), Seen()
         self.optimizer.zero_grad(set_to_none=True)
         parts = split(views, self.config.accumulate)
         for i, part in enumerate(parts):
@@ -126,23 +110,19 @@ class Trainer:
                 predictions = self.forward(part)  # (V, B, K)
             loss = self.loss(predictions, targets, now["teacher_temp"], update_center=False)
             self.scaler.scale(loss / len(parts)).backward()
-            losses.append(loss.detach())
-            teacher_rows.append(targets.flatten(0, 1).float().mean(0))  # (K,)
-            choices.append((targets - self.loss.center).argmax(-1).flatten())  # (2 B,)
-
+            seen.add(loss, targets, self.loss.center)
         if self._is_logged(self.step + 1):
-            probs = self.loss.teacher_probs(targets, now["teacher_temp"])
+            probs = self.loss.teacher_probs(targets, now["teacher_temp"])  # by the old center
             now |= {"features": features, "probs": probs}
-        if self.step < self.config.freeze_last_layer * self.steps_per_epoch:
-            drop_gradients(self.student.head.last_layer_parameters())
+        self._freeze_last_layer()
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.student, self.config.clip_grad)
-        loss, used = self._of_all_processes(losses, choices)
+        loss, used = seen.by_all(self.ranks, self.interrupts)
         finite = math.isfinite((loss + norm).item())
         if finite:
             self.scaler.step(self.optimizer)
             ema_update(self.teacher, self.student, now["momentum"])
-            self.loss.update_center(torch.stack(teacher_rows))
+            self.loss.update_center(torch.stack(seen.rows))
             self.tally.add(loss, used)
         else:
             buffers.restore()
@@ -150,23 +130,14 @@ class Trainer:
         self.step += 1
         return now | {"loss": loss, "grad_norm": norm, "finite": finite}
 
+    def _freeze_last_layer(self) -> None:
+        if self.step < self.config.freeze_last_layer * self.steps_per_epoch:
+            for parameter in self.student.head.last_layer_parameters():
+                parameter.grad = None
+
     def _autocast(self) -> contextlib.AbstractContextManager:
         mixed = self.dtype != torch.float32
         return torch.autocast(self.device.type, self.dtype, enabled=mixed)
-
-    def _of_all_processes(self, losses: list[Tensor], choices: list[Tensor]) -> tuple:
-        """(mean loss, which prototypes were some view's first choice: bool (K,)).
-
-        The processes also tell each other here whether one was interrupted: they leave after the
-        same update. They skip the same updates too: the gradient's norm is the same in all.
-        """
-        loss, used = torch.stack(losses).mean(), mark(choices, self.config.out_dim)
-        if not self.ranks.together:
-            return loss, used
-        asked = loss.new_tensor(float(self.interrupts.asked))
-        loss, asked = self.ranks.mean(torch.stack([loss, asked]))
-        self.interrupts.asked = bool(asked > 0)
-        return loss, self.ranks.any(used)
 
     # --- the run --------------------------------------------------------------------------------
 
@@ -251,7 +222,7 @@ class Trainer:
         if self.skipped or self.step == self.total_steps or self.ranks.rank > 0:
             return
         if self._is_due(self.config.save_every) or is_best(self.history, self.step):
-            self.folder.try_to_save(self.state(), self.history)
+            self.folder.try_to_save(self)
 
     def _is_due(self, epochs: float) -> bool:
         """Whether what happens every so many epochs happens at this step."""
@@ -262,14 +233,11 @@ class Trainer:
 
     # --- the history ----------------------------------------------------------------------------
 
-    def _new_tally(self) -> Tally:
-        return Tally(torch.zeros(self.config.out_dim, dtype=torch.bool, device=self.device))
-
     def _log_update(self, update: dict[str, Any]) -> None:
         """A line of the history on the updates since the last one."""
         record = {name: update[name] for name in self.schedules}
         record |= measure(self, update) | self.tally.as_line(self.config.batch_size)
-        self.tally = self._new_tally()
+        self.tally = Tally.empty(self.config.out_dim, self.device)
         self._log(record)
         for finding in diagnose(self.history[-1000:], self.config):
             if finding.name not in self.findings_said:
@@ -316,23 +284,6 @@ class Trainer:
         config = dataclasses.replace(self.config, output_dir=str(self.folder.path))
         return open_tracker(config if self.ranks.rank == 0 else None)
 
-    # --- what of it lies in the folder ----------------------------------------------------------
-
-    def state(self) -> dict[str, Any]:
-        """All that a run goes on from exactly; no generator's, since the step seeds every draw."""
-        return {"step": self.step, "skipped": self.skipped, "versions": versions(),
-                "config": dataclasses.asdict(self.config), "n_images": len(self.views),
-                "images_folder": images_folder(self.config), **vars(self.tally),
-                **{name: getattr(self, name).state_dict() for name in self.PARTS}}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Stand where `state()` was taken."""
-        self.step, self.skipped = state["step"], state["skipped"]
-        self.tally = Tally(**{name: state[name] for name in vars(self.tally)})
-        for name in self.PARTS:
-            if state[name]:  # the scaler's is empty after a run in another precision
-                getattr(self, name).load_state_dict(state[name])
-
     def _save_and_leave(self, *teacher: nn.Module) -> Path:
         """Save, with the teacher at the end of the run; returns the folder that could be written.
 
@@ -341,4 +292,4 @@ class Trainer:
         self.may_go_on = True
         if self.ranks.rank > 0:
             return self.folder.path
-        return self.folder.save_somewhere(self.state(), self.history, *teacher)
+        return self.folder.save_somewhere(self, *teacher)

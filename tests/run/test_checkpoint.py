@@ -229,6 +229,7 @@ def test_the_configs_backbone_has_its_options_channels_and_drop_path(tiny):
 @pytest.mark.parametrize(("override", "asked"), [(None, True), (False, False)])
 def test_pretrained_weights_are_asked_for_unless_a_teacher_is_loaded(tiny, monkeypatch, override, asked):
     calls = []
-    monkeypatch.setattr(checkpoint, "create_backbone", lambda name, **options: calls.append(options))
+    monkeypatch.setattr("dino_lib.run.build.create_backbone",
+                        lambda name, **options: calls.append(options))
     build_backbone(dataclasses.replace(tiny, pretrained=True), pretrained=override)
     assert calls[0]["pretrained"] is asked
