@@ -151,12 +151,24 @@ class Trainer:
             say(f"{self.folder.path} is finished: nothing is left to train")
             return read_teacher(self.folder.teacher, self.device), self.history
         self.interrupts = Interrupts()
+        with self._tracker() as self.track, self.interrupts, progress_bar(self) as bar:
+            self._train(bar)
+        folder = self._save_and_leave(self.teacher.backbone)
+        if folder != self.folder.path:
+            raise OSError(f"the run is complete, but {self.folder.path} could not be written: all "
+                          f"of it is in {folder}")
+        self.may_go_on = False
+        say(self.views.report())
+        self.ranks.wait()  # until rank 0 has written the teacher
+        return read_teacher(self.folder.teacher, self.device), self.history
+
+    def _train(self, bar: tqdm) -> None:
+        """All updates that are left; what stops it comes between two, so that it is saved."""
         try:
-            with self._tracker() as self.track, self.interrupts, progress_bar(self) as bar:
-                self._evaluate_if_due()
-                while self.step < self.total_steps:
-                    self._epoch(self.step // self.steps_per_epoch, bar)
-        except InputError as error:  # raised between two updates
+            self._evaluate_if_due()
+            while self.step < self.total_steps:
+                self._epoch(self.step // self.steps_per_epoch, bar)
+        except InputError as error:
             folder = self._save_and_leave()
             raise InputError(f"{error}. Update {self.step} is saved: go on with --resume auto, "
                              f"and --output-dir {folder}") from error
@@ -167,15 +179,8 @@ class Trainer:
                 f"the same settings{where}")
             raise
         finally:
-            getattr(self.views, "close", int)()  # ends what workers there are
-        folder = self._save_and_leave(self.teacher.backbone)
-        if folder != self.folder.path:
-            raise OSError(f"the run is complete, but {self.folder.path} could not be written: all "
-                          f"of it is in {folder}")
-        self.may_go_on = False
-        say(self.views.report())
-        self.ranks.wait()  # until rank 0 has written the teacher
-        return read_teacher(self.folder.teacher, self.device), self.history
+            if hasattr(self.views, "close"):
+                self.views.close()  # ends its workers
 
     def _epoch(self, epoch: int, bar: tqdm) -> None:
         """The rest of an epoch, from the step that the run stands at."""
