@@ -78,15 +78,10 @@ def build_trainer(config: Config, dataset: Any = None, *, on_log: OnLog | None =
     check_sizes(config, student.backbone)
     pick_kernels(student, config, device, pick_precision(config.precision, device))
 
-    if ranks.together and dataset is None:
-        # one process a machine downloads, and the others find it there
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            open_dataset(config.dataset, config.data_root, "train", len(config.mean),
-                         config.download)
-        ranks.wait()
+    images = _open_images(config, ranks) if dataset is None else dataset
     # a dataset of the caller's own has no part that was held back
     probes = _open_probes(config) if dataset is None and ranks.rank == 0 else None
-    views = open_views(config, dataset, device)
+    views = open_views(config, images, device)
     ranks.must_agree("the number of training images", len(views))
     check_batch(config, len(views), ranks.world)
 
@@ -103,6 +98,15 @@ def build_trainer(config: Config, dataset: Any = None, *, on_log: OnLog | None =
     optimizer = torch.optim.AdamW(parameter_groups(student), lr=config.lr, fused=True)
     return Trainer(config, views, student, teacher, loss, schedules, optimizer, folder,
                    probes=probes, on_log=on_log)
+
+
+def _open_images(config: Config, ranks: Ranks) -> Any:
+    """The training images; one process a machine downloads them, and the others find them there."""
+    asked = (config.dataset, config.data_root, "train", len(config.mean), config.download)
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    images = open_dataset(*asked) if first else None
+    ranks.wait()
+    return images if first else open_dataset(*asked)
 
 
 def _open_probes(config: Config) -> Any:

@@ -105,6 +105,12 @@ def test_a_broken_held_back_part_is_told_before_the_images_are_decoded(tiny, pic
     assert len(train(replace(config, eval_every=0))[1]) == 4
 
 
+def test_an_error_of_the_training_images_does_not_blame_evaluations(tiny):
+    with pytest.raises(ValueError, match="'shapez'") as error:
+        build_trainer(replace(tiny, dataset="shapez"))
+    assert "evaluations" not in str(error.value)
+
+
 def test_labels_that_are_missing_are_told(tiny, begun, capsys):
     assert build_trainer(replace(begun, eval_every=1.0)).probes is None
     assert f"no k-NN in this run: {begun.dataset} has no labelled images" in capsys.readouterr().out

@@ -554,6 +554,19 @@ def test_waiting_for_a_picture_that_never_comes_can_be_interrupted(tiny, picture
     assert_same(checkpoint(config), checkpoint(whole))
 
 
+def test_a_signal_during_the_save_does_not_break_it_off(tiny, pictures, monkeypatch):
+    save = run_folder.save_checkpoint
+
+    def signalled(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        return save(*args)
+
+    monkeypatch.setattr(run_folder, "save_checkpoint", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, pictures, on_log=interrupt_at_line(3))
+    assert checkpoint(tiny)["step"] == 3
+
+
 def test_a_second_ctrl_c_exits_at_once_and_saves_no_half_done_update(tiny, pictures, monkeypatch):
     interrupting(monkeypatch, step=5, times=2)
     with pytest.raises(SystemExit) as error:
