@@ -43,7 +43,8 @@ from dino_lib.data.images import UnreadableImage, read_image
 from dino_lib.data.shapes import Shapes
 from dino_lib.run.build import build_backbone
 from dino_lib.run.checkpoint import load_newest, save_checkpoint
-from dino_lib.run.config import PRESETS, Config
+from dino_lib.run.config import Config
+from dino_lib.run.presets import PRESETS
 from dino_lib.run.teacher_file import ZEROS, save_teacher
 from dino_lib.run.train import parse_args
 from dino_lib.run.weights import load_weights

@@ -19,7 +19,6 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from dino_lib.augment import IMAGENET, MultiCrop
 from dino_lib.data.batch_views import BatchMultiCrop, view_uniforms
 from dino_lib.data.images import PHOTOS
-from dino_lib.run.build import keep_freed_memory
 
 # name: side of the source, global size, local size, local views, aim over the official recipe
 SETTINGS = {"96/48": (96, 96, 48, 6, 4.0), "224/96": (256, 224, 96, 8, 2.0)}
@@ -95,7 +94,6 @@ def rows(rounds=7, quick=False):
     """Images a second of every setting and way: rows of the table of `bench.py`; `quick`: of the first setting only."""
     threads, found = torch.get_num_threads(), []
     torch.set_num_threads(1)
-    keep_freed_memory()  # as in a run, for all four
     for setting, (size, *sizes, aim) in list(SETTINGS.items())[: 1 if quick else None]:
         ways = contestants(size, *sizes)
         rates = {name: [] for name in ways}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dino_lib.data.shapes import Shapes
-from dino_lib.run.config import PRESETS
+from dino_lib.run.presets import PRESETS
 
 torch.set_num_threads(1)  # on networks as small as these the threads only wait for each other
 
@@ -70,7 +70,7 @@ def _assert_same(a, b, where="state"):
 
 @pytest.fixture
 def as_arguments():
-    """The function that writes a Config as a command line, every setting of it."""
+    """The function that writes a Config as the words of `dino`: train, and every setting."""
 
     def words(value):
         if isinstance(value, dict):
@@ -78,7 +78,8 @@ def as_arguments():
         return [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
 
     def convert(config):
-        return [word for f in dataclasses.fields(config)
-                for word in (f"--{f.name.replace('_', '-')}", *words(getattr(config, f.name)))]
+        options = [(f"--{f.name.replace('_', '-')}", *words(getattr(config, f.name)))
+                   for f in dataclasses.fields(config)]
+        return ["train", *(word for option in options for word in option)]
 
     return convert

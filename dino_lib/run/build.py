@@ -1,37 +1,51 @@
-"""From a config to what a run is made of: device, number format, networks, schedules and parameter groups."""
+"""From a config to what a run is made of: device, number format, networks, schedules, groups."""
 
-import ctypes
+import contextlib
 import os
-import sys
+from collections.abc import Iterator
 
+import numpy as np
 import torch
+from torch import nn
 
-from dino_lib.backbone import create_backbone
-from dino_lib.data.datasets import decode_store, open_dataset
+from dino_lib.backbone import Backbone, create_backbone
 from dino_lib.head import DINOHead, MultiCropModel, OriginalHead
-from dino_lib.measure.features import eval_mode
-from dino_lib.measure.probes import Probes, spread
+from dino_lib.measure.evaluate import eval_mode
+from dino_lib.run.config import Config
 from dino_lib.schedules import cosine_schedule, linear_warmup
 
+FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-def pick_device(name="auto"):
-    """torch.device for "auto", "cpu", "cuda" or "mps"; ValueError if it is not there."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
-    if not available[name]:
-        raise ValueError(f"device={name} is not available here; available: {[k for k, v in available.items() if v]}")
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The torch.device that a config's `device` names; "auto" takes the fastest kind there is.
+
+    Of several processes each takes its own card. Raises ValueError if it is not there.
+    """
+    there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    there.append("cpu")
+    kind, _, number = (there[0] if name == "auto" else name).partition(":")
+    if kind not in there or int(number or 0) >= max(1, torch.cuda.device_count()):
+        raise ValueError(f"device={name} is not available here; available: {there}")
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
+    if number and local_rank:
+        raise ValueError(f"device={name} is one card for several processes: take device=cuda")
+    if kind == "cuda":
+        return torch.device(kind, int(number or local_rank))
+    return torch.device(kind)
 
 
-def pick_precision(name, device):
-    """The autocast dtype, torch.float32 for none. "auto" takes what the hardware computes natively:
-    bf16 or else fp16 on CUDA (older cards emulate bf16), bf16 on CPUs that have it, float32 elsewhere."""
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The autocast dtype, torch.float32 for none. "auto" takes what the hardware computes natively.
+
+    That is bf16 or else fp16 on CUDA (older cards emulate bf16), bf16 on CPUs that have it, and
+    float32 elsewhere.
+    """
     if name != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        return FORMATS[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         has = torch.cpu.get_capabilities()
         if has.get("avx512_bf16") or has.get("amx_bf16"):
@@ -39,124 +53,127 @@ def pick_precision(name, device):
     return torch.float32
 
 
-def build_backbone(config, *, pretrained=None):
-    """The backbone that a config describes; (C, H, W) inputs have one channel for each entry of `mean`."""
+@contextlib.contextmanager
+def float32_by_default() -> Iterator[None]:
+    """New tensors are float32 inside, whatever torch.set_default_dtype was told."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@float32_by_default()
+def build_backbone(config: Config, *, pretrained: bool | None = None) -> Backbone:
+    """The backbone that a config describes: (B, C, H, W), a channel for each entry of `mean`.
+
+    `pretrained` stands in for the config's where it is given.
+    """
     options = dict(config.backbone_options)
     if len(config.mean) != 3:
         options["in_chans"] = len(config.mean)
     if config.drop_path:
         options["drop_path_rate"] = config.drop_path
-    pretrained = config.pretrained if pretrained is None else pretrained
-    return create_backbone(config.backbone, pretrained=pretrained, conv_stem=config.conv_stem, **options)
-
-
-def build_student(config):
-    """Backbone and head of a config, initialised from its seed."""
-    torch.manual_seed(config.seed)
-    backbone = build_backbone(config)
-    backbone.requires_grad_(config.train_backbone).train(config.train_backbone)  # frozen: batch norm's buffers too
-    if config.head == "original":
-        head = OriginalHead(backbone.num_features, config.out_dim, hidden_dim=config.hidden_dim)
-        return MultiCropModel(backbone, head)
-    head = DINOHead(backbone.num_features, config.out_dim, hidden_dim=config.hidden_dim, n_layers=config.head_layers,
-                    bottleneck_dim=config.bottleneck_dim, use_bn=config.use_bn, norm_last_layer=config.norm_last_layer)
-    return MultiCropModel(backbone, head)
-
-
-def check_sizes(config, backbone):
-    """ValueError, naming the setting, if the backbone refuses an image of a size that the run will show it."""
-    for name in ["global_size", "local_size"] * (config.n_local > 0) or ["global_size"]:
-        _try_size(backbone, f"{name}={getattr(config, name)}", getattr(config, name), len(config.mean))
-    if config.eval_every:
-        name = "store_size" if config.store_size else "global_size"
-        _try_size(backbone, f"{name}={config.eval_size} (what evaluations see)", config.eval_size, len(config.mean))
-
-
-def _try_size(backbone, what, size, channels):
-    device = next(backbone.parameters()).device
-    try:
-        with torch.no_grad(), eval_mode(backbone):
-            backbone(torch.zeros(1, channels, size, size, device=device))
-    except Exception as error:  # each model has its own way to refuse
-        raise ValueError(f"{what} does not suit the backbone: {error}") from error
-
-
-def open_probes(config, limit=None):
-    """The gallery and queries of a config's dataset at its `eval_size`, as Probes.
-
-    At most `limit` gallery images and half as many queries (None: the config's eval_limit). None
-    where the dataset has no labels.
-    """
-    limit = limit or config.eval_limit
-    parts = []
-    for split, n in [("gallery", limit), ("test", max(1, limit // 2))]:
-        dataset = open_dataset(
-            config.dataset, config.data_root, split, len(config.mean), config.download
-        )
-        if dataset is None:
-            return None
-        parts.append(_decoded(dataset, spread(len(dataset), n), config))
-    (gallery, gallery_labels, _), (queries, query_labels, masks) = parts
-    classes = getattr(dataset, "classes", None)
-    return Probes(
-        gallery, gallery_labels, queries, query_labels, masks, config.mean, config.std, classes
+    return create_backbone(
+        config.backbone,
+        pretrained=config.pretrained if pretrained is None else pretrained,
+        conv_stem=config.conv_stem,
+        **options,
     )
 
 
-def _decoded(dataset, chosen, config):
-    """(images, labels, masks or None) of the chosen items."""
-    masks = getattr(dataset, "masks", None)
-    if masks is not None and dataset.images.shape[-1] == config.eval_size:
-        return dataset.images[chosen], dataset.labels[chosen], masks[chosen]
-    part = torch.utils.data.Subset(dataset, chosen.tolist())
-    images, labels, _ = decode_store(part, config.eval_size, len(config.mean))
-    return images, labels, None
+@float32_by_default()
+def build_student(config: Config) -> MultiCropModel:
+    """Backbone and head of a config, initialised from its seed or from its `weights`."""
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(config)
+    if config.weights:
+        from dino_lib.run.weights import load_weights
+
+        load_weights(backbone, config.weights)
+    backbone.requires_grad_(config.train_backbone)
+    backbone.train(config.train_backbone)  # a frozen one's batch norm stands still too
+    if config.head == "original":
+        head = OriginalHead(backbone.feature_dim, config.out_dim, hidden_dim=config.hidden_dim)
+    else:
+        head = DINOHead(
+            backbone.feature_dim,
+            config.out_dim,
+            hidden_dim=config.hidden_dim,
+            bottleneck_dim=config.bottleneck_dim,
+            n_layers=config.head_layers,
+            use_bn=config.use_bn,
+            norm_last_layer=config.norm_last_layer,
+        )
+    return MultiCropModel(backbone, head)
 
 
-def pick_kernels(student, config, device, dtype):
-    """How a student computes on this device, not what: attention, memory layout, recomputation; in place."""
+def check_sizes(config: Config, backbone: Backbone) -> None:
+    """Show the backbone an image of each size that the run will have.
+
+    Raises ValueError, which names the setting, where it refuses one.
+    """
+    sizes = {f"global_size={config.global_size}": config.global_size}
+    if config.n_local:
+        sizes[f"local_size={config.local_size}"] = config.local_size
+    if config.eval_every:
+        name = "store_size" if config.store_size else "global_size"
+        sizes[f"{name}={config.eval_size} (what evaluations see)"] = config.eval_size
+    device = next(backbone.parameters()).device
+    for name, size in sizes.items():
+        image = torch.zeros(1, len(config.mean), size, size, device=device, dtype=torch.float32)
+        try:
+            with torch.no_grad(), eval_mode(backbone):
+                backbone(image)
+        except Exception as error:  # each model has its own way to refuse
+            raise ValueError(f"{name} does not suit the backbone: {error}") from error
+
+
+def pick_kernels(
+    student: MultiCropModel, config: Config, device: torch.device, dtype: torch.dtype
+) -> None:
+    """How a student computes on this device, not what: attention, memory layout, recomputation.
+
+    In place. Raises ValueError where timm's model cannot recompute.
+    """
     model = student.backbone.model
     if device.type == "cpu" and dtype != torch.float32:
-        # torch's fused attention is made for GPUs: in bf16 its backward pass takes a CPU 3 to 5 times as long as the
-        # plain products and softmax
+        # torch's fused attention is made for GPUs: in bf16 its backward pass takes a CPU 3 to 5
+        # times as long as the plain products and softmax
         for module in model.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = False
     if not student.backbone.has_cls:
-        student.to(memory_format=torch.channels_last)  # convolutions like it; other layers don't mind
+        # convolutions are faster so; other layers don't mind
+        student.to(memory_format=torch.channels_last)
     if config.recompute:
         if not hasattr(model, "set_grad_checkpointing"):
-            raise ValueError(f"recompute=True: timm's {config.backbone} can't compute its blocks again")
+            raise ValueError(f"recompute=True: timm's {config.backbone} can't recompute its blocks")
         model.set_grad_checkpointing()
 
 
-def keep_freed_memory():
-    """From now on, memory that this process frees stays with it, for the next step to use.
-
-    Linux clears each page that it hands out, and a small step whose memory goes back and forth is slower for it.
-    Elsewhere, and where the C library is not glibc, nothing happens.
-    """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):
-        m_trim_threshold, m_mmap_threshold = -1, -3  # from malloc.h
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
-        libc.mallopt(m_mmap_threshold, 2**25)  # the most that glibc takes
-
-
-def build_schedules(config, steps_per_epoch):
-    """The run's schedules by name, float64 arrays with one value a step: lr, weight_decay, momentum, teacher_temp."""
-    c, total = config, max(1, round(config.epochs * steps_per_epoch))
+def build_schedules(config: Config, steps_per_epoch: int) -> dict[str, np.ndarray]:
+    """The run's schedules by name, float64 arrays with one value a step."""
+    total = max(1, round(config.epochs * steps_per_epoch))
+    warmup = min(total, round(config.warmup_epochs * steps_per_epoch))
+    temp_warmup = round(config.warmup_teacher_temp_epochs * steps_per_epoch)
     return {
-        "lr": cosine_schedule(c.lr, c.min_lr, total, warmup_steps=min(total, round(c.warmup_epochs * steps_per_epoch))),
-        "weight_decay": cosine_schedule(c.weight_decay, c.weight_decay_end, total),
-        "momentum": cosine_schedule(c.momentum, c.momentum_end, total),
-        "teacher_temp": linear_warmup(c.warmup_teacher_temp, c.teacher_temp, total,
-                                      round(c.warmup_teacher_temp_epochs * steps_per_epoch)),
+        "lr": cosine_schedule(config.lr, config.min_lr, total, warmup_steps=warmup),
+        "weight_decay": cosine_schedule(config.weight_decay, config.weight_decay_end, total),
+        "momentum": cosine_schedule(config.momentum, config.momentum_end, total),
+        "teacher_temp": linear_warmup(
+            config.warmup_teacher_temp, config.teacher_temp, total, temp_warmup
+        ),
     }
 
 
-def parameter_groups(model):
-    """Two AdamW groups of the trainable parameters: with weight decay, and (biases, 1-D parameters) without."""
+def parameter_groups(model: nn.Module) -> list[dict]:
+    """Two AdamW groups of the trainable parameters.
+
+    With weight decay; and biases and other 1-D parameters, without.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return [{"params": [p for p in parameters if p.ndim > 1]},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+    decayed = [p for p in parameters if p.ndim > 1]
+    others = [p for p in parameters if p.ndim <= 1]
+    return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]

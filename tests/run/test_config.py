@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dino_lib.run.build import build_schedules
-from dino_lib.run.config import PRESETS, Config
+from dino_lib.run.config import Config
+from dino_lib.run.presets import PRESETS
 from dino_lib.run.train import parse_args
 
 WRONG = [

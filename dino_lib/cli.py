@@ -1,0 +1,269 @@
+"""The command line: `dino train`, `report`, `explore`, `video`, `doctor`; or `python -m dino_lib`.
+
+What a command needs is imported when it is asked for, so that `dino --help` answers at once.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from dino_lib.run.config import Config
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises its errors, so that `main` tells all errors of all commands in the same way."""
+
+    def __init__(self, command: str, about: str):
+        super().__init__(f"dino {command}".strip(), description=about, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+    def parse_all(self, words: Sequence[str]) -> argparse.Namespace:
+        """Like parse_args, but a mistyped option is answered with the names that come close."""
+        given, unknown = self.parse_known_args(words)
+        if "--local-rank" in " ".join(unknown).replace("_", "-"):
+            raise ValueError("torch.distributed.launch is no longer made for this: use torchrun")
+        if unknown:
+            option = unknown[0].partition("=")[0]
+            close = difflib.get_close_matches(option.replace("_", "-"), self._option_string_actions)
+            hint = f"did you mean {', '.join(close)}?" if close else f"see {self.prog} --help"
+            raise ValueError(f"unknown: {' '.join(unknown)}; {hint}")
+        return given
+
+
+def read_settings(words: Sequence[str]) -> tuple["Config", bool]:
+    """The Config that the words of `dino train` describe, and whether they ask for a profile.
+
+    Raises ValueError on wrong ones.
+    """
+    from dino_lib.run.options import add_settings, config_of
+    from dino_lib.run.presets import PRESETS
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset")
+    preset = first.parse_known_args(words)[0].preset
+
+    parser = _Parser("train", "Train a network, or go on with a run. Every setting is an option.")
+    parser.usage = "dino train [--preset NAME] [--SETTING VALUE ...] [--profile]"
+    preset_help = "where all settings below start from (default: demo)"
+    parser.add_argument("--preset", choices=PRESETS, default="demo", help=preset_help)
+    profile_help = "train nothing: say where the time of an update goes, and what to change"
+    parser.add_argument("--profile", action="store_true", help=profile_help)
+    add_settings(parser, PRESETS.get(preset, PRESETS["demo"]))
+    given = parser.parse_all(words)
+    return config_of(given, PRESETS[given.preset]), given.profile
+
+
+def train(words: Sequence[str]) -> None:
+    """train a network, or go on with a run"""
+    config, profile = read_settings(words)
+    from dino_lib.run.processes import process_group
+    from dino_lib.run.profile import report
+    from dino_lib.run.train import build_trainer
+    from dino_lib.run.train import train as run
+
+    rank, several = _rank()
+    with process_group(config, rank) if several else contextlib.nullcontext():
+        if profile:
+            print(report(build_trainer(dataclasses.replace(config, eval_every=0))))
+            return
+        run(config)
+    if rank == 0:
+        files = "teacher.safetensors, history.jsonl, config.json, checkpoints/"
+        print(f"{config.output_dir}: {files}")
+
+
+def report(words: Sequence[str]) -> None:
+    """score a teacher, draw its figures and write report.json"""
+    parser = _Parser("report", "Score a teacher, draw its figures and write report.json.")
+    parser.add_argument("teacher", help="a run's folder, or what else load_teacher takes")
+    parser.add_argument("--dataset", help="whose images to score it on (default: the run's)")
+    parser.add_argument("--data-root", help="where they lie (default: the run's)")
+    parser.add_argument("--out", help="the folder to write to (default: the run's)")
+    _add_device(parser)
+    given = parser.parse_all(words)
+
+    from dino_lib.look.report import in_words, report
+
+    numbers = report(
+        given.teacher,
+        dataset=given.dataset,
+        data_root=given.data_root,
+        out=given.out,
+        device=_device(given.device),
+    )
+    out = Path(given.out or given.teacher).expanduser()
+    figures = [str(path) for path in sorted(out.glob("*.png"))]
+    print(in_words(numbers))
+    print("wrote " + ", ".join([*figures, str(out / "report.json")]))
+
+
+def explore(words: Sequence[str]) -> None:
+    """write a page that shows the attention of teachers in your images"""
+    parser = _Parser("explore", "Write explorer.html and heads.png: what teachers attend to.")
+    parser.add_argument("images", help="an image, or a folder of them")
+    _add_look(parser)
+    parser.add_argument(
+        "--limit", type=int, default=12, help="the most images of a folder (default: 12)"
+    )
+    given = parser.parse_all(words)
+
+    from dino_lib.look.clips import is_clip
+    from dino_lib.look.explore import explore, heads_sheet
+
+    if is_clip(given.images):
+        raise ValueError(f"{given.images} is a clip: `dino video` makes a clip of it")
+    teachers, out = _look(given)
+    page = explore(
+        teachers, given.images, path=out / "explorer.html", size=given.size, limit=given.limit
+    )
+    heads_sheet(page).savefig(out / "heads.png")
+    _wrote(page.path)
+    _wrote(out / "heads.png")
+
+
+def video(words: Sequence[str]) -> None:
+    """turn a clip into a clip of what a teacher's heads attend to"""
+    parser = _Parser("video", "Write attention-TEACHER.mp4, or .gif of a GIF.")
+    parser.add_argument("clip", help="what PyAV reads (.mp4, .webm, ...), or an animated GIF")
+    _add_look(parser)
+    parser.add_argument("--head", help='the number of a head, or "mean" (default: all of them)')
+    given = parser.parse_all(words)
+    if given.head is not None and given.head != "mean" and not given.head.isdecimal():
+        raise ValueError(f"--head {given.head!r} must be a number, or mean")
+
+    from dino_lib.look.video import attention_video
+
+    teachers, out = _look(given)
+    head = int(given.head) if given.head and given.head.isdecimal() else given.head
+    suffix = ".gif" if Path(given.clip).suffix.lower() == ".gif" else ".mp4"
+    for name, teacher in teachers.items():
+        plain = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+        path = out / f"attention-{plain}{suffix}"
+        attention_video(teacher, given.clip, path, head=head, size=given.size)
+        _wrote(path)
+
+
+def doctor(words: Sequence[str]) -> None:
+    """say what ails runs and what to change; without a run, what this machine has"""
+    parser = _Parser("doctor", "Say what ails a run; without one, what this machine has.")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="a run's folder")
+    given = parser.parse_all(words)
+
+    from dino_lib.run.doctor import environment, examine
+
+    if not given.runs:
+        print("\n".join(environment()))
+    for folder in given.runs:
+        print(examine(folder))
+
+
+def _add_look(parser: _Parser) -> None:
+    teacher_help = "what load_teacher takes; may be repeated (default: demo)"
+    size_help = "see images whole, at about so many pixels squared (default: a middle square)"
+    parser.add_argument("--teacher", action="append", help=teacher_help)
+    parser.add_argument("--out", default="explorer", help="the folder to write to")
+    parser.add_argument("--size", type=int, help=size_help)
+    _add_device(parser)
+
+
+def _add_device(parser: _Parser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+
+
+def _device(name: str) -> Any:
+    from dino_lib.run.build import pick_device
+
+    return pick_device(name)
+
+
+def _look(given: argparse.Namespace) -> tuple[dict[str, Any], Path]:
+    """The teachers by name, and the folder to write to."""
+    from dino_lib.teachers.load import load_teacher
+
+    device = _device(given.device)
+    teachers = {name: load_teacher(name, device) for name in given.teacher or ["demo"]}
+    out = Path(given.out).expanduser()
+    out.mkdir(parents=True, exist_ok=True)
+    return teachers, out
+
+
+def _wrote(path: Path) -> None:
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+COMMANDS = {
+    "train": train,
+    "report": report,
+    "explore": explore,
+    "video": video,
+    "doctor": doctor,
+}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run a command. Exit status 2 and one line on wrong settings or data, 130 on an interrupt.
+
+    A traceback shows that the mistake is in the code.
+    """
+    about = "\n".join(f"  {name:8} {run.__doc__}" for name, run in COMMANDS.items())
+    parser = _Parser("", "DINO, built piece by piece.")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"commands:\n{about}\n\n`dino COMMAND --help` says more of each."
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="...")
+    given = argparse.Namespace(command=None)
+    try:
+        parser.parse_args(words, given)
+        COMMANDS[given.command](given.words)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        _tell(error)
+        if not _is_expected(error, given.command):
+            raise
+        sys.exit(2)
+
+
+def _rank() -> tuple[int, bool]:
+    """This process's number, and whether it is one of several that torchrun has started."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def _tell(error: Exception) -> None:
+    """One line on stderr; of several processes the launcher hears of it too."""
+    rank, several = _rank()
+    who = f"rank {rank}: " if several else ""
+    if several:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        from dino_lib.run.processes import LOST
+
+        if LOST.search(str(error)):
+            print(f"{who}stopped, since another process has ended", file=sys.stderr)
+            time.sleep(1.5)  # torchrun takes the first to leave for the one at fault
+            sys.exit(1)
+        get_error_handler().record_exception(error)  # torchrun ends with it
+    words = " ".join(str(error).split()) or type(error).__name__
+    print(f"{who}error: {words}", file=sys.stderr)
+
+
+def _is_expected(error: Exception, command: str | None) -> bool:
+    """Whether an error's message says all that there is to say."""
+    if isinstance(error, ValueError | OSError | MemoryError | FloatingPointError):
+        return True
+    if command in ("explore", "video") and isinstance(error, TypeError | ImportError):
+        return True  # a network without attention, PyAV that is not installed
+    from dino_lib.data.images import InputError
+
+    return isinstance(error, InputError)

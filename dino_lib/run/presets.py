@@ -1,0 +1,155 @@
+"""Settings that fit together, by name: where a run of one's own starts."""
+
+from dataclasses import replace
+
+from dino_lib.run.config import Config
+
+# A tiny ViT. Its stem is convolutional (`conv_stem`): a linear patch embedding learns next to
+# nothing in a few hundred updates.
+TINY_VIT = {
+    "img_size": 48,
+    "patch_size": 6,
+    "embed_dim": 128,
+    "depth": 4,
+    "num_heads": 8,
+    "mlp_ratio": 2.0,
+}
+
+# minutes on two CPU cores: the embedded dataset
+demo = Config(
+    dataset="shapes",
+    store_size=48,
+    backbone="vit_tiny_patch16_224",
+    backbone_options=TINY_VIT,
+    conv_stem=True,
+    drop_path=0.0,
+    # views of pictures of 48 pixels
+    global_size=36,
+    local_size=18,
+    n_local=4,
+    local_scale=(0.15, 0.5),
+    # strong colour jitter, since the light differs from picture to picture; little blur, since
+    # texture is a cue
+    color_jitter=(0.4, 0.4, 0.4, 0.08),
+    solarize_p=0.0,
+    blur_p=(0.1, 0.1, 0.05),
+    # a small head; batch norm for a faster start
+    out_dim=256,
+    hidden_dim=512,
+    bottleneck_dim=128,
+    use_bn=True,
+    epochs=9,
+    lr=1.5e-3,
+    min_lr=1e-5,
+    warmup_epochs=2,
+    # a teacher that follows fast (half-life 17 updates, 69 in the end): the run has only 558
+    momentum=0.96,
+    momentum_end=0.99,
+    freeze_last_layer=0.0,
+    eval_every=2,
+    eval_limit=1000,
+    output_dir="runs/demo",
+)
+
+# seconds: for tests
+smoke = replace(
+    demo,
+    limit=64,
+    backbone_options={**TINY_VIT, "embed_dim": 32, "depth": 1, "num_heads": 2},
+    n_local=2,
+    out_dim=32,
+    hidden_dim=32,
+    bottleneck_dim=16,
+    epochs=2,
+    batch_size=16,
+    warmup_epochs=0.5,
+    log_every=1,
+    eval_limit=60,
+    output_dir="runs/smoke",
+)
+
+# an hour on two CPU cores: photographs
+laptop = replace(
+    demo,
+    dataset="caltech101",
+    store_size=72,
+    backbone_options={
+        **TINY_VIT,
+        "img_size": 64,
+        "patch_size": 8,
+        "qk_norm": True,
+        "reg_tokens": 4,
+    },
+    global_size=64,
+    local_size=32,
+    local_scale=(0.1, 0.4),
+    color_jitter=(0.4, 0.4, 0.2, 0.1),
+    solarize_p=0.2,
+    out_dim=512,
+    epochs=20,
+    momentum=0.98,
+    momentum_end=0.998,
+    eval_limit=3000,
+    output_dir="runs/laptop",
+)
+
+# one GPU: STL-10's 100,000 unlabelled images
+gpu = Config(
+    dataset="stl10",
+    store_size=96,
+    backbone="vit_small_patch16_224",
+    backbone_options={"img_size": 96, "patch_size": 8},
+    global_size=96,
+    local_size=48,
+    n_local=6,
+    local_scale=(0.1, 0.4),
+    out_dim=4096,
+    epochs=100,
+    batch_size=512,
+    lr=1e-3,
+    momentum=0.996,
+    warmup_teacher_temp_epochs=10,
+    teacher_temp=0.07,
+    eval_every=5,
+    save_every=5,
+    output_dir="runs/gpu",
+)
+
+# the from-scratch repository that this course starts from: its settings, all of them constant
+original = Config(
+    dataset="stl10",
+    backbone="vit_base_patch16_224",
+    pretrained=True,
+    global_size=224,
+    local_size=96,
+    n_local=2,
+    drop_path=0.0,
+    head="original",
+    out_dim=1000,
+    student_temp=0.1,
+    teacher_temp=0.04,
+    warmup_teacher_temp=0.04,
+    epochs=10,
+    batch_size=2048,
+    accumulate=32,
+    lr=5e-4,
+    min_lr=5e-4,
+    warmup_epochs=0.0,
+    weight_decay=0.04,
+    weight_decay_end=0.04,
+    momentum=0.996,
+    momentum_end=0.996,
+    clip_grad=0.0,
+    freeze_last_layer=0.0,
+    num_workers=16,
+    save_every=5,
+    output_dir="runs/original",
+)
+
+PRESETS = {
+    "smoke": smoke,
+    "demo": demo,
+    "laptop": laptop,
+    "gpu": gpu,
+    "original": original,
+}
