@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 
+from dino_lib.run.build import float32_by_default
 from dino_lib.run.history import read_history
 from dino_lib.run.processes import process_group
 from dino_lib.run.teacher_file import read_teacher
 from dino_lib.run.trainer import Trainer
 
 
+@float32_by_default()
 def train(config, dataset=None, *, on_log=None):
     """A run from Python; returns (teacher, history).
 
