@@ -51,6 +51,30 @@ def test_a_missing_package_is_named_with_its_install_line(tiny, monkeypatch, nam
         pass
 
 
+def test_wandb_without_a_key_is_one_line(tiny, tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match=r"^tracker=wandb cannot start: .*key.*WANDB_MODE=offline"), \
+            open_tracker(dataclasses.replace(tiny, tracker="wandb")):
+        pass
+
+
+def test_a_tracker_that_fails_costs_its_lines_and_not_the_run(tiny, pictures, monkeypatch, capsys):
+    def fails(*_):
+        raise OSError("no space left")
+
+    _, history = train(dataclasses.replace(tiny, output_dir=tiny.output_dir + "-whole"), pictures)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", fails)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.close", fails)
+    teacher, same = train(dataclasses.replace(tiny, tracker="tensorboard"), pictures)
+    assert teacher.about["step"] == 8 and [r["loss"] for r in same] == [r["loss"] for r in history]
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("tracker=tensorboard has failed (no space left)") == 1
+
+
 @pytest.mark.parametrize("configured", [True, False])
 def test_no_tracker_takes_records_and_writes_nothing(tiny, tmp_path, configured):
     with open_tracker(tiny if configured else None) as track:
