@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from dino_lib.data.shapes import Shapes
-from dino_lib.run.presets import PRESETS
 from dino_lib.run.doctor import ADVICE, diagnose
 from dino_lib.run.history import read_history
-from dino_lib.run.train import Trainer
+from dino_lib.run.presets import PRESETS
+from dino_lib.run.train import build_trainer
 
 SMALL = replace(
     PRESETS["smoke"], limit=160, batch_size=16, epochs=4, out_dim=64, hidden_dim=64, momentum=0.9, momentum_end=0.95,
@@ -92,7 +92,7 @@ def run(kind):
     torch.set_num_threads(1)
     _, changes, spoil = (SICK | HEALTHY)[kind]
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(replace(SMALL, output_dir=folder, **changes), Shapes(SMALL.limit, size=SMALL.store_size))
+        trainer = build_trainer(replace(SMALL, output_dir=folder, **changes), Shapes(SMALL.limit, size=SMALL.store_size))
         if spoil:
             spoil(trainer)
         try:

@@ -1,7 +1,7 @@
 """Broken and hostile input: `python benchmarks/fuzz.py --minutes 10`. Needs hypothesis (in the extra `test`).
 
 Hypothesis makes bytes that are no image, settings or checkpoint; it flips, cuts, drops, doubles and overwrites parts of
-real ones (17 images of 12 formats, JSON and command lines of settings, checkpoints, a run's teacher, an official one);
+real ones (17 images of 12 formats, JSON and command lines of settings, checkpoints, a run's teacher, other people's);
 and it makes whole files whose content is wrong: missing and odd values, shapes and settings. Readers may answer with a
 result or with the errors that they document, and with nothing else:
 
@@ -30,6 +30,7 @@ import time
 import warnings
 from pathlib import Path
 
+import timm
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -37,6 +38,7 @@ from hypothesis.errors import HypothesisWarning
 from PIL import Image
 from safetensors.torch import load, save
 
+from dino_lib.backbone import create_backbone
 from dino_lib.data.images import UnreadableImage, read_image
 from dino_lib.data.shapes import Shapes
 from dino_lib.run.build import build_backbone
@@ -45,6 +47,7 @@ from dino_lib.run.config import Config
 from dino_lib.run.presets import PRESETS
 from dino_lib.run.teacher_file import ZEROS, save_teacher
 from dino_lib.run.train import parse_args
+from dino_lib.run.weights import load_weights
 from dino_lib.teachers.load import load_teacher
 
 SECONDS = 20  # for one example
@@ -140,6 +143,40 @@ def spoiled(draw, original):
     return value
 
 
+def flatten(value, name="x"):
+    """(name, tensor) of every tensor in nested dicts."""
+    if torch.is_tensor(value):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from flatten(inner, f"{name}.{key}")
+
+
+def foreign(trap):
+    """Small checkpoints as other people's code lays them out, some with a trap beside the weights."""
+    plain = timm.create_model("vit_tiny_patch16_224", num_classes=0, **OFFICIAL).state_dict()
+    yield {"teacher": {f"backbone.{k}": v for k, v in plain.items()}}
+    yield {"state_dict": {f"momentum_backbone.{k}": v for k, v in plain.items()},
+           "hyper_parameters": trap, "optimizer_states": [{"state": {0: torch.ones(2)}}]}
+    with_scale = timm.create_model("vit_tiny_patch16_224", num_classes=0, init_values=1.0, **OFFICIAL).state_dict()
+    place = with_scale["cls_token"]
+    registers = {"register_tokens": torch.ones(1, 4, 64), "pos_embed": torch.cat([place, with_scale["pos_embed"]], 1)}
+    yield with_scale | {k.replace("blocks.", "blocks.0."): v for k, v in with_scale.items()} | registers
+    theirs = {}
+    for k, v in plain.items():
+        for old, new in [("blocks.", "encoder.layer."), ("cls_token", "embeddings.cls_token"),
+                         ("pos_embed", "embeddings.position_embeddings"), ("norm1", "layernorm_before"),
+                         ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+                         ("norm2", "layernorm_after"), ("mlp.fc1", "intermediate.dense"),
+                         ("mlp.fc2", "output.dense"), ("attn.proj", "attention.output.dense")]:
+            k = k.replace(old, new)
+        parts = zip(("query", "key", "value"), v.chunk(3), strict=True) if ".qkv." in k else [("", v)]
+        theirs |= {k.replace("attn.qkv", f"attention.attention.{part}"): piece for part, piece in parts}
+    yield theirs | {"layernorm.weight": plain["norm.weight"], "layernorm.bias": plain["norm.bias"]}
+    xcit = timm.create_model("xcit_nano_12_p16_224", num_classes=0, embed_dim=16, depth=1, num_heads=2).state_dict()
+    yield {"teacher": {f"module.backbone.{k.replace('pos_embed.', 'pos_embeder.')}": v for k, v in xcit.items()}}
+
+
 class Targets:
     """What is fuzzed: each method is a hypothesis test of one reader."""
 
@@ -151,13 +188,12 @@ class Targets:
         state = {"config": dataclasses.asdict(SMALL), "teacher": {
             f"backbone.{k}": v for k, v in backbone.state_dict().items()}, "losses": [torch.tensor(0.5)]}
         save_teacher(folder / "teacher.safetensors", backbone, SMALL, step=1)
-        import timm
-
-        model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **OFFICIAL)
-        torch.save({"teacher": {f"backbone.{k}": v for k, v in model.state_dict().items()}}, folder / "official.pth")
+        self.vit = create_backbone("vit_tiny_patch16_224", **OFFICIAL)
+        self.foreign_states = [*foreign(Trap(self.trap))]
+        torch.save(self.foreign_states[0], folder / "official.pth")
         torch.save({"teacher": Trap(self.trap)}, folder / "trap.pth")
         torch.save({"x": Trap(self.trap)}, folder / "old.pth", _use_new_zipfile_serialization=False)
-        self.state, self.official = state, torch.load(folder / "official.pth")
+        self.state = state
         self.checkpoints = [save_checkpoint(folder / "checkpoints", 1, {**state, **more}).read_bytes()
                             for more in ({}, {"x": Trap(self.trap)})]
         self.pickles = [(folder / name).read_bytes() for name in ("official.pth", "trap.pth", "old.pth")]
@@ -234,14 +270,33 @@ class Targets:
 
         return test
 
-    def odd_pickle(self):
-        path = self.folder / "official.pth"
+    def odd_foreign(self):
+        """Other people's layouts with odd content: whole files, of both formats, under any name."""
+        whole = st.sampled_from(self.foreign_states).flatmap(spoiled)
+        names = st.sampled_from(["x.pth", "x.ckpt", "x.bin", "x.safetensors", "x.pth.tar", "x"])
+        heads = st.sampled_from([None, 1, 1, 1, 3, 0, -1, 64])
 
-        @given(spoiled(self.official) | json_values() | tensors())
-        def test(state):
-            torch.save(state, path)
-            with self.example("odd pickle", path.read_bytes(), ValueError):
-                load_teacher(path)
+        beside = st.sampled_from(["", "", "", "[]", "{"]) | json_values().map(
+            lambda value: json.dumps({"num_attention_heads": value}))
+
+        @given(whole | whole | whole | json_values() | tensors(), names, heads, st.booleans(), beside)
+        def test(state, name, heads, as_safetensors, beside):
+            path = self.folder / "foreign" / name
+            path.parent.mkdir(exist_ok=True)
+            (path.parent / "config.json").write_text(beside)
+            try:
+                flat = {key: value.clone() for key, value in flatten(state)}
+                data = save(flat) if as_safetensors else None
+            except Exception:  # what safetensors doesn't take: sparse, meta
+                data = None
+            if data is None:
+                torch.save(state, path)
+            else:
+                path.write_bytes(data)
+            with self.example("odd foreign", path.read_bytes(), ValueError):
+                load_teacher(path, num_heads=heads)
+            with self.example("odd weights", path.read_bytes(), ValueError):
+                load_weights(self.vit, path)
 
         return test
 
@@ -252,7 +307,7 @@ class Targets:
         def test(data):
             path.write_bytes(data)
             with self.example("pickle", data, ValueError):
-                load_teacher(path)
+                load_teacher(path, num_heads=1)
 
         return test
 
@@ -325,7 +380,7 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as folder:
         targets = Targets(Path(folder))
         tests = [targets.image, targets.settings_json, targets.command_line, targets.checkpoint,
-                 targets.checkpoint_of_odd_state, targets.pickle, targets.odd_pickle, targets.safetensors]
+                 targets.checkpoint_of_odd_state, targets.pickle, targets.odd_foreign, targets.safetensors]
         while rounds == 0 or time.perf_counter() - clock < 60 * args.minutes:
             for test in tests:
                 run = settings(max_examples=args.examples, deadline=None, database=None, suppress_health_check=list(

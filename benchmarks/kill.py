@@ -29,8 +29,8 @@ from safetensors.torch import load_file
 
 from dino_lib.data.shapes import Shapes
 from dino_lib.run.checkpoint import load_newest, read_checkpoint
-from dino_lib.run.presets import PRESETS
 from dino_lib.run.history import read_history
+from dino_lib.run.presets import PRESETS
 from dino_lib.run.train import train
 
 CONFIG = replace(

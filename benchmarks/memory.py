@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from dino_lib.run.presets import PRESETS
-from dino_lib.run.train import Trainer
+from dino_lib.run.train import build_trainer
 
 SMALL = replace(
     PRESETS["smoke"], limit=32, batch_size=8, store_size=24, global_size=24, local_size=12, warmup_epochs=1,
@@ -38,15 +38,17 @@ def measure(config, leak=0):
     """The resident set (MB) at every EVERY-th update of a run."""
     readings, leaked = [], []
 
-    class Watched(Trainer):
-        def train_step(self, views):
-            if self.step % EVERY == 0:
-                readings.append(resident())
-            if leak:
-                leaked.append(np.random.bytes(leak))
-            return super().train_step(views)
+    trainer = build_trainer(config)
+    step = trainer.train_step
 
-    trainer = Watched(config)
+    def watched(views):
+        if trainer.step % EVERY == 0:
+            readings.append(resident())
+        if leak:
+            leaked.append(np.random.bytes(leak))
+        return step(views)
+
+    trainer.train_step = watched
     trainer.run()
     lines = len(trainer.history)
     print(f"{trainer.step} updates, {lines} lines of history, {trainer.step // (4 * round(config.save_every))} saves")

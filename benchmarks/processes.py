@@ -21,7 +21,7 @@ import torch.multiprocessing
 from dino_lib.data.shapes import Shapes
 from dino_lib.run.presets import PRESETS
 from dino_lib.run.processes import process_group
-from dino_lib.run.train import Trainer
+from dino_lib.run.train import build_trainer
 
 OPTIONS = {"img_size": 24, "patch_size": 6, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
 CONFIG = replace(
@@ -39,7 +39,7 @@ def one_of(rank, processes, folder, steps, seed):
                      output_dir=f"{folder}/run")
 
     def run():
-        trainer = Trainer(config)
+        trainer = build_trainer(config)
         trainer.run()
         with torch.no_grad():
             images = Shapes(60, seed=5, size=24).images.float() / 255

@@ -25,7 +25,7 @@ from dino_lib.run.build import build_student, pick_precision
 from dino_lib.run.config import Config
 from dino_lib.run.presets import PRESETS
 from dino_lib.run.profile import clock, count_flops, product_ceiling
-from dino_lib.run.train import Trainer
+from dino_lib.run.train import build_trainer
 
 COMMON = {"epochs": 1000, "freeze_last_layer": 0.0, "drop_path": 0.0, "eval_every": 0, "progress": False}
 PAPER = Config(**COMMON, batch_size=4)  # ViT-S/16, 2 x 224 + 8 x 96, K = 65,536
@@ -36,7 +36,7 @@ PEERS = {"official": peers.official, "lightly": peers.lightly}
 def trainer_of(config, images=None):
     """A Trainer that writes nothing, of `images` or of a batch of grey squares."""
     images = images or [Image.new("RGB", (8, 8))] * config.batch_size
-    return Trainer(replace(config, store_size=config.store_size or 8, output_dir=tempfile.gettempdir()), images)
+    return build_trainer(replace(config, store_size=config.store_size or 8, output_dir=tempfile.gettempdir()), images)
 
 
 def ours(config, device):

@@ -46,12 +46,13 @@ def measure(name, size, source, out):
     from dino_lib.backbone import create_backbone
     from dino_lib.data.transforms import eval_transform
     from dino_lib.look.video import attention_video
+    from dino_lib.run.teacher_file import Teacher
     from dino_lib.teachers.load import load_teacher
 
     if name.startswith("untrained:"):
         torch.manual_seed(0)
-        teacher = create_backbone(name.removeprefix("untrained:"))
-        teacher.transform = eval_transform(224, (0.5,) * 3, (0.5,) * 3)
+        backbone = create_backbone(name.removeprefix("untrained:"))
+        teacher = Teacher(backbone, eval_transform(224, (0.5,) * 3, (0.5,) * 3))
     else:
         teacher = load_teacher(name)
     clock = time.perf_counter()

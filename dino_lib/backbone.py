@@ -151,7 +151,7 @@ def create_backbone(name, *, pretrained=False, conv_stem=False, **timm_options):
     take any image size are created so. `conv_stem` replaces a ViT's patch embedding by ConvStem. Raises ValueError
     on an unknown name, naming the closest ones, and on options that the model refuses.
     """
-    if not timm.is_model(name):
+    if not name.startswith("hf-hub:") and not timm.is_model(name):
         import difflib
 
         close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)

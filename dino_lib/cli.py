@@ -69,14 +69,15 @@ def train(words: Sequence[str]) -> None:
     config, profile = read_settings(words)
     from dino_lib.run.processes import process_group
     from dino_lib.run.profile import report
-    from dino_lib.run.trainer import Trainer
+    from dino_lib.run.train import build_trainer
+    from dino_lib.run.train import train as run
 
     rank, several = _rank()
     with process_group(config, rank) if several else contextlib.nullcontext():
         if profile:
-            print(report(Trainer(dataclasses.replace(config, eval_every=0))))
+            print(report(build_trainer(dataclasses.replace(config, eval_every=0))))
             return
-        Trainer(config).run()
+        run(config)
     if rank == 0:
         files = "teacher.safetensors, history.jsonl, config.json, checkpoints/"
         print(f"{config.output_dir}: {files}")

@@ -8,6 +8,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+from dino_lib.backbone import backbone_of
 from dino_lib.look import plots
 from dino_lib.measure.attention import cls_attention, mass_mask, upsample
 from dino_lib.measure.clusters import cluster_scores, embed_2d
@@ -24,7 +25,7 @@ from dino_lib.measure.probes import Probes, spread
 from dino_lib.run.build import build_student
 from dino_lib.run.history import read_history
 from dino_lib.run.presets import PRESETS
-from dino_lib.teachers.load import SHIPPED, load_teacher
+from dino_lib.teachers.load import find_teacher, load_teacher
 
 
 def histogram_knn(probes):
@@ -68,7 +69,7 @@ def compare(stages, probes, *, n_points=500, n_pictures=10, step=1, thorough=Fal
             predicted = linear_probe(features[0], probes.gallery_labels, features[1])
             table[name]["linear"], table[name]["linear_per_class"] = accuracy(predicted, probes.query_labels)
         panels[f"{name}: NMI {table[name]['nmi']:.2f}"] = embed_2d(features[1][chosen])
-        if backbone.has_cls:
+        if backbone_of(backbone).has_cls:
             head = best_head(probes.attention(backbone, 200), probes.masks)[1]
             maps = cls_attention(backbone, probes.normalize(probes.queries[pictures])).cpu()
             rows[f"{name}\n{'mean of heads' if head is None else f'head {head}'}"] = (
@@ -99,8 +100,8 @@ def report(name, *, dataset=None, data_root=None, out=None, device="cpu"):
     a run's history), attention.png, clusters.png, neighbours.png and report.json to the folder `out`, without it the
     run's own; returns the numbers. Datasets without labels get the curves alone.
     """
+    run = find_teacher(name)[1]
     teacher = load_teacher(name, device)
-    run = next((f for f in (Path(name), SHIPPED / str(name)) if (f / "history.jsonl").exists()), None)
     out = Path(out or (name if Path(name).is_dir() else ""))
     if out == Path():
         raise ValueError(f"{name} is no run's folder to write to: say where, with --out")

@@ -14,6 +14,8 @@ from sklearn.metrics import average_precision_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from dino_lib.backbone import backbone_of
+
 
 @contextlib.contextmanager
 def eval_mode(model):
@@ -55,6 +57,7 @@ def extract_features(model, images_or_loader, *, batch_size=256, dtype=torch.flo
     """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype={dtype} must be torch.float32, torch.bfloat16 or torch.float16")
+    model = model if isinstance(model, torch.nn.Module) else backbone_of(model)  # of a Teacher
     device = next(model.parameters(), torch.empty(0)).device
     is_tensor = isinstance(images_or_loader, torch.Tensor)
     features = []

@@ -2,6 +2,7 @@
 
 import torch
 
+from dino_lib.backbone import backbone_of
 from dino_lib.data.datasets import decode_store, open_dataset
 from dino_lib.measure.attention import cls_attention, mass_mask, upsample
 from dino_lib.measure.evaluate import accuracy, extract_features, jaccard, knn_predict
@@ -64,7 +65,7 @@ class Probes:
         predicted = knn_predict(gallery, self.gallery_labels, queries, k=min(20, len(gallery)))
         overall, per_class = accuracy(predicted, self.query_labels)
         scores = {"knn": overall, "knn_per_class": per_class}
-        if self.masks is not None and backbone.has_cls:
+        if self.masks is not None and backbone_of(backbone).has_cls:
             maps = self.attention(backbone, n_masks)
             masks = upsample(mass_mask(maps), self.masks.shape[-2:])
             scores["jaccard"] = jaccard(masks, self.masks[:n_masks])

@@ -1,152 +1,206 @@
-"""What of a run lies in its folder: the history, checkpoints to go on from exactly, the teacher in the end."""
+"""The folder of a run: the history, checkpoints to go on from exactly, the teacher in the end."""
 
 import dataclasses
 import json
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
+import torch
+from torch import nn
 
 from dino_lib.run.checkpoint import load_newest, save_checkpoint, write_atomically
-from dino_lib.run.history import read_history, versions
+from dino_lib.run.config import Config
+from dino_lib.run.history import Tally, knn_scores, read_history, say, versions
 from dino_lib.run.teacher_file import save_teacher
+
+if TYPE_CHECKING:
+    from dino_lib.run.trainer import Trainer
+
+# A run may go on with other values of these: they change how it is computed, shown and kept.
+MAY_CHANGE = (
+    "output_dir", "resume", "data_root", "download", "device", "num_workers", "log_every",
+    "eval_every", "eval_limit", "save_every", "keep", "progress", "tracker", "precision",
+    "compile", "recompute", "accumulate")
+
+PARTS = ("student", "teacher", "loss", "optimizer", "scaler")  # of a Trainer, in a checkpoint
 
 
 class RunFolder:
-    """The part of a Trainer that writes and reads `folder`: a folder that fails in mid-run costs no update."""
+    """A run's config.json, history.jsonl, checkpoints/ and teacher.safetensors.
 
-    _GATHERED = ("losses", "used", "skipped", "seconds", "waited")
-    _STATE = ("student", "teacher", "loss", "optimizer", "scaler")
-    _MAY_CHANGE = ("output_dir", "resume", "data_root", "download", "device", "num_workers", "log_every", "eval_every",
-                   "eval_limit", "save_every", "keep", "progress", "tracker", "precision", "compile", "recompute",
-                   "accumulate")
+    A folder that fails in mid-run, as on a full disk or a lost network drive, costs no update:
+    what is missing is written as soon as it can be, and in the end to another folder.
+    """
 
-    def _log(self, values):
-        if self.rank > 0:
-            return
-        record = {"step": self.step, "epoch": self.step / self.steps_per_epoch, **values}
-        self.history.append(record)
-        try:
-            if self.behind:
-                self._write_history(self.folder)
-            else:
-                with open(self.folder / "history.jsonl", "a") as file:
-                    file.write(json.dumps(record) + "\n")
-            self.behind = False
-        except OSError as error:
-            if not self.behind:
-                tqdm.write(f"update {self.step}: the history could not be written ({error}); training goes on, and "
-                           "its lines are written as soon as they can be")
-            self.behind = True
-        self.track(record)
-        if self.on_log:
-            self.on_log(record)
+    def __init__(self, config: Config, path: str | Path | None = None) -> None:
+        """path: the config's output_dir if not given; "~" is the home folder.
 
-    def save(self):
-        """A checkpoint to go on from exactly: no generator's state, since every draw is seeded by the step.
-
-        Raises OSError where the run's folder cannot be written.
+        Raises ValueError where it is no folder that can be written to.
         """
-        if self.rank == 0:
-            self._save_to(self.folder)
+        self.config = config
+        self.path = Path(path or config.output_dir).expanduser()
+        self.teacher = self.path / "teacher.safetensors"
+        self.lacks_lines = False  # whether history.jsonl may be behind the history
+        there = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise ValueError(f"output_dir={self.path}: {there} is not a folder that can be "
+                             "written to")
 
-    def _save_to(self, folder, done=False):
-        """The history first: the checkpoint is worth no more than what leads up to it."""
-        if self.behind or folder != self.folder:
-            self._write_history(folder)
-        else:
-            with open(folder / "history.jsonl", "rb+") as file:
-                os.fsync(file.fileno())
-        save_checkpoint(folder / "checkpoints", self.step, {
-            "config": dataclasses.asdict(self.config), "versions": versions(),
-            **{k: getattr(self, k) for k in self._GATHERED},
-            **{k: getattr(self, k).state_dict() for k in self._STATE}}, self.config.keep, self._scores())
-        if done:
-            save_teacher(folder / "teacher.safetensors", self.teacher.backbone, self.config, step=self.step,
-                         images_seen=self.step * self.config.batch_size)
+    def start(self, history: list[dict]) -> None:
+        """Make the folder, with its settings and history."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with write_atomically(self.path / "config.json") as file:
+            file.write(self.config.to_json().encode())
+        self.write_history(history)
 
-    def _save_or_go_on(self):
-        """In the middle of a run a full disk or a vanished folder costs a checkpoint, and not the run."""
+    def write_history(self, history: list[dict]) -> None:
+        with write_atomically(self.path / "history.jsonl") as file:
+            for record in history:
+                file.write(json.dumps(record).encode() + b"\n")
+        self.lacks_lines = False
+
+    def add_line(self, history: list[dict]) -> None:
+        """Write the newest line of the history, and those that are missing in the file."""
         try:
-            self.save()
+            if self.lacks_lines:
+                self.write_history(history)
+                return
+            with open(self.path / "history.jsonl", "a") as file:
+                file.write(json.dumps(history[-1]) + "\n")
         except OSError as error:
-            self.behind = True
-            tqdm.write(f"update {self.step} could not be saved ({error}); training goes on, and the next save tries "
-                       "again")
+            if not self.lacks_lines:
+                say(f"update {history[-1]['step']}: the history could not be written ({error}); "
+                    "training goes on, and its lines are written as soon as they can be")
+            self.lacks_lines = True
 
-    def _save_before_leaving(self, done=False):
-        """Save; where the run's folder cannot be written, in a new one for temporary files. Returns the folder.
+    def save(self, run: "Trainer", teacher: nn.Module | None = None) -> None:
+        """A checkpoint, and the teacher's backbone if one is given; OSError where that fails.
 
-        OSError where that fails as well. run() goes on, or ends the run, from memory if it is called again.
+        The history first: a checkpoint is worth no more than what leads up to it.
         """
-        self.paused = True
-        if self.rank > 0:
-            return self.folder
+        if self.lacks_lines:
+            self.write_history(run.history)
+        with open(self.path / "history.jsonl", "rb+") as file:
+            os.fsync(file.fileno())
+        scores = knn_scores(run.history)
+        save_checkpoint(self.path / "checkpoints", run.step, state_of(run), self.config.keep,
+                        scores)
+        if teacher is not None:
+            seen = run.step * self.config.batch_size
+            save_teacher(self.teacher, teacher, self.config, step=run.step, images_seen=seen)
+
+    def try_to_save(self, run: "Trainer") -> None:
+        """In mid-run a folder that fails costs a checkpoint, and not the run."""
         try:
-            self._save_to(self.folder, done)
-            return self.folder
+            self.save(run)
         except OSError as error:
-            self.behind, failed = True, error
+            self.lacks_lines = True
+            say(f"update {run.step} could not be saved ({error}); training goes on, and the next "
+                "save tries again")
+
+    def save_somewhere(self, run: "Trainer", *teacher: nn.Module) -> Path:
+        """Save here, or else in a new folder for temporary files; returns the folder's path."""
         try:
-            spare = Path(tempfile.mkdtemp(prefix="dino-"))
-            (spare / "config.json").write_text(self.config.to_json())
-            self._save_to(spare, done)
+            self.save(run, *teacher)
+            return self.path
         except OSError as error:
-            raise OSError(f"update {self.step} could be saved neither in {self.folder} ({failed}) nor for the time "
-                          f"being ({error}): the newest checkpoint there is what is left, unless this Trainer is still "
-                          "at hand to run() again") from error
-        tqdm.write(f"{self.folder} could not be written ({failed}): saved in {spare} for the time being")
-        return spare
+            self.lacks_lines, failed = True, error
+        try:
+            spare = RunFolder(self.config, tempfile.mkdtemp(prefix="dino-"))
+            spare.start(run.history)
+            spare.save(run, *teacher)
+        except OSError as error:
+            raise OSError(f"update {run.step} could be saved neither in {self.path} ({failed}) "
+                          f"nor for the time being ({error}): the newest checkpoint there is what "
+                          "is left, unless this Trainer is still at hand to run() again"
+                          ) from error
+        say(f"{self.path} could not be written ({failed}): saved in {spare.path} for the time "
+            "being")
+        return spare.path
 
-    def _write_history(self, folder):
-        with write_atomically(folder / "history.jsonl") as file:
-            file.write("".join(json.dumps(record) + "\n" for record in self.history).encode())
+    def newest(self, device: torch.device) -> dict | None:
+        """The state in the newest whole checkpoint; None where no run has begun.
 
-    def _scores(self):
-        """Step -> k-NN accuracy of the evaluations: the checkpoint of the highest one is kept."""
-        return {record["step"]: record["knn"] for record in self.history if "knn" in record}
+        Raises FileExistsError where there is only a teacher: it would be overwritten.
+        """
+        state = load_newest(self.path / "checkpoints", device)
+        if state is None and self.teacher.exists():
+            raise FileExistsError(f"{self.path} holds the teacher of a finished run, and no "
+                                  "checkpoint: move it away, or choose another --output-dir")
+        return state
 
-    def _best_so_far(self):
-        """Whether this very step has been evaluated, and better than every trained one before."""
-        scores = self._scores() if self.history and "knn" in self.history[-1] else {}
-        now = scores.get(self.step)
-        return now is not None and all(now > score for step, score in scores.items() if 0 < step < self.step)
+    def check_same_run(self, state: dict, n_images: int) -> None:
+        """ValueError where a checkpoint is of a run with other settings or other images.
 
-    def _start_or_resume(self):
-        state = load_newest(self.folder / "checkpoints", self.device)
-        if self.paused and (state is None or state["step"] <= self.step):
-            return
-        if state is None:
-            if (self.folder / "teacher.safetensors").exists():
-                raise FileExistsError(f"{self.folder} holds the teacher of a finished run, and no checkpoint: move it "
-                                      "away, or choose another --output-dir")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if self.rank == 0:
-                with write_atomically(self.folder / "config.json") as file:
-                    file.write(self.config.to_json().encode())
-                self._write_history(self.folder)
-            return
-        if self.config.resume != "auto" and not self.paused:
-            raise FileExistsError(f"{self.folder} holds a run at step {state['step']}: go on with --resume auto, or "
-                                  "choose another --output-dir")
-        mine, theirs = dataclasses.asdict(self.config), state["config"]
-        changed = [f"{k}={mine[k]} (was {theirs.get(k)})" for k in mine
-                   if k not in self._MAY_CHANGE and mine[k] != theirs.get(k)]
+        The same images in another place, and other versions of packages, are told and no more.
+        """
+        now, before = dataclasses.asdict(self.config), dict(state["config"])
+        here, there = images_folder(self.config), state.get("images_folder")
+        if here and there:
+            before["dataset"] = now["dataset"]
+        changed = [f"{name}={value} (was {before.get(name)})" for name, value in now.items()
+                   if name not in MAY_CHANGE and value != before.get(name)]
         if changed:
-            raise ValueError(f"{self.folder} holds a run with other settings: {', '.join(changed)}. Take the old "
-                             "settings, or another --output-dir")
-        for name in self._STATE:
-            if state[name]:  # empty: the scaler of a run in another precision
-                getattr(self, name).load_state_dict(state[name])
-        self.step = state["step"]
-        for name in self._GATHERED:
-            setattr(self, name, state[name])
-        # lines written after the checkpoint are of steps that will be run again
-        self.history = [r for r in read_history(self.folder) if r["step"] <= self.step]
-        if self.rank == 0:
-            self._write_history(self.folder)
-            others = [f"{name} {state['versions'].get(name)}, now {version}" for name, version in versions().items()
-                      if state["versions"].get(name) != version]
-            if others:
-                print(f"going on with other versions, so the last digits may differ: {'; '.join(others)}")
+            raise ValueError(f"{self.path} holds a run with other settings: {', '.join(changed)}. "
+                             "Take the old settings, or another --output-dir")
+        images_before = state.get("n_images", n_images)
+        if images_before != n_images:
+            raise ValueError(f"{self.path} holds a run on {images_before} images, and here are "
+                             f"{n_images}. Take the same images, or another --output-dir")
+        if here and there and here != there:
+            say(f"the images are read from {here}; before, they were in {there}")
+        others = [f"{name} {state['versions'].get(name)}, now {version}"
+                  for name, version in versions().items()
+                  if state["versions"].get(name) != version]
+        if others:
+            say("going on with other versions, so the last digits may differ: "
+                + "; ".join(others))
+
+
+def state_of(run: "Trainer") -> dict[str, Any]:
+    """All that a run goes on from exactly; no generator's, since the step seeds every draw."""
+    return {"step": run.step, "skipped": run.skipped, "versions": versions(),
+            "config": dataclasses.asdict(run.config), "n_images": len(run.views),
+            "images_folder": images_folder(run.config), **vars(run.tally),
+            **{name: getattr(run, name).state_dict() for name in PARTS}}
+
+
+def set_state(run: "Trainer", state: dict[str, Any]) -> None:
+    """Bring a Trainer to where `state_of` was taken."""
+    run.step, run.skipped = state["step"], state["skipped"]
+    run.tally = Tally(**{name: state[name] for name in vars(run.tally)})
+    for name in PARTS:
+        if state[name]:  # the scaler's is empty after a run in another precision
+            getattr(run, name).load_state_dict(state[name])
+
+
+def start_or_resume(trainer: "Trainer") -> None:
+    """Bring a Trainer to where the run in its folder stands, or start one there."""
+    folder, first = trainer.folder, trainer.ranks.rank == 0
+    state = folder.newest(trainer.device)
+    if state is None:
+        if first and not trainer.may_go_on:
+            folder.start(trainer.history)
+    elif not trainer.may_go_on or state["step"] > trainer.step:
+        if trainer.config.resume != "auto" and not trainer.may_go_on:
+            raise FileExistsError(f"{folder.path} holds a run at step {state['step']}: go on with "
+                                  "--resume auto, or choose another --output-dir")
+        folder.check_same_run(state, len(trainer.views))
+        set_state(trainer, state)
+        # updates after the checkpoint are made once more, and so are their lines
+        lines = read_history(folder.path)
+        trainer.history = [record for record in lines if record["step"] <= trainer.step]
+        if first:
+            folder.write_history(trainer.history)
+    trainer.ranks.wait()
+    settings = folder.path / "config.json"
+    trainer.ranks.must_agree(f"the step, and whether they see {settings}: every machine must have "
+                             "the same output_dir", (trainer.step, settings.exists()))
+
+
+def images_folder(config: Config) -> str | None:
+    """The folder that a config's dataset is, as an absolute path; None for a dataset by name."""
+    folder = Path(config.dataset).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else None

@@ -1,20 +1,24 @@
-"""A run's history as it lies in its folder, and the versions that it was made with."""
+"""The history of a run: what a line of history.jsonl says of the updates since the line before."""
 
 import contextlib
 import importlib.metadata
 import json
-import os
 import platform
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-PACKAGES = ("dino-lib", "torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn")
+if TYPE_CHECKING:
+    from dino_lib.run.trainer import Trainer
 
 
-def read_history(folder: str | os.PathLike) -> list[dict[str, Any]]:
+def read_history(folder: str | Path) -> list[dict]:
     """The lines of a run's history.jsonl; a last line that was cut short is left out.
 
     Raises ValueError on any other line that holds no step.
@@ -22,33 +26,126 @@ def read_history(folder: str | os.PathLike) -> list[dict[str, Any]]:
     path = Path(folder).expanduser() / "history.jsonl"
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     records = []
-    for i, line in enumerate(lines, 1):
+    for number, line in enumerate(lines, 1):
         record = None
         with contextlib.suppress(ValueError):
             record = json.loads(line)
         if isinstance(record, dict) and "step" in record:
             records.append(record)
-        elif i < len(lines):
-            raise ValueError(f"{path}, line {i} is no line of a history: {line[:60]!r}. Remove it")
+        elif number < len(lines):
+            raise ValueError(f"{path}, line {number} is no line of a history: {line[:60]!r}. "
+                             "Remove it")
     return records
+
+
+def knn_scores(history: list[dict]) -> dict[int, float]:
+    """Step -> k-NN accuracy, for the steps that were evaluated."""
+    return {record["step"]: record["knn"] for record in history if "knn" in record}
+
+
+def is_best(history: list[dict], step: int) -> bool:
+    """Whether this step was evaluated, and better than every trained one before."""
+    scores = knn_scores(history)
+    before = [score for other, score in scores.items() if 0 < other < step]
+    return step in scores and all(scores[step] > score for score in before)
 
 
 def versions() -> dict[str, str]:
     """Python's and the packages' versions, by name."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    packages = "dino-lib", "torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn"
+    for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
 
 
+def say(text: str) -> None:
+    """Print above a progress bar; characters that the terminal does not know come as \\x.. codes.
+
+    Names of files may hold such characters, and no run should end over a message.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    sys.stdout.flush()
+
+
+def progress_bar(trainer: "Trainer") -> tqdm:
+    """Shown on a terminal and in a notebook, hidden in a file."""
+    hidden = not trainer.config.progress or trainer.ranks.rank > 0
+    if not hidden and "ipykernel" not in sys.modules:
+        hidden = None  # tqdm looks for itself
+    return tqdm(total=trainer.total_steps, initial=trainer.step, unit="step", disable=hidden,
+                leave=False)
+
+
+@dataclass
+class Tally:
+    """What is gathered from one line of the history to the next; a checkpoint holds it too."""
+
+    used: Tensor  # (K,) bool: the prototypes that were some view's first choice
+    losses: list[Tensor] = field(default_factory=list)
+    seconds: float = 0.0
+    waited: float = 0.0  # of these, for views
+
+    @classmethod
+    def empty(cls, n_prototypes: int, device: torch.device) -> "Tally":
+        return cls(torch.zeros(n_prototypes, dtype=torch.bool, device=device))
+
+    def add(self, loss: Tensor, used: Tensor) -> None:
+        self.losses.append(loss)
+        self.used |= used
+
+    def as_line(self, batch_size: int) -> dict[str, float]:
+        return {"loss": torch.stack(self.losses).mean().item(),
+                "prototypes_used": self.used.float().mean().item(),
+                "seconds": self.seconds, "input_share": self.waited / self.seconds,
+                "images_per_second": len(self.losses) * batch_size / self.seconds}
+
+
+def measure(trainer: "Trainer", update: dict) -> dict[str, float]:
+    """What a line says of a Trainer just after an update.
+
+    teacher_entropy and mean_entropy: see `teacher_entropies`. feature_std: the standard deviation
+    of a unit feature's entries times sqrt(D), 1 where the teacher's features point everywhere and
+    0 where all are the same. feature_rank and teacher_lag: see `feature_rank` and
+    `relative_distance`. Between processes travel the features, and one row of the probs.
+    """
+    ranks, probs = trainer.ranks, update["probs"]
+    rows = torch.special.entr(probs).sum(-1).mean()
+    mean_row = ranks.mean(probs.flatten(0, 1).mean(0))
+    features = ranks.gather(update["features"])
+    spread = F.normalize(features, dim=1).std(0).mean() * features.shape[1] ** 0.5
+    values = {"teacher_entropy": ranks.mean(rows).item(),
+              "mean_entropy": torch.special.entr(mean_row).sum().item(),
+              "center_norm": trainer.loss.center.norm().item(), "feature_std": spread.item(),
+              "feature_rank": feature_rank(features),
+              "teacher_lag": relative_distance(trainer.teacher, trainer.student)}
+    if update["finite"]:
+        values["grad_norm"] = update["grad_norm"].item()
+    return values
+
+
 @torch.no_grad()
 def feature_rank(features: Tensor) -> float:
-    """RankMe (Garrido et al. 2023) of features (N, D), 1 to min(N, D).
+    """RankMe (Garrido et al. 2023) of features (N, D), between 1 and min(N, D).
 
-    It is e to the entropy of their singular values.
+    It is e^(entropy of their singular values).
     """
-    z = features.detach().cpu().double()
-    gram = z @ z.T if len(z) < z.shape[1] else z.T @ z  # the smaller; eigenvalues are the squares
+    z = features.detach()
+    z = z.cpu().double() if z.device.type == "mps" else z.double()  # MPS has no float64
+    # the eigenvalues of this matrix are the squares of the singular values
+    gram = z @ z.T if len(z) < z.shape[1] else z.T @ z
     values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     return torch.special.entr(values / values.sum()).sum().exp().item()
+
+
+@torch.no_grad()
+def relative_distance(teacher: nn.Module, student: nn.Module) -> float:
+    """||teacher - student|| / ||student|| over the parameters that are trained."""
+    apart, size = [], []
+    for t, s in zip(teacher.parameters(), student.parameters(), strict=True):
+        if s.requires_grad:
+            apart.append((t - s).norm())
+            size.append(s.norm())
+    return (torch.stack(apart).norm() / torch.stack(size).norm()).item()

@@ -1,4 +1,4 @@
-"""Several processes that train as one, and signals that wait for the end of an update."""
+"""Several processes that train as one, and signals that wait until nothing is half done."""
 
 import contextlib
 import datetime
@@ -7,46 +7,139 @@ import re
 import signal
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from dino_lib.run.build import pick_device
+from dino_lib.run.config import Config
 
-# the others wait while rank 0 evaluates or downloads. A process that dies closes its connections: that is seen at once
+# The others wait while rank 0 evaluates or downloads. A process that dies is noticed at once,
+# since its connections close.
 PATIENCE = datetime.timedelta(hours=6)
-LOST = re.compile("connection (closed|reset|was aborted|refused)|broken pipe|heartbeat", re.IGNORECASE)
+GRACE = 10.0  # seconds: see Interrupts
+LOST = re.compile("connection (closed|reset|was aborted|refused)|broken pipe|heartbeat", re.I)
 
 
 @contextlib.contextmanager
-def process_group(config, rank_here, **meet):
+def process_group(config: Config, rank_here: int, **meet: Any) -> Iterator[None]:
     """The processes find each other; all but rank 0 keep silent, unless they fail."""
     device = pick_device(config.device)
+    backend = "gloo"
     if device.type == "cuda":
+        backend = "nccl"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE, **meet)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if rank_here else sys.stdout):
+    dist.init_process_group(backend, timeout=PATIENCE, **meet)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(
+            nowhere if rank_here else sys.stdout):
         yield
     dist.destroy_process_group()  # not after an error: it would wait for the others
 
 
-@contextlib.contextmanager
-def between_steps():
-    """Ctrl-C and SIGTERM wait for the end of the step: no half-done update is saved. A second one exits unsaved, but
-    not where a launcher hands on to each of its processes what the terminal has sent to all of them already."""
-    asked = []
+class Ranks:
+    """This process among those that train together; alone, a value comes back as it is."""
 
-    def handler(signum, frame):
-        if asked and not dist.is_initialized():
+    def __init__(self) -> None:
+        self.together = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if self.together else 0
+        self.world = dist.get_world_size() if self.together else 1
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.together:
+            dist.barrier()
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean over the processes, of the same shape."""
+        if not self.together:
+            return x
+        total = x.clone()
+        dist.all_reduce(total)
+        return total / self.world
+
+    def any(self, x: Tensor) -> Tensor:
+        """bool: where x is true in one process at least."""
+        return self.mean(x.float()) > 0 if self.together else x
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """(B, ...) of this process -> float32 (processes * B, ...) of all."""
+        rows = rows.float().contiguous()
+        if not self.together:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.world)]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    def must_agree(self, what: str, value: Any) -> None:
+        """ValueError, in every process, where the value is not the same in all."""
+        if self.together:
+            values = [None] * self.world
+            dist.all_gather_object(values, value)
+            if len(set(values)) > 1:
+                raise ValueError(f"the processes differ in {what}, by rank: {values}")
+
+
+class Interrupts:
+    """Ctrl-C and SIGTERM, which wait for the end of an update: none is saved half done.
+
+    `asked` tells the trainer to leave after the update. A second signal exits unsaved. In the
+    block of `at_once`, where the trainer waits for a batch and nothing is half done, a signal
+    raises KeyboardInterrupt: a worker that hangs would be waited for forever.
+
+    Several processes leave after the same update, and a launcher hands on to each of them what
+    the terminal has sent to all, so a second signal says nothing. A process that still waits for
+    its batch GRACE seconds after the first one leaves alone.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.waiting = False
+        self.before, self.alarm = {}, None
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.alarm:
+            self.alarm.cancel()
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        self.waiting = True
+        try:
+            if self.asked and not dist.is_initialized():  # just before the block
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.waiting = False
+
+    def _handle(self, number: int, frame: object) -> None:
+        leave = self.waiting
+        if dist.is_initialized():
+            if not self.asked:
+                self._come_again(number)
+            leave = leave and time.monotonic() >= self.patient_until
+        elif self.asked and not leave:
             raise SystemExit(130)
-        asked.append(signum)
+        self.asked = True
+        if leave:
+            self.waiting = False
+            raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, before in old.items():
-            signal.signal(number, before)
+    def _come_again(self, number: int) -> None:
+        """The same signal once more, GRACE seconds from now."""
+        self.patient_until = time.monotonic() + GRACE
+        if hasattr(signal, "pthread_kill"):  # not on Windows
+            main = threading.main_thread().ident
+            self.alarm = threading.Timer(GRACE + 0.1, signal.pthread_kill, (main, number))
+            self.alarm.daemon = True
+            self.alarm.start()

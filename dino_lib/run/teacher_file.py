@@ -1,89 +1,115 @@
-"""A teacher as a file: safetensors, with the run's settings and a SHA-256 of all its bytes in the header."""
+"""A teacher, and a run's teacher as a file: safetensors with the settings in its header.
+
+The header also holds the SHA-256 of the whole file, taken with 64 zeros in its own place.
+"""
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
+from dino_lib.backbone import Backbone
 from dino_lib.data.transforms import eval_transform
 from dino_lib.run.build import build_backbone
-from dino_lib.run.checkpoint import read_checkpoint, write_atomically
+from dino_lib.run.checkpoint import NAMES, read_checkpoint, write_atomically
 from dino_lib.run.config import Config
+from dino_lib.run.weights import load_strictly, read_safetensors
 
-TEACHER_FORMATS = ("1", "2")  # 1, that of the teachers in the package, has no checksum
+FORMATS = ("1", "2")  # 1, that of the teachers in the package, has no checksum
 ZEROS = 64 * "0"
 
 
-def save_teacher(path, backbone, config, **about):
-    """The teacher's backbone as safetensors, with the run's settings and `about` (plain values) in its header.
+@dataclass(frozen=True)
+class Teacher:
+    """A network to look at. All functions that take a model take a Teacher too.
 
-    The header holds the SHA-256 of the file too, taken with 64 zeros in its place.
+    model: a Backbone in eval mode, without gradients. transform: a picture -> (C, H, W), normalised
+    as the model expects it. config: the settings of its run, None for a network from elsewhere.
+    about: plain values that tell where it comes from (`step` and `images_seen` of a run).
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
-    header = {"format": TEACHER_FORMATS[-1], "config": config.to_json(), "about": json.dumps(about), "sha256": ZEROS}
+
+    model: Backbone = field(repr=False)
+    transform: Callable[[Any], Tensor]
+    config: Config | None = field(default=None, repr=False)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_teacher(path: str | Path, backbone: Backbone, config: Config, **about: Any) -> None:
+    """Write a backbone, the settings of its run, and `about` (plain values) to a file."""
+    tensors = {name: value.detach().cpu().contiguous()
+               for name, value in backbone.state_dict().items()}
+    header = {"format": FORMATS[-1], "config": config.to_json(), "about": json.dumps(about),
+              "sha256": ZEROS}
     data = save(tensors, header)
+    checksum = hashlib.sha256(data).hexdigest()
     with write_atomically(path) as file:
-        file.write(data.replace(ZEROS.encode(), hashlib.sha256(data).hexdigest().encode(), 1))
+        file.write(data.replace(ZEROS.encode(), checksum.encode(), 1))
 
 
-def read_teacher(path, device="cpu"):
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if header.get("format") not in TEACHER_FORMATS:
-        raise ValueError(f"{path} has format {header.get('format')!r}; this version reads format "
-                         f"{' and '.join(TEACHER_FORMATS)}")
-    if header["format"] != "1":
-        found = header.get("sha256", "")
-        if hashlib.sha256(path.read_bytes().replace(found.encode(), ZEROS.encode(), 1)).hexdigest() != found:
-            raise ValueError(f"{path} is damaged: its SHA-256 is another")
-    try:
-        config, about = Config.from_json(header["config"]), json.loads(header["about"])
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} has settings that cannot be read: {error}") from error
-    return _ready_for(config, state, path, device, about)
+def is_run_file(path: Path) -> bool:
+    """Whether a file is a run's teacher or one of its checkpoints, and not someone else's weights.
+
+    Damaged files count by what is left of them.
+    """
+    if path.match(NAMES):
+        return True
+    with open(path, "rb") as file:
+        start = file.read(1 << 16)
+        file.seek(max(0, path.stat().st_size - 73))
+        end = file.read()
+    words = [word for word in (b'"config":', b'"about":', b'"sha256":') if word in start]
+    return len(words) >= 2 or end.startswith(b"\nsha256 ")  # of three words one may be damaged
 
 
-def teacher_of_checkpoint(path, device):
-    state = read_checkpoint(path)
-    try:
-        config = Config(**state["config"])
-        weights = {key.removeprefix("backbone."): value for key, value in state["teacher"].items()
-                   if key.startswith("backbone.") and torch.is_tensor(value)}
-        about = {"step": state["step"], "images_seen": state["step"] * config.batch_size}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} does not hold the state of a run: {error!r}") from error
-    return _ready_for(config, weights, path, device, about)
+def read_teacher(path: str | Path, device: str | torch.device = "cpu") -> Teacher:
+    """The Teacher in a run's teacher.safetensors, or in one of its checkpoints.
 
-
-def _ready_for(config, state, path, device, about):
+    Raises OSError where the file can't be opened; ValueError where it is damaged, has another
+    format, or its settings and weights don't fit.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        is_checkpoint = path.match(NAMES) or file.read(2) == b"PK"
+    config, weights, about = (_of_checkpoint if is_checkpoint else _of_safetensors)(path)
     try:
         backbone = build_backbone(config, pretrained=False)
     except Exception as error:  # whatever timm makes of odd options
         raise ValueError(f"{path} asks for a network that cannot be built: {error}") from error
-    load_strictly(backbone, state, path)
-    return ready(backbone, device, config.eval_size, config.mean, config.std, config, about)
+    load_strictly(backbone, weights, path)
+    transform = eval_transform(config.eval_size, config.mean, config.std)
+    backbone.requires_grad_(False).eval().to(device)
+    return Teacher(backbone, transform, config, about)
 
 
-def load_strictly(module, state, path):
-    expected = {key: value.shape for key, value in module.state_dict().items()}
-    missing, unexpected = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
-    misfit = [f"{k} {tuple(state[k].shape)} for {tuple(expected[k])}" for k in expected.keys() & state.keys()
-              if state[k].shape != expected[k]]
-    if missing or unexpected or misfit:
-        raise ValueError(f"{path} does not fit: missing {missing}, unexpected {unexpected}, wrong shapes {misfit}")
+def _of_safetensors(path: Path) -> tuple[Config, dict[str, Tensor], dict]:
+    header, weights = read_safetensors(path)
+    if header.get("format") not in FORMATS:
+        raise ValueError(f"{path} has format {header.get('format')!r}; this version reads format "
+                         f"{' and '.join(FORMATS)}")
+    if header["format"] != "1":
+        found = header.get("sha256", "")
+        data = path.read_bytes().replace(found.encode(), ZEROS.encode(), 1)
+        if hashlib.sha256(data).hexdigest() != found:
+            raise ValueError(f"{path} is damaged: its SHA-256 is another")
     try:
-        module.load_state_dict(state)
-    except RuntimeError as error:  # sparse, quantised
-        raise ValueError(f"{path} does not fit: {error}") from error
+        return Config.from_json(header["config"]), weights, json.loads(header["about"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} has settings that cannot be read: {error}") from error
 
 
-def ready(backbone, device, size, mean, std, config=None, about=None):
-    backbone.transform = eval_transform(size, mean, std)  # a Module too, so before eval()
-    backbone.config, backbone.about = config, about or {}
-    return backbone.requires_grad_(False).eval().to(device)
+def _of_checkpoint(path: Path) -> tuple[Config, dict[str, Tensor], dict]:
+    state = read_checkpoint(path)
+    try:
+        config = Config(**state["config"])
+        weights = {name.removeprefix("backbone."): value for name, value in state["teacher"].items()
+                   if name.startswith("backbone.") and torch.is_tensor(value)}
+        about = {"step": state["step"], "images_seen": state["step"] * config.batch_size}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} does not hold the state of a run: {error!r}") from error
+    return config, weights, about

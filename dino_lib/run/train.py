@@ -1,68 +1,183 @@
 """Train, from Python; `dino train` does it from the command line. The loop is in trainer.py."""
 
 import os
+import pickle
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.multiprocessing as mp
 
-from dino_lib.run.build import float32_by_default
-from dino_lib.run.history import read_history
-from dino_lib.run.processes import process_group
-from dino_lib.run.teacher_file import read_teacher
+from dino_lib.data.datasets import open_dataset
+from dino_lib.data.images import InputError
+from dino_lib.data.loaders import open_views
+from dino_lib.loss import DINOLoss
+from dino_lib.measure.probes import Probes
+from dino_lib.run.build import (
+    build_schedules,
+    build_student,
+    check_sizes,
+    float32_by_default,
+    parameter_groups,
+    pick_device,
+    pick_kernels,
+    pick_precision,
+)
+from dino_lib.run.config import Config
+from dino_lib.run.folder import RunFolder
+from dino_lib.run.history import read_history, say
+from dino_lib.run.processes import Ranks, process_group
+from dino_lib.run.step import check_batch
+from dino_lib.run.teacher_file import Teacher, read_teacher
 from dino_lib.run.trainer import Trainer
+from dino_lib.teacher import make_teacher
+
+OnLog = Callable[[dict], None]
+Result = tuple[Teacher, list[dict]]
 
 
 @float32_by_default()
-def train(config, dataset=None, *, on_log=None):
+def train(config: Config, dataset: Any = None, *, on_log: OnLog | None = None) -> Result:
     """A run from Python; returns (teacher, history).
 
-    config: a Config, for example `dataclasses.replace(PRESETS["demo"], epochs=4)`. dataset: a map-style dataset of PIL
-    images or (image, label) pairs to train on instead of the one that the config names. on_log is called with each
-    line of the history as it is written. An interrupt leaves the run's folder ready for resume="auto".
+    config: a Config, for example `dataclasses.replace(PRESETS["demo"], epochs=4)`. dataset: a
+    map-style dataset of PIL images or (image, label) pairs to train on instead of the one that the
+    config names. on_log is called with each line of the history as it is written. An interrupt
+    leaves the run's folder ready for resume="auto".
 
-    The teacher is what `load_teacher(config.output_dir)` gives; the history a list of dicts, one for each log step
-    and each evaluation.
+    The teacher is what `load_teacher(config.output_dir)` gives; the history a list of dicts, one
+    for each log step and each evaluation.
 
-    Without a store, worker processes decode the images. macOS and Windows (and Linux from Python 3.14) start them
-    anew: a script must then call this under `if __name__ == "__main__":`, and a dataset's class must be importable
-    from a module, not defined in a notebook's cell; or take num_workers=0. Raises InputError if a worker dies or the
-    dataset fails: the last whole update is saved.
+    Without a store, worker processes decode the images. macOS and Windows (and Linux from Python
+    3.14) start them anew: a script must then call this under `if __name__ == "__main__":`, and a
+    dataset's class must be importable from a module, not defined in a notebook's cell; or take
+    num_workers=0. Raises InputError if a worker dies or the dataset fails: the last whole update
+    is saved.
     """
-    return Trainer(config, dataset, on_log=on_log).run()
+    return build_trainer(config, dataset, on_log=on_log).run()
 
 
-def launch(config, processes):
-    """`train` in several processes on this machine, from a notebook or a script: what torchrun does on a command line.
+@float32_by_default()
+def build_trainer(config: Config, dataset: Any = None, *, on_log: OnLog | None = None) -> Trainer:
+    """The Trainer of a config: its parts made, nothing written yet. The arguments are `train`'s.
 
-    config: as for `train`; of each batch a process takes batch_size / processes images of the dataset that it names.
-    CUDA: a card each. CPU: a share of the cores each. Returns (teacher, history) as `train` does; an interrupt saves
-    and ends all processes. In a script, call it under `if __name__ == "__main__":`. Raises ValueError on a wrong
-    number of processes, torch.multiprocessing.ProcessRaisedException with the traceback of the first that fails, and
-    ProcessExitedException where one is killed; the others end too.
+    What can be wrong is found before hours of decoding: settings, sizes, the data of evaluations.
+    """
+    if not isinstance(config, Config):
+        raise TypeError("config must be a Config, one of PRESETS for example, not "
+                        f"{type(config).__name__}")
+    if on_log is not None and not callable(on_log):
+        raise TypeError(f"on_log={on_log!r} must be a function of one line of the history")
+    ranks, device = Ranks(), pick_device(config.device)
+    check_batch(config, config.batch_size, ranks.world)
+    folder = RunFolder(config)
+    student = build_student(config).to(device)
+    check_sizes(config, student.backbone)
+    pick_kernels(student, config, device, pick_precision(config.precision, device))
+
+    if ranks.together and dataset is None:
+        # one process a machine downloads, and the others find it there
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            open_dataset(config.dataset, config.data_root, "train", len(config.mean),
+                         config.download)
+        ranks.wait()
+    # a dataset of the caller's own has no part that was held back
+    probes = _open_probes(config) if dataset is None and ranks.rank == 0 else None
+    views = open_views(config, dataset, device)
+    ranks.must_agree("the number of training images", len(views))
+    check_batch(config, len(views), ranks.world)
+
+    if ranks.together and any("BatchNorm" in type(m).__name__ for m in student.modules()):
+        say("batch norm takes the statistics of each process's own images: the run differs from "
+            "that of one process")
+    teacher = make_teacher(student)
+    if config.compile:
+        for model in (student, teacher):
+            model.backbone.compile(dynamic=False)  # once for each size of views
+    loss = DINOLoss(config.out_dim, student_temp=config.student_temp,
+                    center_momentum=config.center_momentum).to(device)
+    schedules = build_schedules(config, len(views) // config.batch_size)
+    optimizer = torch.optim.AdamW(parameter_groups(student), lr=config.lr, fused=True)
+    return Trainer(config, views, student, teacher, loss, schedules, optimizer, folder,
+                   probes=probes, on_log=on_log)
+
+
+def _open_probes(config: Config) -> Any:
+    """What evaluations measure; None where they are not wanted, or the dataset has no labels."""
+    if not config.eval_every:
+        return None
+    try:
+        probes = Probes.open(config)
+    except (ValueError, OSError, InputError) as error:
+        raise type(error)(f"{error}. That is for evaluations; eval_every=0 trains without "
+                          "them") from error
+    if probes is None:
+        say(f"no k-NN in this run: {config.dataset} has no labelled images for it")
+    return probes
+
+
+def launch(config: Config, processes: int, dataset: Any = None, *,
+           on_log: OnLog | None = None) -> Result:
+    """`train` in several processes on this machine, as torchrun does on a command line.
+
+    config, dataset and on_log: as for `train`; of each batch a process takes batch_size /
+    processes images. The dataset is pickled for each process. on_log is called in this one.
+    CUDA: a card each. CPU: a share of the cores each. Returns (teacher, history) as `train` does;
+    an interrupt saves and ends all processes. In a script, call it under
+    `if __name__ == "__main__":`.
+
+    Raises ValueError on a wrong number of processes, InputError on a dataset that cannot be
+    pickled, torch.multiprocessing.ProcessRaisedException with the traceback of the first process
+    that fails, and ProcessExitedException where one is killed; the others end too.
     """
     if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
         raise ValueError(f"processes={processes!r} must be a whole number, at least 1")
+    lines = mp.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         meet = (Path(folder) / "meet").as_uri()
-        context = torch.multiprocessing.spawn(_one_of, (processes, meet, config), processes, join=False)
+        arguments = (processes, meet, config, dataset, lines)
         try:
-            while not context.join():
-                pass
-        except KeyboardInterrupt:
-            for process in context.processes:
-                process.terminate()  # SIGTERM: save and leave
-            for process in context.processes:
-                process.join()
+            context = mp.spawn(_one_of, arguments, processes, join=False)
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            raise InputError(f"the dataset cannot be handed to other processes ({error}): its "
+                             "class must be importable from a module") from error
+        try:
+            while not context.join(timeout=0.1):
+                _pass_on(lines, on_log)
+            _pass_on(lines, on_log)
+        except BaseException:
+            _end(context.processes, lines)
             raise
-    if not (Path(config.output_dir) / "teacher.safetensors").exists():  # a signal has reached the processes alone
-        raise KeyboardInterrupt(f"interrupted and saved: go on with resume='auto' in {config.output_dir}")
-    return read_teacher(Path(config.output_dir) / "teacher.safetensors"), read_history(config.output_dir)
+    output = RunFolder(config)
+    if not output.teacher.exists():  # a signal has reached the processes alone
+        raise KeyboardInterrupt("interrupted and saved: go on with resume='auto' in "
+                                f"{output.path}")
+    return read_teacher(output.teacher), read_history(output.path)
 
 
-def _one_of(rank, processes, meet, config):
+def _one_of(rank: int, processes: int, meet: str, config: Config, dataset: Any,
+            lines: Any) -> None:
     """What each process of `launch` does."""
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     with process_group(config, rank, init_method=meet, rank=rank, world_size=processes):
-        Trainer(config).run()
+        build_trainer(config, dataset, on_log=lines.put).run()
+
+
+def _pass_on(lines: Any, on_log: OnLog | None) -> None:
+    while not lines.empty():
+        line = lines.get()
+        if on_log is not None:
+            on_log(line)
+
+
+def _end(processes: list, lines: Any) -> None:
+    """SIGTERM: they save and leave. One that is writing a line goes on only if that is read."""
+    for process in processes:
+        process.terminate()
+    while any(process.is_alive() for process in processes):
+        _pass_on(lines, None)
+        time.sleep(0.05)

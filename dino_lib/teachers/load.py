@@ -1,74 +1,76 @@
-"""A teacher by name or path: shipped, a run's, an official checkpoint, or timm's."""
+"""A teacher by name or path: one that ships, a run's, someone else's weights, or timm's."""
 
-import re
-from argparse import Namespace
+import os
 from pathlib import Path
+from typing import Any
 
 import timm
-import torch
 
-from dino_lib.augment import IMAGENET
 from dino_lib.backbone import create_backbone
-from dino_lib.run.checkpoint import NAMES
-from dino_lib.run.teacher_file import load_strictly, read_teacher, ready, teacher_of_checkpoint
+from dino_lib.data.transforms import eval_transform
+from dino_lib.run.teacher_file import Teacher, is_run_file, read_teacher
+from dino_lib.teachers.foreign import read_foreign
 
 SHIPPED = Path(__file__).parent
+IN_A_FOLDER = ("teacher.safetensors", "model.safetensors", "pytorch_model.bin")  # Hugging Face's
+HUB = ("timm:", "hf-hub:")
 
 
-def load_teacher(name_or_path, device="cpu"):
-    """A teacher to look at: a Backbone in eval mode, without gradients, with `.transform(PIL image)`.
+def load_teacher(name_or_path: str | os.PathLike, device: Any = "cpu", *,
+                 num_heads: int | None = None) -> Teacher:
+    """A teacher to look at: its `.model`, a Backbone in eval mode, and its `.transform`.
 
-    name_or_path: a shipped teacher ("demo"), a run's folder or its teacher.safetensors or one of its checkpoints
-    (step_XXXXXXXX.pt), an official facebookresearch/dino checkpoint (.pth, teacher or full), or "timm:MODEL"
-    (pretrained weights, downloaded).
-    `.config` holds the run's settings (None for others), `.about` what its header says of it. Raises
-    FileNotFoundError naming what can be loaded, ValueError on weights that do not fit.
+    name_or_path: one that ships ("demo"; "./demo" is a folder here); a run's folder, its
+    teacher.safetensors or one of its checkpoints; weights of official DINO or DINOv2, timm,
+    Hugging Face, lightly or solo-learn (ViT, XCiT, ResNet, whatever the file's name); "timm:MODEL"
+    or "hf-hub:OWNER/MODEL" (pretrained weights, downloaded). num_heads: of a ViT whose file doesn't
+    tell. Raises FileNotFoundError naming what can be loaded, OSError where a download fails,
+    ValueError, in one line, on weights that can't be read.
     """
     name = str(name_or_path)
-    if name.startswith("timm:"):
-        backbone = create_backbone(name.removeprefix("timm:"), pretrained=True)
-        data = timm.data.resolve_model_data_config(backbone.model)
-        return ready(backbone, device, data["input_size"][-1], data["mean"], data["std"])
-    path = _find(name)
-    if path.match(NAMES):
-        return teacher_of_checkpoint(path, device)
-    return _load_official(path, device) if path.suffix in (".pth", ".pt") else read_teacher(path, device)
+    if name.startswith(HUB):
+        return _of_timm(name.removeprefix("timm:"), device)
+    path, _ = find_teacher(name_or_path)
+    if not is_run_file(path):
+        return read_foreign(path, device, num_heads)
+    if num_heads is not None:
+        raise ValueError(f"num_heads={num_heads}: {path} knows its own")
+    return read_teacher(path, device)
 
 
-def _find(name):
-    shipped = SHIPPED / name / "teacher.safetensors"
-    candidates = [shipped] if "/" not in name and shipped.exists() else []
-    candidates += [Path(name), Path(name) / "teacher.safetensors"]
-    for path in candidates:
-        if path.is_file():
-            return path
-    names = sorted(p.parent.name for p in SHIPPED.glob("*/teacher.safetensors"))
-    raise FileNotFoundError(
-        f"no teacher {name!r}: expected a shipped one ({', '.join(names) or 'none here'}), a run's folder with "
-        f"teacher.safetensors in it, a .safetensors file, an official .pth checkpoint, or timm:MODEL")
+def find_teacher(name_or_path: str | os.PathLike) -> tuple[Path | None, Path | None]:
+    """(the file with a teacher's weights, the folder of its run with history.jsonl or None).
+
+    A bare name of a teacher that ships means that one, also where a folder of this name lies here
+    (which is said). Both are None for timm's names. Raises FileNotFoundError.
+    """
+    name = str(name_or_path)
+    if name.startswith(HUB):
+        return None, None
+    path = Path(name_or_path).expanduser()
+    shipped = {file.parent.name: file.parent for file in SHIPPED.glob("*/teacher.safetensors")}
+    if name_or_path in shipped:  # no Path: that is a place
+        if path.exists():
+            print(f"{name} is the teacher that ships with the package; the folder here is ./{name}")
+        path = shipped[name]
+    files = [path, *(path / file for file in IN_A_FOLDER)]
+    weights = next((file for file in files if file.is_file()), None)
+    if weights is None:
+        raise FileNotFoundError(
+            f"no teacher {name!r}: expected one that ships ({', '.join(sorted(shipped))}), a run's "
+            "folder with teacher.safetensors in it, weights (.safetensors, .pth, .ckpt, .bin, ...), "
+            "timm:MODEL or hf-hub:OWNER/MODEL")
+    is_runs = weights.name == IN_A_FOLDER[0] and (weights.parent / "history.jsonl").is_file()
+    return weights, weights.parent if is_runs else None
 
 
-def _load_official(path, device):
-    """Official ViT checkpoints: the architecture is read off the weights."""
+def _of_timm(name: str, device: Any) -> Teacher:
     try:
-        with torch.serialization.safe_globals([Namespace]):  # full checkpoints hold their arguments in one
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged file makes the reader raise
-        raise ValueError(f"{path} is damaged, or holds more than tensors and plain values "
-                         f"({type(error).__name__})") from error
-    state = state.get("teacher", state) if isinstance(state, dict) else state
-    state = {re.sub(r"^(module\.)?(backbone\.)?", "", str(key)): value for key, value in state.items()
-             if torch.is_tensor(value)} if isinstance(state, dict) else {}
-    state = {key: value for key, value in state.items() if not key.startswith("head.")}
-    if "patch_embed.proj.weight" not in state:
-        raise ValueError(f"{path} holds no official DINO ViT: no patch_embed.proj.weight among {list(state)[:5]}")
-    try:
-        width, _, patch, _ = state["patch_embed.proj.weight"].shape
-        side = round((state["pos_embed"].shape[1] - 1) ** 0.5) * patch
-        depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
-        backbone = create_backbone("vit_base_patch16_224", img_size=side, patch_size=patch, embed_dim=width,
-                                   depth=depth, num_heads=width // 64)
-    except Exception as error:  # whatever timm makes of odd shapes
-        raise ValueError(f"{path} holds no official DINO ViT: {error!r}") from error
-    load_strictly(backbone.model, state, path)
-    return ready(backbone, device, side, *IMAGENET)
+        backbone = create_backbone(name, pretrained=True)
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise OSError(f"the weights of {name} could not be downloaded: {reason[:200]}") from error
+    data = timm.data.resolve_model_data_config(backbone.model)
+    transform = eval_transform(data["input_size"][-1], data["mean"], data["std"])
+    backbone.requires_grad_(False).eval().to(device)
+    return Teacher(backbone, transform, about={"what": f"timm's {name}"})

@@ -1,7 +1,7 @@
-"""Put a finished run among the shipped teachers: `python dino_lib/teachers/ship.py RUN NAME [--half]`.
+"""Put a finished run among the teachers that ship: `ship.py RUN NAME [--half]`.
 
-Copies the history and the report, and writes the weights and the settings without this machine's paths. `--half` stores
-float16, half the size; loading makes float32 of it again.
+Copies the history and the report, and writes the weights and the settings without this machine's
+paths. `--half` stores float16, half the size; loading makes float32 of it again.
 """
 
 import argparse
@@ -19,13 +19,16 @@ parser.add_argument("--half", action="store_true", help="store float16")
 options = parser.parse_args()
 
 teacher = load_teacher(options.run)
-config = dataclasses.replace(teacher.config, data_root="data", output_dir=f"runs/{options.name}", resume="never",
-                             progress=True, download=True)
+config = dataclasses.replace(
+    teacher.config, data_root="data", output_dir=f"runs/{options.name}", resume="never",
+    progress=True, download=True)
 folder = SHIPPED / options.name
 folder.mkdir(exist_ok=True)
 for name in ("history.jsonl", "report.json"):
     shutil.copyfile(options.run / name, folder / name)
 (folder / "config.json").write_text(config.to_json() + "\n")
-save_teacher(folder / "teacher.safetensors", teacher.half() if options.half else teacher, config, **teacher.about)
-(folder / "teacher.safetensors").chmod(0o644)
-print(f"{folder}: {(folder / 'teacher.safetensors').stat().st_size / 1e6:.1f} MB")
+backbone = teacher.model.half() if options.half else teacher.model
+path = folder / "teacher.safetensors"
+save_teacher(path, backbone, config, **teacher.about)
+path.chmod(0o644)
+print(f"{folder}: {path.stat().st_size / 1e6:.1f} MB")

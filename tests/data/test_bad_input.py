@@ -23,8 +23,8 @@ from dino_lib.measure.evaluate import extract_features, jaccard, knn_predict
 from dino_lib.run import doctor, train
 from dino_lib.run.checkpoint import load_newest
 from dino_lib.run.config import Config
-from dino_lib.run.presets import PRESETS
 from dino_lib.run.history import read_history
+from dino_lib.run.presets import PRESETS
 from dino_lib.schedules import cosine_schedule
 from dino_lib.teacher import ema_update, make_teacher
 from dino_lib.teachers.load import SHIPPED, load_teacher
@@ -43,7 +43,7 @@ def rows(*shape):
 
 
 def trainer(folder, images=None, **changes):
-    return train.Trainer(dataclasses.replace(SMOKE, output_dir=str(folder / "new"), **changes), images)
+    return train.build_trainer(dataclasses.replace(SMOKE, output_dir=str(folder / "new"), **changes), images)
 
 
 def written(folder, name, content):
@@ -120,11 +120,11 @@ CALLS = {
         lambda f: trainer(f, backbone="vit_tinny_patch16_224"),
         ValueError, "timm has no model 'vit_tinny_patch16_224'"),
     "an output folder that is a file": (
-        lambda f: train.Trainer(dataclasses.replace(
+        lambda f: train.build_trainer(dataclasses.replace(
             SMOKE, output_dir=str(written(f, "file", "x")))),
         ValueError, "file is not a folder that can be written to"),
     "an output folder below a file": (
-        lambda f: train.Trainer(dataclasses.replace(SMOKE, output_dir=str(written(f, "file", "x") / "run"))),
+        lambda f: train.build_trainer(dataclasses.replace(SMOKE, output_dir=str(written(f, "file", "x") / "run"))),
         ValueError,
         "file is not a folder that can be written to"),
     # datasets and images

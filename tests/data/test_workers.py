@@ -10,7 +10,8 @@ import torch
 from dino_lib.data.images import InputError
 from dino_lib.data.shapes import Shapes
 from dino_lib.run.checkpoint import load_newest
-from dino_lib.run.train import Trainer, train
+from dino_lib.run.train import train
+from dino_lib.run.trainer import Trainer
 
 
 class Failing(torch.utils.data.Dataset):

@@ -14,9 +14,9 @@ from dino_lib.cli import main
 from dino_lib.run.checkpoint import load_newest
 from dino_lib.run.config import Config
 from dino_lib.run.doctor import ADVICE, diagnose
-from dino_lib.run.history import feature_rank, read_history
-from dino_lib.run.train import Trainer, train
-from dino_lib.run.trainer import relative_distance
+from dino_lib.run.history import feature_rank, read_history, relative_distance
+from dino_lib.run.train import build_trainer, train
+from dino_lib.run.trainer import Trainer
 from dino_lib.teachers.load import SHIPPED
 
 ROOT = Path(__file__).parents[2]
@@ -151,7 +151,7 @@ def test_the_rank_is_the_number_of_equal_directions(shape):
 
 
 def test_the_lag_is_relative_and_of_what_is_trained(tiny, pictures):
-    trainer = Trainer(replace(tiny, train_backbone=False), pictures)
+    trainer = build_trainer(replace(tiny, train_backbone=False), pictures)
     assert relative_distance(trainer.teacher, trainer.student) == 0
     with torch.no_grad():
         for p in trainer.teacher.parameters():
@@ -182,16 +182,16 @@ def state(trainer):
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_reported(tiny, pictures, capsys, assert_same):
-    trainer, lost = Trainer(replace(tiny, use_bn=True, conv_stem=True, log_every=3), pictures), []
+    trainer, lost = build_trainer(replace(tiny, use_bn=True, conv_stem=True, log_every=3), pictures), []
     inside = trainer.train_step
 
     def train_step(views):
         if trainer.step != 4:
             return inside(views)
-        before = state(trainer), len(trainer.losses), trainer.used.clone()
+        before = state(trainer), len(trainer.tally.losses), trainer.tally.used.clone()
         result = inside([view * math.inf for view in views])
         lost.append(result["finite"])
-        assert_same((state(trainer), len(trainer.losses), trainer.used), before)
+        assert_same((state(trainer), len(trainer.tally.losses), trainer.tally.used), before)
         return result
 
     trainer.train_step = train_step
@@ -203,7 +203,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_reported(tiny, picture
 
 
 def test_a_gradient_alone_that_is_not_finite_is_skipped_and_two_in_a_row_do_not_stop(tiny, pictures, capsys):
-    trainer = Trainer(tiny, pictures)
+    trainer = build_trainer(tiny, pictures)
     trainer.student.head.mlp[0].weight.register_hook(
         lambda g: g * math.inf if trainer.step in (1, 2, 4, 5) else g)
     _, history = trainer.run()
@@ -212,17 +212,17 @@ def test_a_gradient_alone_that_is_not_finite_is_skipped_and_two_in_a_row_do_not_
 
 
 def test_three_in_a_row_stop_the_run_with_the_checkpoint_from_before(tiny, pictures, monkeypatch):
-    trainer = Trainer(replace(tiny, save_every=0.25), pictures)
+    trainer = build_trainer(replace(tiny, save_every=0.25), pictures)
     trainer.student.head.mlp[0].weight.register_hook(lambda g: g * math.nan if trainer.step >= 3 else g)
     with pytest.raises(FloatingPointError, match="the gradient is nan at step 4; so it was three times in a row"):
         trainer.run()
-    assert load_newest(trainer.folder / "checkpoints")["step"] == 3
-    assert [r["step"] for r in read_history(trainer.folder) if "skipped" in r] == [4, 5, 6]
+    assert load_newest(trainer.folder.path / "checkpoints")["step"] == 3
+    assert [r["step"] for r in read_history(trainer.folder.path) if "skipped" in r] == [4, 5, 6]
     assert [f.name for f in diagnose(trainer.history, trainer.config)] == ["not finite"]
 
 
 def test_float16s_first_scales_are_no_illness(tiny, pictures):
-    trainer = Trainer(replace(tiny, precision="fp16"), pictures)
+    trainer = build_trainer(replace(tiny, precision="fp16"), pictures)
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     trainer.run()
     assert trainer.scaler.get_scale() == 2.0**52  # halved at each of the eight
@@ -235,7 +235,7 @@ def test_skipped_updates_and_the_gathered_numbers_resume_exactly(tiny, pictures,
             if record["step"] == until:
                 raise KeyboardInterrupt
 
-        trainer = Trainer(config, pictures, on_log=stop)
+        trainer = build_trainer(config, pictures, on_log=stop)
         trainer.student.head.mlp[0].weight.register_hook(lambda g: g * math.nan if trainer.step in (4, 5) else g)
         trainer.run()
         return trainer

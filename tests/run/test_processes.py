@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -16,10 +17,14 @@ import torch
 import torch.distributed as dist
 from nbclient import NotebookClient
 
+from dino_lib.data.images import InputError
 from dino_lib.loss import DINOLoss
+from dino_lib.run import processes
 from dino_lib.run.checkpoint import load_newest
+from dino_lib.run.history import read_history
 from dino_lib.run.presets import PRESETS
-from dino_lib.run.train import Trainer, launch, read_history, train
+from dino_lib.run.processes import Interrupts, Ranks
+from dino_lib.run.train import launch, train
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,23 +87,50 @@ def test_the_center_counts_rows_not_processes(tmp_path):
         torch.testing.assert_close(torch.load(tmp_path / f"center{rank}.pt"), 0.5 * rows.mean(0))
 
 
-def disagree(rank, folder):
-    trainer = object.__new__(Trainer)
-    trainer.world = 2
-    trainer._must_agree("the step", 7)
-    with pytest.raises(ValueError, match=r"the processes differ in the number of images, by rank: \[30, 31\]"):
-        trainer._must_agree("the number of images", 30 + rank)
-    loss, used = trainer_of_all(trainer, rank)
-    assert loss == 1.5 and used.tolist() == [True, True, False] and trainer.leave() is True
+def talk(rank, folder):
+    ranks = Ranks()
+    assert (ranks.rank, ranks.world) == (rank, 2)
+    assert ranks.mean(torch.tensor([1.0 + rank, 4.0])).tolist() == [1.5, 4.0]
+    assert ranks.any(torch.arange(3) == rank).tolist() == [True, True, False]
+    assert ranks.gather(torch.full((2, 1), rank)).tolist() == [[0], [0], [1], [1]]
+    ranks.must_agree("the step", 7)
+    with pytest.raises(ValueError, match=r"differ in the number of images, by rank: \[30, 31\]"):
+        ranks.must_agree("the number of images", 30 + rank)
 
 
-def trainer_of_all(trainer, rank):
-    trainer.interrupted = lambda: rank == 1  # one is asked to leave: both do, after the same update
-    return trainer._of_all(torch.tensor(1.0 + rank), torch.tensor(0.5), torch.arange(3) == rank)
+def test_processes_talk_and_are_told_where_they_differ(tmp_path):
+    forked(talk, 2, tmp_path)
 
 
-def test_processes_that_differ_are_told_and_one_that_is_interrupted_takes_the_others_along(tmp_path):
-    forked(disagree, 2, tmp_path)
+def wait_in_vain(rank, folder):
+    """One that waits for a batch leaves GRACE seconds after the signal, and not at once."""
+    processes.GRACE = 0.2
+    with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt), interrupts.at_once():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # a launcher hands on what the terminal sent
+        assert interrupts.asked
+        time.sleep(60)
+    assert time.monotonic() < interrupts.patient_until + 30
+
+
+def test_a_process_that_waits_in_vain_leaves_alone(tmp_path):
+    forked(wait_in_vain, 2, tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_only_where_something_is_half_done(number):
+    before = signal.getsignal(number)
+    with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt), interrupts.at_once():
+        os.kill(os.getpid(), number)
+        pytest.fail("went on waiting")
+    with Interrupts() as interrupts:
+        os.kill(os.getpid(), number)
+        assert interrupts.asked
+        with pytest.raises(KeyboardInterrupt), interrupts.at_once():
+            pytest.fail("began to wait")
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
 
 
 # --- how a job ends, and goes on --------------------------------------------------------------------------------------
@@ -106,8 +138,8 @@ def test_processes_that_differ_are_told_and_one_that_is_interrupted_takes_the_ot
 SCRIPT = """
 import os, signal, sys
 from dino_lib import cli
-from dino_lib.run import train
-inside, rank = train.Trainer.train_step, int(os.environ["RANK"])
+from dino_lib.run.trainer import Trainer
+inside, rank = Trainer.train_step, int(os.environ["RANK"])
 
 def train_step(self, views):
     what, step = os.environ["AT"].split()
@@ -121,7 +153,7 @@ def train_step(self, views):
             signal.sigtimedwait([signal.SIGTERM], 0)
     return inside(self, views)
 
-train.Trainer.train_step = train_step
+Trainer.train_step = train_step
 if __name__ == "__main__":
     cli.main()
 """
@@ -175,12 +207,14 @@ def test_a_job_that_dies_says_why_and_goes_on_to_the_same_end(settings, labelled
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(textwrap.dedent(f"""
         from dino_lib.run.config import Config
         from dino_lib.run.train import launch
-        teacher, history = launch(Config.from_json({config.to_json()!r}), 2)
-        print(teacher.about["step"], len(history), history[-1]["step"])"""))])
+        lines = []
+        teacher, history = launch(Config.from_json({config.to_json()!r}), 2, on_log=lines.append)
+        print(teacher.about["step"], len(history), history[-1]["step"])
+        print("the last lines:", lines == history[-len(lines):] and len(lines) > 0)"""))])
     NotebookClient(notebook, timeout=200, startup_timeout=120, kernel_name="python3").execute()
     said = "".join(output.text for output in notebook.cells[0].outputs if output.get("name") == "stdout")
     history = read_history(tmp_path / "run")
-    assert f"12 {len(history)} 12" in said
+    assert f"12 {len(history)} 12" in said and "the last lines: True" in said
     _, alone = train(replace(config, output_dir=str(tmp_path / "alone")))
     assert [record["step"] for record in history] == [record["step"] for record in alone]  # each written once
     for mine, other in zip(history, alone, strict=True):
@@ -195,3 +229,27 @@ def test_a_job_that_dies_says_why_and_goes_on_to_the_same_end(settings, labelled
 def test_a_wrong_number_of_processes_is_refused(processes):
     with pytest.raises(ValueError, match=r"processes=.* must be a whole number, at least 1"):
         launch(PRESETS["smoke"], processes)
+
+
+def test_launched_processes_take_a_dataset_and_stop_where_the_callback_says(tiny, pictures, tmp_path):
+    """An error of the callback, as an interrupt, ends the processes: they have saved by then."""
+    config, lines = replace(tiny, epochs=500, warmup_epochs=0.5), []
+
+    def on_log(record):
+        lines.append(record)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch(config, 2, pictures, on_log=on_log)
+    assert not torch.multiprocessing.active_children()
+    saved = load_newest(tmp_path / "run" / "checkpoints")
+    assert saved["step"] == len(read_history(tmp_path / "run")) >= len(lines) == 1
+    assert saved["n_images"] == len(pictures)
+
+
+def test_a_dataset_that_cannot_be_pickled_is_told(tiny, pictures):
+    class Local(list):
+        pass
+
+    with pytest.raises(InputError, match=r"the dataset cannot be handed to other processes .*Local"):
+        launch(tiny, 2, Local(pictures[i] for i in range(8)))

@@ -8,13 +8,10 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import random
 import signal
 import subprocess
-import sys
 import tempfile
-import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -30,6 +27,7 @@ from dino_lib.data.loaders import StoreViews, epoch_order, open_views
 from dino_lib.loss import DINOLoss
 from dino_lib.measure import probes
 from dino_lib.run import folder as run_folder
+from dino_lib.run import train as training
 from dino_lib.run import trainer as loop
 from dino_lib.run.build import (
     build_schedules,
@@ -40,9 +38,13 @@ from dino_lib.run.build import (
     pick_precision,
 )
 from dino_lib.run.checkpoint import load_newest
-from dino_lib.run.history import versions
-from dino_lib.run.train import Trainer, read_history, train
+from dino_lib.run.config import Config
+from dino_lib.run.folder import RunFolder
+from dino_lib.run.history import read_history, versions
+from dino_lib.run.train import build_trainer, train
+from dino_lib.run.trainer import Trainer
 from dino_lib.schedules import cosine_schedule
+from dino_lib.teacher import make_teacher
 from dino_lib.teachers.load import load_teacher
 
 CPU = torch.device("cpu")
@@ -50,7 +52,7 @@ CPU = torch.device("cpu")
 
 def trained(config, dataset=None, **changes):
     """The Trainer of a finished run."""
-    trainer = Trainer(replace(config, **changes), dataset)
+    trainer = build_trainer(replace(config, **changes), dataset)
     trainer.run()
     return trainer
 
@@ -90,7 +92,7 @@ def checkpoint(config):
 
 def test_steps_are_algorithm_1_written_out(tiny, pictures):
     config = replace(tiny, clip_grad=0.5, teacher_temp=0.06, warmup_teacher_temp=0.05, warmup_teacher_temp_epochs=1.0)
-    trainer = Trainer(config, pictures)
+    trainer = build_trainer(config, pictures)
     student, teacher = copy.deepcopy(trainer.student), copy.deepcopy(trainer.teacher)
     center, n_steps = torch.zeros(config.out_dim), 4
     matrices = [p for p in student.parameters() if p.requires_grad and p.ndim > 1]
@@ -131,8 +133,26 @@ def test_steps_are_algorithm_1_written_out(tiny, pictures):
     assert_close(trainer.teacher.state_dict(), teacher.state_dict())
 
 
+def test_a_trainer_put_together_by_hand_makes_the_run_of_its_config(tiny, pictures, tmp_path, assert_same):
+    train(replace(tiny, output_dir=str(tmp_path / "built")), pictures)
+    student = build_student(tiny)
+    views = open_views(tiny, pictures, CPU)
+    schedules = build_schedules(tiny, len(views) // tiny.batch_size)
+    optimizer = torch.optim.AdamW(parameter_groups(student), fused=True)
+    trainer = Trainer(tiny, views, student, make_teacher(student), DINOLoss(tiny.out_dim), schedules, optimizer,
+                      RunFolder(tiny))
+    trainer.run()
+    assert_same(checkpoint(tiny), checkpoint(replace(tiny, output_dir=str(tmp_path / "built"))))
+
+
+def test_only_steps_that_are_logged_look_at_the_teachers_probabilities(tiny, pictures):
+    trainer = build_trainer(replace(tiny, log_every=3), pictures)
+    looked = ["probs" in trainer.train_step(first_views(trainer)) for _ in range(8)]
+    assert looked == [False, False, True, False, False, True, False, True]
+
+
 def test_the_teacher_gets_no_gradient_and_follows(tiny, pictures):
-    trainer = Trainer(tiny, pictures)
+    trainer = build_trainer(tiny, pictures)
     before = [p.clone() for p in trainer.teacher.parameters()]
     trainer.train_step(first_views(trainer))
     trainer.train_step(first_views(trainer))  # the warm-up starts at 0
@@ -147,7 +167,7 @@ def test_the_teacher_gets_no_gradient_and_follows(tiny, pictures):
 def test_the_gradient_of_accumulated_parts_is_the_batchs(tiny, pictures, accumulate):
     gradients = []
     for parts in (1, accumulate):
-        trainer = Trainer(replace(tiny, accumulate=parts, clip_grad=0.0), pictures)
+        trainer = build_trainer(replace(tiny, accumulate=parts, clip_grad=0.0), pictures)
         trainer.train_step(first_views(trainer))
         gradients.append({name: p.grad for name, p in trainer.student.named_parameters() if p.grad is not None})
     largest = max(gradient.abs().max() for gradient in gradients[0].values())
@@ -167,7 +187,7 @@ def test_accumulated_runs_equal_the_run_of_whole_batches(tiny, pictures, tmp_pat
 @pytest.mark.parametrize("changes", [{}, {"head": "original"}, {"norm_last_layer": False}],
                          ids=["dino", "original", "free gain"])
 def test_the_last_layer_is_frozen_for_its_epochs_and_moves_after(tiny, pictures, changes):
-    trainer = Trainer(replace(tiny, freeze_last_layer=0.75, warmup_epochs=0.0, **changes), pictures)
+    trainer = build_trainer(replace(tiny, freeze_last_layer=0.75, warmup_epochs=0.0, **changes), pictures)
     last, first = trainer.student.head.last_layer_parameters(), trainer.student.head.mlp[0].weight
     free = [p for p in last if p.requires_grad]
     assert len(free) == (1 if not changes else 2)
@@ -192,7 +212,7 @@ def test_weight_decay_is_for_matrices_alone(tiny):
 def test_schedules_reach_the_optimizer_the_loss_and_the_history(tiny, pictures, monkeypatch):
     config = replace(tiny, lr=2e-3, min_lr=1e-4, weight_decay=0.1, weight_decay_end=0.5, momentum=0.9, momentum_end=1.0,
                    warmup_teacher_temp=0.04, teacher_temp=0.07, warmup_teacher_temp_epochs=1.0)
-    trainer, used = Trainer(config, pictures), []
+    trainer, used = build_trainer(config, pictures), []
     step, loss = trainer.optimizer.step, trainer.loss.forward
 
     def spy_step(*args, **kwargs):
@@ -216,7 +236,7 @@ def test_schedules_reach_the_optimizer_the_loss_and_the_history(tiny, pictures, 
 
 
 def test_schedules_follow_epochs_that_are_fractions():
-    config = loop.Config(epochs=2.5, warmup_epochs=0.5, warmup_teacher_temp_epochs=1.5, warmup_teacher_temp=0.02,
+    config = Config(epochs=2.5, warmup_epochs=0.5, warmup_teacher_temp_epochs=1.5, warmup_teacher_temp=0.02,
                          teacher_temp=0.04)
     schedules = build_schedules(config, 10)
     assert {len(v) for v in schedules.values()} == {25}
@@ -239,7 +259,7 @@ def test_a_frozen_backbone_stays_as_it_was_and_the_head_learns(tiny, pictures, c
 
 @pytest.mark.parametrize(("clip", "expected"), [(0.01, 0.01), (1e6, None), (0.0, None)])
 def test_the_gradients_global_norm_is_limited(tiny, pictures, clip, expected):
-    trainer = Trainer(replace(tiny, clip_grad=clip), pictures)
+    trainer = build_trainer(replace(tiny, clip_grad=clip), pictures)
     trainer.train_step(first_views(trainer))
     norm = math.sqrt(sum(p.grad.square().sum() for p in trainer.student.parameters() if p.grad is not None))
     assert norm == pytest.approx(expected, rel=1e-3) if expected else norm > 0.02
@@ -271,19 +291,19 @@ def test_every_family_of_backbones_trains(tiny, pictures, family):
     teacher, history = train(config, pictures)
     assert [record["step"] for record in history] == [1, 2]
     assert all(math.isfinite(record["loss"]) for record in history)
-    assert teacher(torch.zeros(2, len(config.mean), 32, 32)).shape == (2, teacher.feature_dim)
+    assert teacher.model(torch.zeros(2, len(config.mean), 32, 32)).shape == (2, teacher.model.feature_dim)
     start = build_student(config).backbone.state_dict()
-    assert not all(torch.equal(value, start[name]) for name, value in teacher.state_dict().items())
+    assert not all(torch.equal(value, start[name]) for name, value in teacher.model.state_dict().items())
 
 
 def test_train_returns_the_loaded_teacher_and_the_written_history(tiny, pictures, tmp_path, assert_same):
     lines = []
     teacher, history = train(tiny, pictures, on_log=lines.append)
     assert history == lines == read_history(tmp_path / "run")
-    assert_same(dict(teacher.state_dict()), dict(load_teacher(tmp_path / "run").state_dict()))
+    assert_same(dict(teacher.model.state_dict()), dict(load_teacher(tmp_path / "run").model.state_dict()))
     last = {name.removeprefix("backbone."): value for name, value in checkpoint(tiny)["teacher"].items()
             if not name.startswith("head.")}
-    assert_same(dict(teacher.state_dict()), last)
+    assert_same(dict(teacher.model.state_dict()), last)
     assert teacher.about == {"step": 8, "images_seen": 64}
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == json.loads(tiny.to_json())
     assert [(record["step"], record["epoch"]) for record in history] == [(i, i / 4) for i in range(1, 9)]
@@ -347,23 +367,25 @@ def test_evaluations_compute_in_the_runs_precision(tiny, labelled_folder, precis
 
 @pytest.mark.parametrize("leaks", [False, True])
 def test_updates_leave_no_tensors_behind(tiny, pictures, leaks):
-    counts, kept = [], []
+    trainer, counts, kept = build_trainer(replace(tiny, epochs=3, log_every=2), pictures), [], []
+    step = trainer.train_step
 
-    class Counted(Trainer):
-        def train_step(self, views):
-            if self.step % 4 == 0:
-                gc.collect()
-                counts.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
-            result = super().train_step(views)
-            kept.extend([result["loss"]] * leaks)
-            return result
+    def counted(views):
+        if trainer.step % 4 == 0:
+            gc.collect()
+            tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+            counts.append(len(tensors))
+        result = step(views)
+        kept.extend([result["loss"]] * leaks)
+        return result
 
-    Counted(replace(tiny, epochs=3, log_every=2), pictures).run()
+    trainer.train_step = counted
+    trainer.run()
     assert (counts[1] == counts[2]) is not leaks  # before the first update Adam has no moments
 
 
 def test_a_dataset_of_ones_own_is_not_evaluated(tiny, pictures):
-    assert Trainer(tiny, [pictures[i] for i in range(8)]).probes is None
+    assert build_trainer(tiny, [pictures[i] for i in range(8)]).probes is None
 
 
 @pytest.mark.parametrize(("every", "steps"), [(0.5, [6, 8]), (1, [4, 8]), (50, [8])])
@@ -482,35 +504,53 @@ class Drawing(torch.utils.data.Dataset):
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if torch.rand(()) < 0.5 else image, label
 
 
-class Slow(Drawing):
-    def __getitem__(self, i):
-        time.sleep(0.025)
-        return super().__getitem__(i)
-
-
 @pytest.mark.parametrize(("method", "number"), [("spawn", signal.SIGINT), ("fork", signal.SIGTERM)])
-def test_a_signal_that_reaches_the_workers_too_is_like_any_other(tiny, pictures, tmp_path, monkeypatch, assert_same,
-                                                                 method, number):
+def test_a_signal_that_reaches_the_workers_too_is_like_any_other(tiny, pictures, tmp_path, monkeypatch,
+                                                                 assert_same, method, number):
     config = replace(tiny, store_size=None, epochs=1)
     whole = replace(config, output_dir=str(tmp_path / "whole"))
-    train(whole, Slow(pictures))
-    timers = []
+    train(whole, Drawing(pictures))
 
-    def everyone():
+    def everyone(record):
         for process in [*multiprocessing.active_children(), multiprocessing.current_process()]:
             os.kill(process.pid, number)
-
-    def on_log(record):  # the next batch takes 0.2 s, so that it is waited for
-        if record["step"] == 1:
-            timers.append(threading.Timer(0.05, everyone))
-            timers[0].start()
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(torch.utils.data, "DataLoader", partial(
             torch.utils.data.DataLoader, multiprocessing_context=method))
-        train(replace(config, num_workers=1), Slow(pictures), on_log=on_log)
-    assert 1 < checkpoint(config)["step"] < 4
-    train(replace(config, resume="auto"), Slow(pictures))
+        train(replace(config, num_workers=1), Drawing(pictures), on_log=everyone)
+    assert checkpoint(config)["step"] == 1
+    train(replace(config, resume="auto"), Drawing(pictures))
+    assert_same(checkpoint(config), checkpoint(whole))
+
+
+class Hanging(Drawing):
+    """Pictures of which one never comes; whoever waits for it loses patience and sends a signal."""
+
+    def __init__(self, pictures, number, fetched):
+        super().__init__(pictures)
+        self.number, self.fetched, self.left = number, fetched, fetched
+
+    def __getitem__(self, i):
+        self.left -= 1
+        if self.left == -1:
+            os.kill(os.getpid(), self.number)
+            time.sleep(60)
+        return super().__getitem__(i)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_waiting_for_a_picture_that_never_comes_can_be_interrupted(tiny, pictures, tmp_path, assert_same,
+                                                                   number):
+    config = replace(tiny, store_size=None, num_workers=0)
+    whole = replace(config, output_dir=str(tmp_path / "whole"))
+    train(whole, Drawing(pictures))
+    clock = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        train(config, Hanging(pictures, number, fetched=3 * 8 + 5))
+    assert time.perf_counter() - clock < 50
+    assert checkpoint(config)["step"] == 3
+    train(replace(config, resume="auto"), Drawing(pictures))
     assert_same(checkpoint(config), checkpoint(whole))
 
 
@@ -606,7 +646,7 @@ def test_a_run_may_go_on_in_another_precision(tiny, pictures):
 def test_an_interrupted_trainer_goes_on_in_the_same_process(tiny, pictures, tmp_path, monkeypatch, assert_same, how):
     config = replace(stateful(tiny), log_every=3 if how == "signal" else 1)
     whole = trained(replace(config, output_dir=str(tmp_path / "whole")), pictures)
-    trainer = Trainer(config, pictures, on_log=interrupt_at_line(3) if how == "callback" else None)
+    trainer = build_trainer(config, pictures, on_log=interrupt_at_line(3) if how == "callback" else None)
     with monkeypatch.context() as patch:
         if how == "signal":
             interrupting(patch, step=4)
@@ -619,7 +659,7 @@ def test_an_interrupted_trainer_goes_on_in_the_same_process(tiny, pictures, tmp_
 
 
 def test_an_interrupted_trainer_sees_that_the_run_has_gone_on_without_it(tiny, pictures, tmp_path, capsys):
-    trainer = Trainer(tiny, pictures, on_log=interrupt_at_line(3))
+    trainer = build_trainer(tiny, pictures, on_log=interrupt_at_line(3))
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     train(replace(tiny, resume="auto"), pictures)
@@ -679,7 +719,7 @@ def test_the_best_checkpoint_is_saved_and_kept(tiny, labelled_folder, tmp_path, 
     monkeypatch.setattr(run_folder, "save_checkpoint", lambda folder, step, *rest: (saved.append(step), save(
         folder, step, *rest)))
     for resume in ["never", "auto"] if interrupted else ["never"]:
-        trainer = Trainer(replace(config, resume=resume),
+        trainer = build_trainer(replace(config, resume=resume),
                           on_log=interrupt_at_line(12) if interrupted and resume == "never" else None)
         trainer.probes.evaluate = lambda backbone, dtype, trainer=trainer: {"knn": accuracies[trainer.step]}
         try:
@@ -787,7 +827,7 @@ def test_a_folder_that_fails_in_the_end_leaves_the_run_elsewhere(tiny, pictures,
     (tmp_path / "spare").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
     fails, stop = failing(7), None if done else interrupt_at_line(7)
-    trainer = Trainer(tiny, pictures, on_log=lambda record: (fails(record), stop and stop(record)))
+    trainer = build_trainer(tiny, pictures, on_log=lambda record: (fails(record), stop and stop(record)))
     with pytest.raises(OSError if done else KeyboardInterrupt) as error:
         trainer.run()
     [spare] = (tmp_path / "spare").iterdir()
@@ -812,7 +852,7 @@ def test_a_folder_that_fails_in_the_end_leaves_the_run_elsewhere(tiny, pictures,
 
 def test_nowhere_to_save_is_an_error_that_says_what_is_left(tiny, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
-    trainer = Trainer(tiny, pictures, on_log=Vanishing(tmp_path / "run", 7))
+    trainer = build_trainer(tiny, pictures, on_log=Vanishing(tmp_path / "run", 7))
     with pytest.raises(OSError, match=r"update 8 could be saved neither in .*run \(.*the newest checkpoint there"):
         trainer.run()
     trainer.on_log.come()
@@ -856,8 +896,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_its_checkpoints(tiny
 @pytest.mark.parametrize("store_size", [24, None], ids=["store", "workers"])
 def test_a_dataset_smaller_than_the_batch_is_refused(tiny, pictures, store_size):
     with pytest.raises(ValueError, match="batch_size=33 is larger than the 32 training images"):
-        Trainer(replace(tiny, batch_size=33, store_size=store_size), pictures)
-    assert Trainer(replace(tiny, batch_size=32, store_size=store_size), pictures).steps_per_epoch == 1
+        build_trainer(replace(tiny, batch_size=33, store_size=store_size), pictures)
+    assert build_trainer(replace(tiny, batch_size=32, store_size=store_size), pictures).steps_per_epoch == 1
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -920,7 +960,7 @@ def test_auto_precision_is_what_the_hardware_computes(monkeypatch):
 @pytest.mark.parametrize(("precision", "dtype"), [
     ("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_matrix_products_run_in_the_chosen_precision(tiny, pictures, precision, dtype):
-    trainer = Trainer(replace(tiny, precision=precision), pictures)
+    trainer = build_trainer(replace(tiny, precision=precision), pictures)
     seen, scale = [], trainer.scaler.is_enabled()
     for model in (trainer.student, trainer.teacher):
         for module in (model.backbone.model.blocks[0].attn.qkv, model.head.mlp[0], model.head):
@@ -938,7 +978,7 @@ def test_matrix_products_run_in_the_chosen_precision(tiny, pictures, precision, 
 def test_blocks_computed_again_give_the_same_gradients(tiny, pictures, changes):
     gradients, held = [], []
     for recompute in (False, True):
-        trainer = Trainer(replace(tiny, **{**changes, "recompute": recompute}), pictures)
+        trainer = build_trainer(replace(tiny, **{**changes, "recompute": recompute}), pictures)
         views, n = first_views(trainer), []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, n=n: n.append(x.numel()) or x, lambda x: x):
             trainer.train_step(views)
@@ -974,8 +1014,8 @@ def test_attention_on_a_cpu_is_the_fused_one_in_float32_alone(tiny, dtype):
 def test_convolutional_networks_are_channels_last_and_give_the_same_step(tiny, pictures, monkeypatch):
     states = []
     for pick in (pick_kernels, lambda *args: None):
-        monkeypatch.setattr(loop, "pick_kernels", pick)
-        trainer = Trainer(replace(tiny, backbone="resnet18", backbone_options={}, lr=1e-4), pictures)
+        monkeypatch.setattr(training, "pick_kernels", pick)
+        trainer = build_trainer(replace(tiny, backbone="resnet18", backbone_options={}, lr=1e-4), pictures)
         for _ in range(3):
             trainer.train_step(first_views(trainer))
         states.append((trainer.student.state_dict(), trainer.student.backbone.model.layer1[0].conv1.weight))
@@ -1000,4 +1040,4 @@ def test_a_batch_must_split_evenly_over_the_processes(tiny, pictures, monkeypatc
     for name, value in [("is_initialized", True), ("get_rank", 0), ("get_world_size", 3)]:
         monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
     with pytest.raises(ValueError, match=r"batch_size=8 must be divisible by accumulate=2 .* processes, 3"):
-        Trainer(replace(tiny, accumulate=2), pictures)
+        build_trainer(replace(tiny, accumulate=2), pictures)

@@ -1,0 +1,148 @@
+"""Other people's networks: what the weights tell is read off them, the rest is asked for."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from timm.layers import SwiGLUPacked
+from torch import Tensor, nn
+
+from dino_lib.augment import IMAGENET
+from dino_lib.backbone import Backbone, create_backbone
+from dino_lib.data.transforms import eval_transform
+from dino_lib.run.teacher_file import Teacher
+from dino_lib.run.weights import load_strictly, read_weights
+
+# (width, blocks) of ViT-Ti, S, B, L, H and g, and their heads
+STANDARD_HEADS = {(192, 12): 3, (384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16,
+                  (1536, 40): 24}
+RESNETS = {(False, 2, 2, 2, 2): "resnet18", (False, 3, 4, 6, 3): "resnet34",
+           (True, 3, 4, 6, 3): "resnet50", (True, 3, 4, 23, 3): "resnet101",
+           (True, 3, 8, 36, 3): "resnet152"}
+
+
+def read_foreign(path: Path, device: Any = "cpu", num_heads: int | None = None) -> Teacher:
+    """The Teacher in a file of official DINO or DINOv2, timm, Hugging Face, lightly, solo-learn.
+
+    num_heads: of a ViT whose file doesn't tell. Without it a config.json beside the file does, or
+    the number of a standard ViT of this size is taken, and a line says so. Raises ValueError, in
+    one line, on a file with no network that is known here, and where num_heads must be given.
+    """
+    state, what = read_weights(path)
+    try:
+        if "patch_embed.proj.0.0.weight" in state:
+            name, options = _xcit(state)
+        elif "layer1.0.conv1.weight" in state:
+            name, options = _resnet(state)
+        else:
+            name, options = _vit(state)
+            options["num_heads"] = _heads(path, options, num_heads)
+        backbone = create_backbone(name, **options)
+    except _Unknown as error:
+        raise ValueError(f"{path} holds {what} {error}") from error
+    except Exception as error:  # whatever timm makes of odd shapes
+        reason = " ".join(repr(error).split())[:200]
+        raise ValueError(f"{path} holds {what} that can't be built: {reason}") from error
+    load_strictly(backbone.model, state, path)
+    seen = _beside(path, "preprocessor_config.json")
+    mean, std = seen.get("image_mean", IMAGENET[0]), seen.get("image_std", IMAGENET[1])
+    transform = eval_transform(_side(backbone), tuple(mean), tuple(std))
+    backbone.requires_grad_(False).eval().to(device)
+    return Teacher(backbone, transform, about={"what": what})
+
+
+class _Unknown(ValueError):
+    """What the weights don't tell."""
+
+
+def _vit(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    width, channels, patch, _ = state["patch_embed.proj.weight"].shape
+    block = {name.removeprefix("blocks.0."): value.shape for name, value in state.items()
+             if name.startswith("blocks.0.")}
+    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+    has_cls = "cls_token" in state
+    places = state["pos_embed"].shape[1]
+    beside = 0 if _is_square(places) else has_cls + registers
+    if not _is_square(places - beside):
+        raise _Unknown(f"whose {places} places in the position embedding are no square grid")
+    hidden = block["mlp.fc1.weight"][0]
+    options = {
+        "img_size": round((places - beside) ** 0.5) * patch, "patch_size": patch,
+        "in_chans": channels, "embed_dim": width, "depth": _count(state, "blocks"),
+        "mlp_ratio": (hidden + 0.5) / width,  # timm rounds it down
+        "qkv_bias": "attn.qkv.bias" in block, "qk_norm": "attn.q_norm.weight" in block,
+        "init_values": 1e-5 if "ls1.gamma" in block else None,
+        "class_token": has_cls, "reg_tokens": registers, "no_embed_class": beside == 0,
+        "pre_norm": "norm_pre.weight" in state, "fc_norm": "fc_norm.weight" in state,
+        "final_norm": "norm.weight" in state or "fc_norm.weight" in state,
+        "global_pool": "token" if has_cls else "avg",
+    }
+    if hidden != block["mlp.fc2.weight"][1]:
+        options |= {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
+    if options["qk_norm"]:
+        options["num_heads"] = width // block["attn.q_norm.weight"][0]
+    return "vit_base_patch16_224", options
+
+
+def _heads(path: Path, options: dict[str, Any], asked: int | None) -> int:
+    told = options.get("num_heads") or _beside(path, "config.json").get("num_attention_heads")
+    width, depth = options["embed_dim"], options["depth"]
+    if asked and told and asked != told:
+        raise _Unknown(f"which has {told} heads, not {asked}")
+    heads = asked or told or STANDARD_HEADS.get((width, depth))
+    if not heads:
+        raise _Unknown(f"{width} wide with {depth} blocks, and nothing tells how many heads it has:"
+                       f" load_teacher(..., num_heads=...)")
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+        raise _Unknown(f"{width} wide, which num_heads={heads} doesn't divide")
+    if not asked and not told:
+        print(f"{path}: {heads} heads, as a standard ViT of this size has; "
+              "the file doesn't tell (num_heads=... if it has others)")
+    return heads
+
+
+def _xcit(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    width = state["cls_token"].shape[-1]
+    convolutions = len({name for name in state
+                        if re.fullmatch(r"patch_embed\.proj\.\d+\.0\.weight", name)})
+    options = {
+        "patch_size": 2**convolutions, "embed_dim": width, "depth": _count(state, "blocks"),
+        "num_heads": state["blocks.0.attn.temperature"].shape[0],
+        "cls_attn_layers": _count(state, "cls_attn_blocks"),
+        "tokens_norm": width != 128,  # all but XCiT-nano
+    }
+    return "xcit_small_12_p16_224", options
+
+
+def _resnet(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    kind = ("layer1.0.conv3.weight" in state, *(_count(state, f"layer{i}") for i in range(1, 5)))
+    if kind not in RESNETS:
+        raise _Unknown(f"with {kind[1:]} blocks: timm:NAME takes any that timm has")
+    if state["conv1.weight"].shape[-1] != 7:
+        raise _Unknown("with a stem for small pictures, which timm's models don't have")
+    return RESNETS[kind], {"in_chans": state["conv1.weight"].shape[1]}
+
+
+def _count(state: dict[str, Tensor], blocks: str) -> int:
+    """How many numbered parts `blocks` has: those of a file that lacks some won't fit later."""
+    return len({name.split(".")[1] for name in state if name.startswith(f"{blocks}.")})
+
+
+def _is_square(n: int) -> bool:
+    return n > 0 and round(n**0.5) ** 2 == n
+
+
+def _side(backbone: Backbone) -> int:
+    """The size of image that the weights were made for."""
+    embed = getattr(backbone.model, "patch_embed", None)
+    return getattr(embed, "img_size", (224, 224))[0]
+
+
+def _beside(path: Path, name: str) -> dict[str, Any]:
+    """What a JSON file in the same folder says (Hugging Face); {} where there is none."""
+    try:
+        found = json.loads((path.parent / name).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
