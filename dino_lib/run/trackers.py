@@ -1,4 +1,4 @@
-"""The hook that sends a run's history to TensorBoard or Weights & Biases (extras of the package)."""
+"""The hook that sends a run's history to TensorBoard or Weights & Biases (extras)."""
 
 import contextlib
 import dataclasses

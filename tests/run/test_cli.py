@@ -52,7 +52,7 @@ def test_without_a_preset_it_is_the_demo():
 
 
 def test_backbone_options_are_pairs_that_replace_the_presets():
-    pairs = "img_size 32 mlp_ratio 2.5 class_token False global_pool avg".split()
+    pairs = ["img_size", "32", "mlp_ratio", "2.5", "class_token", "False", "global_pool", "avg"]
     assert settings_of("--backbone-options", *pairs).backbone_options == {
         "img_size": 32, "mlp_ratio": 2.5, "class_token": False, "global_pool": "avg"}
     assert settings_of("--backbone", "resnet18", "--backbone-options").backbone_options == {}
@@ -71,6 +71,7 @@ def test_backbone_options_are_pairs_that_replace_the_presets():
     ("--download no", "download='no' must be a valid boolean"),
     ("--device tpu", "device='tpu' must be auto, cpu, mps, cuda"),
     ("--seed", "--seed: expected one argument"),
+    ("--preset", "--preset: expected one argument"),
     ("--global-scale 0.3", "--global-scale: expected 2 arguments"),
     ("--blur-p 0.1 2 0", "blur_p=(0.1, 2, 0): 2 must be less than or equal to 1"),
     ("--backbone-options depth", "'depth' has no value"),
@@ -93,8 +94,7 @@ def test_help_describes_every_setting_with_its_default(capsys, monkeypatch):
     options = {entry.split()[0]: entry for entry in entries}
     for field in dataclasses.fields(Config):
         entry = options[field.name.replace("_", "-")]
-        help, default = entry.split(" (default: ")
-        assert len(help.split()) >= 5, entry
+        assert len(entry.partition(" (default: ")[0].split()) >= 5, entry
     assert options["epochs"].endswith("(default: 20.0)")  # this preset's
     assert options["global-scale"].endswith("(default: 0.4 1.0)")
 

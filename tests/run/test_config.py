@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from dino_lib.run.build import build_schedules
+from dino_lib.run.build import build_backbone, build_schedules, build_student, pick_device
 from dino_lib.run.config import Config
 from dino_lib.run.presets import PRESETS
 from dino_lib.teachers.load import SHIPPED
@@ -79,8 +80,8 @@ WRONG = [
     ({"blur_p": (1.0, 0.1, 0.0, 0.0)}, "blur_p=(1.0, 0.1, 0.0, 0.0) must have 3 values"),
     ({"mean": ()}, "mean=()"),
     ({"mean": ("a",)}, "mean=('a',): 'a' must be a valid number"),
-    ({"backbone_options": {"depth": None}}, "backbone_options={'depth': None}: None must be"),
-    ({"backbone_options": ["depth", 2]}, "backbone_options=['depth', 2] must be a valid dictionary"),
+    ({"backbone_options": {"depth": None}}, "={'depth': None}: None must be"),
+    ({"backbone_options": ["depth", 2]}, "=['depth', 2] must be a valid dictionary"),
     ({"device": ["cpu"]}, "device=['cpu'] must be auto"),
     ({"device": "tpu"}, "device='tpu' must be auto, cpu, mps, cuda, or one card"),
     ({"device": "cuda:one"}, "device='cuda:one' must be auto, cpu, mps, cuda, or one card"),
@@ -90,7 +91,7 @@ WRONG = [
     ({"resume": "always"}, "resume='always' must be 'never' or 'auto'"),
     ({"pretrained": True, "weights": "a.pth"}, "pretrained=True and weights='a.pth'"),
     ({"learning_rate": 1}, "no setting is called 'learning_rate'"),
-    ({"batch_sise": 1}, "no setting is called 'batch_sise' (of a newer version?): there is batch_size"),
+    ({"batch_sise": 1}, "'batch_sise' (of a newer version?): there is batch_size"),
 ]
 
 
@@ -114,7 +115,7 @@ def test_every_wrong_setting_is_named_at_once():
 def test_a_changed_copy_is_checked_like_a_new_one():
     with pytest.raises(ValueError, match=r"^lr=-1 must be greater than 0$"):
         dataclasses.replace(PRESETS["demo"], lr=-1)
-    with pytest.raises(ValueError, match="no setting is called 'epoch'.*: there is epochs"):
+    with pytest.raises(ValueError, match=r"no setting is called 'epoch'.*: there is epochs"):
         dataclasses.replace(PRESETS["demo"], epoch=4)
 
 
@@ -133,6 +134,48 @@ def test_a_tilde_is_the_home_folder(name, monkeypatch, tmp_path):
     assert getattr(Config(**{name: "~/x"}), name) == str(tmp_path / "x")
     assert getattr(Config(**{name: Path("~/x")}), name) == str(tmp_path / "x")
     assert getattr(Config(**{name: "./a~b/"}), name) == "./a~b/"  # otherwise as it was given
+
+
+def test_a_run_starts_from_the_weights_of_a_file(tiny, tmp_path):
+    other = build_student(dataclasses.replace(tiny, seed=tiny.seed + 1)).backbone
+    torch.save(other.model.state_dict(), tmp_path / "other.pth")
+    config = dataclasses.replace(tiny, weights=tmp_path / "other.pth")
+    mine, plain = build_student(config), build_student(tiny)
+    for name, value in other.state_dict().items():
+        assert torch.equal(mine.backbone.state_dict()[name], value), name
+    assert torch.equal(mine.head.mlp[0].weight, plain.head.mlp[0].weight)  # of the seed, as ever
+    with pytest.raises(FileNotFoundError, match="nowhere.pth"):
+        build_student(dataclasses.replace(tiny, weights="nowhere.pth"))
+
+
+@pytest.mark.parametrize("what", [build_student, build_backbone])
+def test_networks_are_float32_whatever_the_default_is(tiny, what):
+    torch.set_default_dtype(torch.float64)
+    try:
+        built = what(tiny)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    expected = what(tiny) if what is build_student else built
+    assert {p.dtype for p in built.parameters()} == {torch.float32}
+    for a, b in zip(built.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("name", "cards", "rank", "expected"), [
+    ("cuda", 2, 0, "cuda:0"), ("cuda:1", 2, 0, "cuda:1"), ("cuda", 2, 1, "cuda:1"),
+    ("cuda:2", 2, 0, "device=cuda:2 is not available here"),
+    ("cuda:0", 0, 0, "device=cuda:0 is not available here; available: .*'cpu'"),
+    ("cuda:1", 2, 1, "device=cuda:1 is one card for several processes: take device=cuda")])
+def test_a_card_of_several_is_taken_by_its_number(name, cards, rank, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    if expected.startswith("cuda"):
+        assert pick_device(name) == torch.device(expected)
+    else:
+        with pytest.raises(ValueError, match=expected):
+            pick_device(name)
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:11"])
@@ -157,7 +200,7 @@ def test_json_keeps_every_setting(tiny):
 
 
 def test_json_with_unknown_or_wrong_settings_is_refused():
-    with pytest.raises(ValueError, match="called 'learning_rate'.*called 'batch_sise'.*batch_size"):
+    with pytest.raises(ValueError, match=r"called 'learning_rate'.*called 'batch_sise'.*batch_size"):
         Config.from_json('{"learning_rate": 1, "batch_sise": 2}')
     with pytest.raises(ValueError, match="lr=-1"):
         Config.from_json('{"lr": -1}')
