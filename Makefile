@@ -17,8 +17,8 @@ setup: .venv/ready
 	touch $@
 
 demo: setup  ## train DINO on the embedded dataset and show what the teacher sees
-	$(BIN)/python -m dino_lib.run.train --preset demo --seed $(SEED) --output-dir $(RUN) --resume auto
-	$(BIN)/python -m dino_lib.look.report $(RUN)
+	$(BIN)/dino train --preset demo --seed $(SEED) --output-dir $(RUN) --resume auto
+	$(BIN)/dino report $(RUN)
 
 # two processes of one thread each: the networks are too small to share. The notebooks that train have both cores
 LIVE := $(wildcard notebooks/03_* notebooks/04_* notebooks/05_*)
@@ -26,6 +26,7 @@ OTHERS := $(filter-out $(LIVE), $(wildcard notebooks/*.ipynb notebooks/solutions
 
 test: setup  ## every test, every notebook and every solution
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval $(OTHERS)
 	$(BIN)/python -m pytest --nbval $(LIVE)

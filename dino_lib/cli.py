@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 class _Parser(argparse.ArgumentParser):
     """Raises its errors, so that `main` tells all errors of all commands in the same way."""
 
-    def __init__(self, command: str, about: str):
-        super().__init__(f"dino {command}".strip(), description=about, allow_abbrev=False)
+    def __init__(self, command: str, about: str, **options: Any):
+        name = f"dino {command}".strip()
+        super().__init__(name, description=about, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -49,7 +50,7 @@ def read_settings(words: Sequence[str]) -> tuple["Config", bool]:
     from dino_lib.run.options import add_settings, config_of
     from dino_lib.run.presets import PRESETS
 
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = _Parser("train", "", add_help=False)
     first.add_argument("--preset")
     preset = first.parse_known_args(words)[0].preset
 

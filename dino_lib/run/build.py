@@ -12,6 +12,7 @@ from dino_lib.backbone import Backbone, create_backbone
 from dino_lib.head import DINOHead, MultiCropModel, OriginalHead
 from dino_lib.measure.evaluate import eval_mode
 from dino_lib.run.config import Config
+from dino_lib.run.weights import load_weights
 from dino_lib.schedules import cosine_schedule, linear_warmup
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -89,8 +90,6 @@ def build_student(config: Config) -> MultiCropModel:
     torch.manual_seed(config.seed)
     backbone = build_backbone(config)
     if config.weights:
-        from dino_lib.run.weights import load_weights
-
         load_weights(backbone, config.weights)
     backbone.requires_grad_(config.train_backbone)
     backbone.train(config.train_backbone)  # a frozen one's batch norm stands still too

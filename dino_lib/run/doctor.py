@@ -5,18 +5,18 @@ line: for three lines, ten updates and a tenth of the run (at most 500 updates).
 runs of `benchmarks/doctor.py` (40 updates of a tiny network; healthy: ten seeds, from update 20 on)
 and on whole demo runs:
 
-finding         | sick if                      | healthy                     | made sick
---------------- | ---------------------------- | --------------------------- | ------------------
-uniform         | row entropy > 0.95 ln K      | 0.05 to 0.31, demo to 0.78  | 0.98 to 0.99 (teacher too warm)
-one prototype   | entropy of mean < 0.2 ln K   | 0.26 to 0.71                | 0.10 to 0.17 (no center, fast)
-dead prototypes | used < 0.1 of those in reach | 0.125 to 0.31, demo to 0.04 | 0.02 to 0.08 (no center)
-                | and entropy of mean < 0.4    | 0.44 to 0.79, demo to 0.48  | 0.10 to 0.32
-feature rank    | RankMe < 2                   | 3.8 to 5.5                  | 1.0 to 1.9 (lr 0.3, decay 300)
-no progress     | loss > 1.1 ln K past warm-up | 0.36 to 0.83, demo to 0.96  | 1.4 to 2.5 (lr 1e-7; cold)
-teacher lagging | lag > 5 W                    | 1.8 to 2.4, demo 0.8 to 0.9 | 5 to 10 (teacher left behind)
-learning rate   | sum < 0.005 or peak > 0.02   | sum 0.03, demo 0.47         | sum 4e-6; peak 0.3
-momentum        | start > 0.2 or median < 0.5  | 0.05, demo 0                | 0.998; median 0
-input-bound     | waiting > 0.7 of the time    | 0.22 to 0.37                | 0.72 to 0.82 (slow input)
+finding         | sick if                      | healthy                | made sick by
+--------------- | ---------------------------- | ---------------------- | ------------------------
+uniform         | row entropy > 0.95 ln K      | 0.05-0.31, demo < 0.79 | 0.98-0.99: teacher warm
+one prototype   | entropy of mean < 0.2 ln K   | 0.26-0.71              | 0.10-0.17: no center, fast
+dead prototypes | used < 0.1 of those in reach | 0.12-0.31, demo > 0.03 | 0.02-0.08: no center
+                | and entropy of mean < 0.4    | 0.44-0.79, demo > 0.47 | 0.10-0.32
+feature rank    | RankMe < 2                   | 3.8-5.5                | 1.0-1.9: lr 0.3, decay 300
+no progress     | loss > 1.1 ln K past warm-up | 0.36-0.83, demo < 0.97 | 1.4-2.5: lr 1e-7; cold
+teacher lagging | lag > 5 W                    | 1.8-2.4, demo 0.8-0.9  | 5-10: teacher left behind
+learning rate   | sum < 0.005 or peak > 0.02   | sum 0.03, demo 0.47    | sum 4e-6; peak 0.3
+momentum        | start > 0.2 or median < 0.5  | 0.05, demo 0           | 0.998; median 0
+input-bound     | waiting > 0.7 of the time    | 0.22-0.37              | 0.72-0.82: slow input
 
 W bounds a weight's distance from the teacher's: AdamW moves it by about lr (1 + decay * its size)
 an update, and W <- momentum * (W + that). Weights are about 0.05 in size (0.055 in the demo).

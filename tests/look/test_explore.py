@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from dino_lib.backbone import create_backbone
+from dino_lib.cli import main
 from dino_lib.data.images import UnreadableImage
 from dino_lib.data.shapes import Shapes
 from dino_lib.data.transforms import eval_transform
 from dino_lib.look.clips import WRITERS, read_frames
-from dino_lib.look.explore import compress, explore, factorise, main, quantise
+from dino_lib.look.explore import compress, explore, factorise, quantise
 from dino_lib.look.video import attention_video
 from dino_lib.measure.attention import cls_attention, patch_attention, pooled_similarity
 from dino_lib.teachers.load import load_teacher
@@ -258,7 +259,7 @@ def test_the_command_writes_page_and_sheet(tmp_path, images, capsys, size):
     folder.mkdir()
     for i, shape in enumerate([(48, 48), (90, 30)]):
         images[i].resize(shape).save(folder / f"{i}.png")
-    main([str(folder), "--teacher", "demo", "--out", str(out), *size])
+    main(["explore", str(folder), "--teacher", "demo", "--out", str(out), *size])
     assert sorted(path.name for path in out.iterdir()) == ["explorer.html", "heads.png"]
     printed = capsys.readouterr().out
     assert all(str(path) in printed for path in out.iterdir())
@@ -271,7 +272,7 @@ def test_the_command_turns_a_clip_into_a_video(tmp_path, images, capsys, kind, h
     with WRITERS[f".{kind}"](tmp_path / f"clip.{kind}") as write:
         for i, image in enumerate(images):
             write(image, i / 25, (i + 1) / 25)
-    main([str(tmp_path / f"clip.{kind}"), "--out", str(tmp_path / "out"), *head])
+    main(["video", str(tmp_path / f"clip.{kind}"), "--out", str(tmp_path / "out"), *head])
     [made] = (tmp_path / "out").iterdir()
     assert made.name == f"attention-demo.{kind}" and f"wrote {made}" in capsys.readouterr().out
     with read_frames(made) as (frames, count):
@@ -281,9 +282,11 @@ def test_the_command_turns_a_clip_into_a_video(tmp_path, images, capsys, kind, h
     assert width * height == panels * 320 * 320
 
 
-@pytest.mark.parametrize("words", [["{nowhere}"], ["{text}"], ["{image}", "--teacher", "nobody"], [],
-                                   ["{image}", "--size", "big"], ["{image}", "--size", "2"], ["{clip}"], ["{empty}"],
-                                   ["{image}", "--teacher", "{pickle}"], ["{moving}", "--head", "9"]])
+@pytest.mark.parametrize("words", [
+    ["explore", "{nowhere}"], ["explore", "{text}"], ["explore", "{image}", "--teacher", "nobody"],
+    ["explore", "{image}", "--size", "big"], ["explore", "{image}", "--size", "2"], ["explore", "{moving}"],
+    ["explore", "{image}", "--teacher", "{pickle}"], ["video", "{clip}"], ["video", "{empty}"],
+    ["video", "{nowhere}"], ["video", "{moving}", "--head", "9"], ["video", "{moving}", "--head", "last"]])
 def test_wrong_input_is_one_line_and_exit_2(tmp_path, images, capsys, words):
     (tmp_path / "text.jpg").write_text("no image")
     images[0].save(tmp_path / "image.png")
@@ -295,8 +298,8 @@ def test_wrong_input_is_one_line_and_exit_2(tmp_path, images, capsys, words):
              "clip": tmp_path / "text.mp4", "empty": tmp_path / "empty.mp4", "pickle": tmp_path / "class.pth",
              "moving": tmp_path / "moving.gif"}
     with pytest.raises(SystemExit) as end:
-        main([*(word.format(**names) for word in words), *(["--out", str(tmp_path / "out")] if words else [])])
+        main([*(word.format(**names) for word in words), "--out", str(tmp_path / "out")])
     out, error = capsys.readouterr()
     file = next((names[word[1:-1]] for word in reversed(words) if word.startswith("{")), "")
     assert Path(file).name in error or "--" in " ".join(words)
-    assert end.value.code == 2 and error.count("\n") == 1 and error.startswith("dino_lib.look.explore: ") and not out
+    assert end.value.code == 2 and error.count("\n") == 1 and error.startswith("error: ") and not out

@@ -1,16 +1,17 @@
-"""Settings: their checks, their JSON, their presets and the command line made from them."""
+"""Settings: what is refused and in which words, their JSON, their presets."""
 
 import dataclasses
 import json
-import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from dino_lib.run.build import build_schedules
+from dino_lib.run.build import build_backbone, build_schedules, build_student, pick_device
 from dino_lib.run.config import Config
 from dino_lib.run.presets import PRESETS
-from dino_lib.run.train import parse_args
+from dino_lib.teachers.load import SHIPPED
 
 WRONG = [
     ({"global_size": 0}, "global_size=0"),
@@ -61,27 +62,36 @@ WRONG = [
     ({"store_size": -48}, "store_size=-48"),
     ({"num_workers": -1}, "num_workers=-1"),
     ({"head": "original", "use_bn": True}, "use_bn"),
-    ({"head": "linear"}, "head='linear' must be one of dino, original"),
+    ({"head": "linear"}, "head='linear' must be 'dino' or 'original'"),
     ({"keep": 0}, "keep=0"),
-    ({"lr": "0.001"}, "lr='0.001' must be a finite number"),
-    ({"lr": None}, "lr=None must be a finite number"),
+    ({"lr": "0.001"}, "lr='0.001' must be a valid number"),
+    ({"lr": None}, "lr=None must be a valid number"),
+    ({"lr": True}, "lr=True must be a valid number"),
     ({"epochs": float("inf")}, "epochs=inf must be a finite number"),
-    ({"batch_size": 64.0}, "batch_size=64.0 must be a whole number"),
-    ({"batch_size": True}, "batch_size=True must be a whole number"),
-    ({"limit": "all"}, "limit='all' must be a whole number or None"),
-    ({"download": "no"}, "download='no' must be True or False"),
+    ({"batch_size": 64.0}, "batch_size=64.0 must be a valid integer"),
+    ({"batch_size": True}, "batch_size=True must be a valid integer"),
+    ({"limit": "all"}, "limit='all' must be a valid integer"),
+    ({"download": "no"}, "download='no' must be a valid boolean"),
     ({"dataset": None}, "dataset=None must be text"),
-    ({"global_scale": 0.4}, "global_scale=0.4 must be a tuple of 2 finite numbers"),
-    ({"blur_p": (1.0, 0.1)}, "blur_p=(1.0, 0.1) must be a tuple of 3 finite numbers"),
-    ({"mean": ()}, "mean=() must be a tuple of finite numbers"),
-    ({"mean": ("a",)}, "mean=('a',) must be a tuple of finite numbers"),
-    ({"backbone_options": {"depth": None}}, "backbone_options={'depth': None} must be a dict of names and plain"),
-    ({"backbone_options": ["depth", 2]}, "backbone_options=['depth', 2] must be a dict"),
-    ({"device": ["cpu"]}, "device=['cpu'] must be one of auto"),
-    ({"device": "tpu"}, "device='tpu' must be one of auto, cpu, cuda, mps"),
-    ({"precision": "fp64"}, "precision='fp64' must be one of"),
-    ({"tracker": "mlflow"}, "tracker='mlflow' must be one of"),
-    ({"resume": "always"}, "resume='always' must be one of"),
+    ({"output_dir": " "}, "output_dir=' ' must be text, and not empty"),
+    ({"backbone": ""}, "backbone='' must be text, and not empty"),
+    ({"global_scale": 0.4}, "global_scale=0.4 must be a valid tuple"),
+    ({"blur_p": (1.0, 0.1)}, "blur_p=(1.0, 0.1) must have 3 values"),
+    ({"blur_p": (1.0, 0.1, 0.0, 0.0)}, "blur_p=(1.0, 0.1, 0.0, 0.0) must have 3 values"),
+    ({"mean": ()}, "mean=()"),
+    ({"mean": ("a",)}, "mean=('a',): 'a' must be a valid number"),
+    ({"backbone_options": {"depth": None}}, "={'depth': None}: None must be"),
+    ({"backbone_options": ["depth", 2]}, "=['depth', 2] must be a valid dictionary"),
+    ({"device": ["cpu"]}, "device=['cpu'] must be auto"),
+    ({"device": "tpu"}, "device='tpu' must be auto, cpu, mps, cuda, or one card"),
+    ({"device": "cuda:one"}, "device='cuda:one' must be auto, cpu, mps, cuda, or one card"),
+    ({"device": "cpu:0"}, "device='cpu:0' must be"),
+    ({"precision": "fp64"}, "precision='fp64' must be 'auto', 'fp32', 'bf16' or 'fp16'"),
+    ({"tracker": "mlflow"}, "tracker='mlflow' must be"),
+    ({"resume": "always"}, "resume='always' must be 'never' or 'auto'"),
+    ({"pretrained": True, "weights": "a.pth"}, "pretrained=True and weights='a.pth'"),
+    ({"learning_rate": 1}, "no setting is called 'learning_rate'"),
+    ({"batch_sise": 1}, "'batch_sise' (of a newer version?): there is batch_size"),
 ]
 
 
@@ -89,12 +99,88 @@ WRONG = [
 def test_wrong_settings_are_refused_by_name_and_value(settings, message):
     with pytest.raises(ValueError) as error:
         Config(**settings)
-    assert message in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_every_wrong_setting_is_named_at_once():
-    with pytest.raises(ValueError, match=r"lr=-1 must be positive; .*momentum=2 must lie between 0 and 1"):
-        Config(lr=-1, momentum=2)
+    with pytest.raises(ValueError) as error:
+        Config(lr=-1, momentum=2, batch_sise=3, blur_p=(2.0, -1.0, 0.0))
+    for part in ["lr=-1 must be greater than 0; ", "momentum=2 must be less than or equal to 1",
+                 "'batch_sise'", "): 2.0 must be less", "): -1.0 must be greater"]:
+        assert part in str(error.value)
+    with pytest.raises(ValueError, match=r"local_scale.*; warmup_epochs=9.*; batch_size=5 must be"):
+        Config(local_scale=(0.4, 0.1), warmup_epochs=9, epochs=5, batch_size=5, accumulate=2)
+
+
+def test_a_changed_copy_is_checked_like_a_new_one():
+    with pytest.raises(ValueError, match=r"^lr=-1 must be greater than 0$"):
+        dataclasses.replace(PRESETS["demo"], lr=-1)
+    with pytest.raises(ValueError, match=r"no setting is called 'epoch'.*: there is epochs"):
+        dataclasses.replace(PRESETS["demo"], epoch=4)
+
+
+def test_numpys_numbers_lists_and_paths_are_taken_for_plain_ones(tmp_path):
+    config = Config(lr=np.float32(0.5), seed=np.int64(3), global_scale=[0.5, 1], epochs=20,
+                    output_dir=tmp_path)
+    assert (config.lr, config.seed, config.global_scale) == (0.5, 3, (0.5, 1.0))
+    assert [type(v) for v in (config.lr, config.seed, config.epochs)] == [float, int, float]
+    assert config.output_dir == str(tmp_path) and Config.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize("name", ["dataset", "data_root", "output_dir", "weights"])
+def test_a_tilde_is_the_home_folder(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert getattr(Config(**{name: "~/x"}), name) == str(tmp_path / "x")
+    assert getattr(Config(**{name: Path("~/x")}), name) == str(tmp_path / "x")
+    assert getattr(Config(**{name: "./a~b/"}), name) == "./a~b/"  # otherwise as it was given
+
+
+def test_a_run_starts_from_the_weights_of_a_file(tiny, tmp_path):
+    other = build_student(dataclasses.replace(tiny, seed=tiny.seed + 1)).backbone
+    torch.save(other.model.state_dict(), tmp_path / "other.pth")
+    config = dataclasses.replace(tiny, weights=tmp_path / "other.pth")
+    mine, plain = build_student(config), build_student(tiny)
+    for name, value in other.state_dict().items():
+        assert torch.equal(mine.backbone.state_dict()[name], value), name
+    assert torch.equal(mine.head.mlp[0].weight, plain.head.mlp[0].weight)  # of the seed, as ever
+    with pytest.raises(FileNotFoundError, match="nowhere.pth"):
+        build_student(dataclasses.replace(tiny, weights="nowhere.pth"))
+
+
+@pytest.mark.parametrize("what", [build_student, build_backbone])
+def test_networks_are_float32_whatever_the_default_is(tiny, what):
+    torch.set_default_dtype(torch.float64)
+    try:
+        built = what(tiny)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    expected = what(tiny) if what is build_student else built
+    assert {p.dtype for p in built.parameters()} == {torch.float32}
+    for a, b in zip(built.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("name", "cards", "rank", "expected"), [
+    ("cuda", 2, 0, "cuda:0"), ("cuda:1", 2, 0, "cuda:1"), ("cuda", 2, 1, "cuda:1"),
+    ("cuda:2", 2, 0, "device=cuda:2 is not available here"),
+    ("cuda:0", 0, 0, "device=cuda:0 is not available here; available: .*'cpu'"),
+    ("cuda:1", 2, 1, "device=cuda:1 is one card for several processes: take device=cuda")])
+def test_a_card_of_several_is_taken_by_its_number(name, cards, rank, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    if expected.startswith("cuda"):
+        assert pick_device(name) == torch.device(expected)
+    else:
+        with pytest.raises(ValueError, match=expected):
+            pick_device(name)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:11"])
+def test_a_device_may_be_one_card_of_several(device):
+    assert Config(device=device).device == device
 
 
 @pytest.mark.parametrize("settings", [
@@ -114,12 +200,27 @@ def test_json_keeps_every_setting(tiny):
 
 
 def test_json_with_unknown_or_wrong_settings_is_refused():
-    with pytest.raises(ValueError, match=r"\['batch_sise', 'learning_rate'\].*batch_size"):
+    with pytest.raises(ValueError, match=r"called 'learning_rate'.*called 'batch_sise'.*batch_size"):
         Config.from_json('{"learning_rate": 1, "batch_sise": 2}')
     with pytest.raises(ValueError, match="lr=-1"):
         Config.from_json('{"lr": -1}')
+    with pytest.raises(ValueError, match="lr=nan"):
+        Config.from_json('{"lr": NaN}')
     with pytest.raises(ValueError, match=r"settings must be a JSON object, not '\[1, 2\]'"):
         Config.from_json("[1, 2]")
+    for text in ("{", "[" * 100_000):
+        with pytest.raises(ValueError, match="settings are no JSON"):
+            Config.from_json(text)
+
+
+@pytest.mark.parametrize("name", ["demo", "photos"])
+def test_settings_written_by_earlier_versions_are_read(name):
+    text = (SHIPPED / name / "config.json").read_text()
+    config = Config.from_json(text)
+    written = {key: tuple(value) if isinstance(value, list) else value
+               for key, value in json.loads(text).items()}
+    assert written.items() <= dataclasses.asdict(config).items()
+    assert config.weights is None and config.recompute is False  # which came later
 
 
 def test_settings_cannot_be_changed_in_place(tiny):
@@ -133,12 +234,10 @@ def test_evaluations_see_the_stores_size_or_the_global_views():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_valid_and_can_be_written_down(name, as_arguments):
+def test_presets_are_valid_and_can_be_written_down(name):
     config = PRESETS[name]
     assert dataclasses.replace(config) == config  # the checks run anew
     assert Config.from_json(config.to_json()) == config
-    assert parse_args(["--preset", name]) == config
-    assert parse_args(as_arguments(config)) == config
 
 
 def test_presets_have_folders_of_their_own():
@@ -157,57 +256,3 @@ def test_the_original_preset_is_the_run_of_the_repository_this_course_starts_fro
     assert {name: len(values) for name, values in schedules.items()} == dict.fromkeys(schedules, 480)
     for name, value in {"lr": 5e-4, "weight_decay": 0.04, "momentum": 0.996, "teacher_temp": 0.04}.items():
         np.testing.assert_allclose(schedules[name], value, rtol=1e-12, err_msg=name)
-
-
-def test_command_line_sets_what_it_names_and_leaves_the_rest_to_the_preset():
-    config = parse_args(["--preset", "smoke", "--batch-size", "32", "--lr", "1e-3", "--download", "False",
-                         "--global-scale", "0.3", "0.9", "--limit", "None", "--store-size", "64", "--use-bn", "False",
-                         "--head", "original", "--mean", "0.5", "--std", "0.25", "--resume", "auto",
-                         "--output-dir", "x"])
-    assert config == dataclasses.replace(
-        PRESETS["smoke"], batch_size=32, lr=1e-3, download=False, global_scale=(0.3, 0.9), limit=None, store_size=64,
-        head="original", use_bn=False, mean=(0.5,), std=(0.25,), resume="auto", output_dir="x")
-
-
-def test_command_line_starts_from_the_demo():
-    assert parse_args(["--seed", "7"]) == dataclasses.replace(PRESETS["demo"], seed=7)
-
-
-def test_backbone_options_are_pairs_that_replace_the_presets():
-    pairs = ["img_size", "32", "mlp_ratio", "2.5", "class_token", "False", "global_pool", "avg"]
-    assert parse_args(["--backbone-options", *pairs]).backbone_options == {
-        "img_size": 32, "mlp_ratio": 2.5, "class_token": False, "global_pool": "avg"}
-    assert parse_args(["--backbone", "resnet18", "--backbone-options"]).backbone_options == {}
-
-
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--preset", "smok"], "'smok' (choose from"),
-    (["--batch-sise", "32"], "--batch-size"),
-    (["--teacher_tmp", "0.07"], "--teacher-temp"),
-    (["--batch-size", "many"], "'many'"),
-    (["--batch-size", "-3"], "batch_size=-3 must be positive"),
-    (["--device", "tpu"], "'tpu'"),
-    (["--global-scale", "0.3"], "--global-scale"),
-    (["--blur-p", "0.1", "2", "0"], "blur_p=(0.1, 2.0, 0.0)"),
-    (["--backbone-options", "depth"], "'depth' has no value"),
-])
-def test_wrong_command_lines_exit_with_2_and_say_what_is_right(arguments, message, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
-    with pytest.raises(SystemExit) as error:
-        parse_args(arguments)
-    assert error.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-def test_help_describes_every_setting(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
-    with pytest.raises(SystemExit) as error:
-        parse_args(["--preset", "smoke", "--help"])
-    assert error.value.code == 0
-    text = capsys.readouterr().out
-    assert all(name in text.splitlines()[0] for name in PRESETS)
-    options = re.split(r"^\W*--", text, flags=re.M)[2:]  # after the usage and the heading
-    described = {option.split()[0]: option.partition("  ")[2].partition("(default:")[0] for option in options}
-    for f in dataclasses.fields(Config):
-        words = re.findall(r"\w+", described[f.name.replace("_", "-")])
-        assert len(words) >= 3, f"{f.name}: {words}"

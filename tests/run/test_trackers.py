@@ -1,6 +1,8 @@
 """The history in TensorBoard and Weights & Biases, as those programs themselves write it."""
 
 import dataclasses
+import os
+import subprocess
 import sys
 import time
 
@@ -49,6 +51,36 @@ def test_a_missing_package_is_named_with_its_install_line(tiny, monkeypatch, nam
     with pytest.raises(ValueError, match=f"tracker={name} needs .*: pip install {name}"), \
             open_tracker(dataclasses.replace(tiny, tracker=name)):
         pass
+
+
+def test_wandb_without_a_key_is_one_line(tmp_path):
+    """In a process of its own: wandb remembers the mode that it was first started with."""
+    script = """
+from dino_lib import Config
+from dino_lib.run.trackers import open_tracker
+with open_tracker(Config(tracker="wandb", output_dir=".")):
+    pass
+"""
+    known = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, text=True,
+                          capture_output=True, stdin=subprocess.DEVNULL,
+                          env={**known, "HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")})
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ValueError: tracker=wandb cannot start: ")
+    assert "wandb login" in last and "WANDB_MODE=offline" in last
+
+
+def test_a_tracker_that_fails_costs_its_lines_and_not_the_run(tiny, pictures, monkeypatch, capsys):
+    def fails(*_):
+        raise OSError("no space left")
+
+    _, history = train(dataclasses.replace(tiny, output_dir=tiny.output_dir + "-whole"), pictures)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", fails)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.close", fails)
+    teacher, same = train(dataclasses.replace(tiny, tracker="tensorboard"), pictures)
+    assert teacher.about["step"] == 8 and [r["loss"] for r in same] == [r["loss"] for r in history]
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("tracker=tensorboard has failed (no space left)") == 1
 
 
 @pytest.mark.parametrize("configured", [True, False])

@@ -1,0 +1,107 @@
+"""The package from outside: its public names, what an import costs, and that it installs."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dino_lib
+
+ROOT = Path(__file__).parents[1]
+
+
+def fresh(code, **options):
+    """What a new interpreter prints; fails with what it says where it fails."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_public_name_is_there_and_of_the_package():
+    assert dino_lib.__all__ == list(dict.fromkeys(dino_lib.__all__))
+    for name in dino_lib.__all__:
+        value = getattr(dino_lib, name)
+        assert name in dir(dino_lib) and inspect.getdoc(value), name
+        if inspect.isfunction(value) or inspect.isclass(value):
+            assert value.__module__.startswith("dino_lib."), name
+
+
+def test_the_public_names_are_in_reading_order():
+    method = ["MultiCrop", "create_backbone", "DINOHead", "DINOLoss", "make_teacher",
+              "cosine_schedule"]
+    rest = ["Shapes", "extract_features", "knn_predict", "Config", "PRESETS", "train", "launch",
+            "load_teacher"]
+    places = [dino_lib.__all__.index(name) for name in method + rest]
+    assert places == sorted(places)
+
+
+def test_a_name_that_is_not_there_is_said_so():
+    with pytest.raises(AttributeError, match="no attribute 'MultiCorp'"):
+        _ = dino_lib.MultiCorp
+    with pytest.raises(ImportError, match="MultiCorp"):
+        importlib.import_module("dino_lib.MultiCorp")
+
+
+def test_the_import_is_light():
+    """Measured in CPU time, which other work on the machine does not stretch."""
+    code = ("import sys, time; start = time.process_time(); import dino_lib; "
+            "print(time.process_time() - start, {'torch', 'numpy', 'sklearn', 'pydantic'} & "
+            "{*sys.modules})")
+    seconds, loaded = fresh(code).split(maxsplit=1)
+    assert loaded.strip() == "set()" and float(seconds) < 0.05
+
+
+def test_the_settings_need_no_scikit_learn_and_no_matplotlib():
+    code = ("import sys; from dino_lib import PRESETS, MultiCrop; PRESETS['demo']; "
+            "print({'sklearn', 'matplotlib', 'timm'} & {*sys.modules})")
+    assert fresh(code).strip() == "set()"
+
+
+def test_the_version_is_that_of_the_project():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", dino_lib.__version__)
+    text = (ROOT / "pyproject.toml").read_text()
+    assert 'version = { attr = "dino_lib.__version__" }' in text
+
+
+def test_every_module_says_what_it_is_for():
+    for module in pkgutil.walk_packages(dino_lib.__path__, "dino_lib."):
+        if module.name in ("dino_lib.__main__", "dino_lib.teachers.ship"):
+            continue  # these run when they are imported
+        assert inspect.getdoc(importlib.import_module(module.name)), module.name
+
+
+SCRIPT = """
+from dataclasses import replace
+import dino_lib
+from dino_lib import PRESETS, Shapes, cls_attention, load_teacher, train
+import torch
+torch.set_num_threads(1)
+config = replace(PRESETS["smoke"], limit=16, epochs=1, warmup_epochs=0, eval_every=0,
+                 output_dir="mine", progress=False, device="cpu")
+_, history = train(config)
+teacher = load_teacher("mine")
+image, _ = Shapes(1)[0]
+maps = cls_attention(teacher, teacher.transform(image)[None])
+print(dino_lib.__file__, history[-1]["step"], tuple(maps.shape))
+"""
+
+
+def test_it_installs_trains_and_looks_elsewhere(tmp_path):
+    """`pip install .` without a network: what the package needs is here already."""
+    source, site, elsewhere = tmp_path / "source", tmp_path / "site", tmp_path / "elsewhere"
+    source.mkdir()
+    elsewhere.mkdir()
+    for name in ("dino_lib", "pyproject.toml", "README.md", "LICENSE"):
+        (source / name).symlink_to(ROOT / name)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
+           "--no-build-isolation", "--target", str(site), str(source)]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (site / "dino_lib" / "py.typed").exists() and (site / "bin" / "dino").exists()
+    printed = fresh(SCRIPT, cwd=elsewhere, env={"PYTHONPATH": str(site), "PATH": ""})
+    assert printed.splitlines()[-1] == f"{site}/dino_lib/__init__.py 1 (1, 2, 8, 8)"
