@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from dino_lib.data.shapes import Shapes
-from dino_lib.measure.evaluate import extract_features
+from dino_lib.measure.features import extract_features
 from dino_lib.run.build import build_student, pick_precision
 from dino_lib.run.config import PRESETS, Config
 from dino_lib.run.profile import clock, count_flops, product_ceiling

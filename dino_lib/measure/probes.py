@@ -1,76 +1,117 @@
-"""Fixed images that a run is measured on: the gallery and the queries of the k-NN, and object masks where there are."""
+"""Fixed images that a run is measured on: a gallery, queries, and object masks where there are."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from dino_lib.data.datasets import decode_store, open_dataset
-from dino_lib.measure.attention import cls_attention, mass_mask, upsample
-from dino_lib.measure.evaluate import accuracy, extract_features, jaccard, knn_predict
+from dino_lib.backbone import backbone_of
+from dino_lib.measure.attention import cls_attention
+from dino_lib.measure.features import extract_features
+from dino_lib.measure.heads import choose_head
+from dino_lib.measure.knn import accuracy, knn_predict
+from dino_lib.measure.masks import (
+    above_blind,
+    are_comparable,
+    auc,
+    center_blobs,
+    jaccard,
+    jaccard_one_head,
+    mass_mask,
+    patch_masks,
+    upsample,
+)
 
 
-def spread(n, limit):
-    """At most `limit` of n indices, in order, the same every time; drawn at random, since datasets are sorted by class
-    or go through the classes in turn. int64.
+def spread(n: int, limit: int) -> Tensor:
+    """At most `limit` of n indices, in order, the same every time: int64.
+
+    Drawn at random: datasets are sorted by class, or go through the classes in turn.
     """
-    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:limit].sort().values
+    generator = torch.Generator().manual_seed(0)
+    return torch.randperm(n, generator=generator)[:limit].sort().values
 
 
+@dataclass
 class Probes:
-    """Labelled images of a dataset, decoded once: `gallery` and `queries` uint8 (N, C, S, S), their labels (N,),
-    and `masks` bool (N, S, S) of the queries or None. `mean` and `std` normalise them.
-    """
+    """Labelled images that were decoded once; `run.build.open_probes` opens those of a config."""
 
-    def __init__(self, gallery, gallery_labels, queries, query_labels, masks, mean, std, classes=None):
-        self.gallery, self.gallery_labels, self.queries, self.query_labels = (
-            gallery, gallery_labels, queries, query_labels)
-        self.masks, self.mean, self.std, self.classes = masks, mean, std, classes
+    gallery: Tensor  # uint8 (N, C, S, S)
+    gallery_labels: Tensor  # int64 (N,)
+    queries: Tensor  # uint8 (M, C, S, S)
+    query_labels: Tensor  # int64 (M,)
+    masks: Tensor | None  # bool (M, S, S), True on the queries' objects
+    mean: Sequence[float]  # C numbers each, to normalise with
+    std: Sequence[float]
+    classes: Sequence[str] | None = None
 
-    @classmethod
-    def open(cls, config, limit=None):
-        """The gallery and queries of the config's dataset at its `eval_size`; None where the dataset has no labels.
-
-        At most `limit` gallery images and half as many queries (None: the config's eval_limit).
-        """
-        limit, parts = limit or config.eval_limit, []
-        for split, n in [("gallery", limit), ("test", max(1, limit // 2))]:
-            dataset = open_dataset(config.dataset, config.data_root, split, len(config.mean), config.download)
-            if dataset is None:
-                return None
-            chosen = spread(len(dataset), n)
-            if getattr(dataset, "masks", None) is not None and dataset.images.shape[-1] == config.eval_size:
-                parts.append((dataset.images[chosen], dataset.labels[chosen], dataset.masks[chosen]))
-            else:
-                part = torch.utils.data.Subset(dataset, chosen.tolist())
-                parts.append((*decode_store(part, config.eval_size, len(config.mean))[:2], None))
-            classes = getattr(dataset, "classes", None)
-        (gallery, gallery_labels, _), (queries, query_labels, masks) = parts
-        return cls(gallery, gallery_labels, queries, query_labels, masks, config.mean, config.std, classes)
-
-    def normalize(self, images):
+    def normalize(self, images: Tensor) -> Tensor:
         """uint8 (N, C, S, S) -> float32, normalised."""
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
+        mean, std = [torch.tensor(values)[:, None, None] for values in (self.mean, self.std)]
         return (images.float() / 255 - mean) / std
 
-    def features(self, backbone, dtype=torch.float32):
-        """(gallery features, query features), L2-normalised on the CPU; `dtype` as in `extract_features`."""
-        batches = [[self.normalize(part) for part in images.split(64)] for images in (self.gallery, self.queries)]
-        return tuple(extract_features(backbone, part, dtype=dtype) for part in batches)
+    def batches(self, images: Tensor) -> Iterator[Tensor]:
+        """Normalised batches, made one at a time: float32 takes four times the room of uint8."""
+        for part in images.split(64):
+            yield self.normalize(part)
 
-    def evaluate(self, backbone, features=None, n_masks=200, dtype=torch.float32):
-        """A dict with knn and knn_per_class (20-NN accuracy, overall and mean over classes), and, where there are
-        masks and the backbone has a CLS token, jaccard (60% mass mask of the last layer, best head, first `n_masks`).
-        `features` are those of `self.features(backbone)`, where they are at hand; else `dtype` is theirs.
+    def features(self, model, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """(Gallery features, query features); arguments as in `extract_features`."""
+        gallery = extract_features(model, self.batches(self.gallery), dtype=dtype)
+        return gallery, extract_features(model, self.batches(self.queries), dtype=dtype)
+
+    def attention(self, model, n: int) -> Tensor:
+        """The last layer's CLS attention on the first n queries, (n, heads, h, w) on the CPU."""
+        backbone = backbone_of(model)
+        parts = self.batches(self.queries[:n])
+        return torch.cat([cls_attention(backbone, part).cpu() for part in parts])
+
+    def evaluate(
+        self,
+        model,
+        features: tuple[Tensor, Tensor] | None = None,
+        n_masks: int = 200,
+        dtype: torch.dtype = torch.float32,
+    ) -> dict[str, float]:
+        """The scores of a network.
+
+        knn, knn_per_class: 20-NN accuracy, overall and mean over the classes. And, where there
+        are masks and a CLS token, what `score_maps` says of the attention on the first `n_masks`
+        queries. `features` are those of `self.features(model)`, where they are at hand.
         """
+        backbone = backbone_of(model)
         gallery, queries = features or self.features(backbone, dtype)
         predicted = knn_predict(gallery, self.gallery_labels, queries, k=min(20, len(gallery)))
         overall, per_class = accuracy(predicted, self.query_labels)
         scores = {"knn": overall, "knn_per_class": per_class}
         if self.masks is not None and backbone.has_cls:
             maps = self.attention(backbone, n_masks)
-            masks = upsample(mass_mask(maps), self.masks.shape[-2:])
-            scores["jaccard"] = jaccard(masks, self.masks[:n_masks])
+            scores |= score_maps(maps, self.masks[:n_masks])
         return scores
 
-    def attention(self, backbone, n):
-        """The last layer's CLS attention on the first n queries, (n, heads, h, w) on the CPU."""
-        parts = self.normalize(self.queries[:n]).split(64)
-        return torch.cat([cls_attention(backbone, part).cpu() for part in parts])
+
+def score_maps(maps: Tensor, masks: Tensor) -> dict[str, float]:
+    """What maps (N, heads, h, w) know of the objects in masks bool (N, H, W), as numbers.
+
+    `head`: the one that `choose_head` takes, without masks. Of it: `above_blind`, `auc`, and
+    `jaccard` of its 60 % mass mask. With `_best`: of the best head; of jaccard the best for each
+    picture, as in the paper. With `_blobs`: the same best of as many blind blobs in the middle.
+    Without two objects that differ, there is the head alone.
+    """
+    head = choose_head(maps)
+    objects = patch_masks(masks, maps.shape[2:])
+    scores = {"head": head}
+    if not are_comparable(objects):
+        return scores
+    blobs = center_blobs(maps.shape[1], maps.shape[2:]).expand_as(maps)
+    for name, measure in [("above_blind", above_blind), ("auc", auc)]:
+        of_heads = measure(maps, objects)
+        scores[name] = of_heads[head].item()
+        scores[f"{name}_best"] = of_heads.max().item()
+        scores[f"{name}_blobs"] = measure(blobs, objects).max().item()
+    covered = upsample(mass_mask(maps), masks.shape[-2:])
+    scores["jaccard"] = jaccard_one_head(covered, masks)[head].item()
+    scores["jaccard_best"] = jaccard(covered, masks)
+    scores["jaccard_blobs"] = jaccard(upsample(mass_mask(blobs), masks.shape[-2:]), masks)
+    return scores

@@ -7,8 +7,10 @@ import sys
 import torch
 
 from dino_lib.backbone import create_backbone
+from dino_lib.data.datasets import decode_store, open_dataset
 from dino_lib.head import DINOHead, MultiCropModel, OriginalHead
-from dino_lib.measure.evaluate import eval_mode
+from dino_lib.measure.features import eval_mode
+from dino_lib.measure.probes import Probes, spread
 from dino_lib.schedules import cosine_schedule, linear_warmup
 
 
@@ -77,6 +79,38 @@ def _try_size(backbone, what, size, channels):
             backbone(torch.zeros(1, channels, size, size, device=device))
     except Exception as error:  # each model has its own way to refuse
         raise ValueError(f"{what} does not suit the backbone: {error}") from error
+
+
+def open_probes(config, limit=None):
+    """The gallery and queries of a config's dataset at its `eval_size`, as Probes.
+
+    At most `limit` gallery images and half as many queries (None: the config's eval_limit). None
+    where the dataset has no labels.
+    """
+    limit = limit or config.eval_limit
+    parts = []
+    for split, n in [("gallery", limit), ("test", max(1, limit // 2))]:
+        dataset = open_dataset(
+            config.dataset, config.data_root, split, len(config.mean), config.download
+        )
+        if dataset is None:
+            return None
+        parts.append(_decoded(dataset, spread(len(dataset), n), config))
+    (gallery, gallery_labels, _), (queries, query_labels, masks) = parts
+    classes = getattr(dataset, "classes", None)
+    return Probes(
+        gallery, gallery_labels, queries, query_labels, masks, config.mean, config.std, classes
+    )
+
+
+def _decoded(dataset, chosen, config):
+    """(images, labels, masks or None) of the chosen items."""
+    masks = getattr(dataset, "masks", None)
+    if masks is not None and dataset.images.shape[-1] == config.eval_size:
+        return dataset.images[chosen], dataset.labels[chosen], masks[chosen]
+    part = torch.utils.data.Subset(dataset, chosen.tolist())
+    images, labels, _ = decode_store(part, config.eval_size, len(config.mean))
+    return images, labels, None
 
 
 def pick_kernels(student, config, device, dtype):

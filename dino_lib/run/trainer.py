@@ -20,12 +20,12 @@ from dino_lib.data.datasets import open_dataset
 from dino_lib.data.images import InputError
 from dino_lib.data.loaders import epoch_order, open_views
 from dino_lib.loss import DINOLoss, teacher_entropies
-from dino_lib.measure.probes import Probes
 from dino_lib.run.build import (
     build_schedules,
     build_student,
     check_sizes,
     keep_freed_memory,
+    open_probes,
     parameter_groups,
     pick_device,
     pick_kernels,
@@ -70,7 +70,7 @@ class Trainer(RunFolder):
         self.views = open_views(config, dataset, self.device)
         self._must_agree("the number of training images", len(self.views))
         # a dataset of the caller's own says nothing of labels; one that the config names may have held some back
-        self.probes = Probes.open(config) if self.rank == 0 and dataset is None and config.eval_every else None
+        self.probes = open_probes(config) if self.rank == 0 and dataset is None and config.eval_every else None
         if len(self.views) < config.batch_size:
             raise ValueError(f"batch_size={config.batch_size} is larger than the {len(self.views)} training images")
         self.steps_per_epoch = len(self.views) // config.batch_size  # the last, smaller batch of an epoch is dropped

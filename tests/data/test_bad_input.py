@@ -18,8 +18,10 @@ from dino_lib.data.shapes import Shapes
 from dino_lib.head import DINOHead, MultiCropModel, OriginalHead
 from dino_lib.look import explore, report
 from dino_lib.loss import DINOLoss
-from dino_lib.measure.attention import cls_attention, mass_mask
-from dino_lib.measure.evaluate import extract_features, jaccard, knn_predict
+from dino_lib.measure.attention import cls_attention
+from dino_lib.measure.features import extract_features
+from dino_lib.measure.knn import knn_predict
+from dino_lib.measure.masks import jaccard, mass_mask
 from dino_lib.run import doctor, train
 from dino_lib.run.checkpoint import load_newest
 from dino_lib.run.config import PRESETS, Config

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dino_lib.data.shapes import CLASSES, PALETTES, Shapes, _outline, _texture
-from dino_lib.measure.evaluate import accuracy, color_histogram, knn_predict
+from dino_lib.measure.knn import accuracy, color_histogram, knn_predict
 
 
 @pytest.fixture(scope="module")

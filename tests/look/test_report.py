@@ -21,10 +21,12 @@ from dino_lib.data.shapes import Shapes
 from dino_lib.look import plots
 from dino_lib.look import report as report_module
 from dino_lib.look.report import best_head, compare, histogram_knn, in_words, neighbours, report
-from dino_lib.measure.attention import cls_attention, mass_mask, upsample
-from dino_lib.measure.evaluate import extract_features, jaccard_by_head, knn_predict, retrieval_map
+from dino_lib.measure.attention import cls_attention
+from dino_lib.measure.features import extract_features
+from dino_lib.measure.knn import knn_predict, retrieval_map
+from dino_lib.measure.masks import jaccard_one_head, mass_mask, upsample
 from dino_lib.measure.probes import Probes, spread
-from dino_lib.run.build import build_student
+from dino_lib.run.build import build_student, open_probes
 from dino_lib.run.train import train
 from dino_lib.teachers.load import load_teacher
 
@@ -109,7 +111,7 @@ def test_a_report_of_pictures_without_labels_has_the_curves_alone(tiny, pictures
     for i in range(8):
         pictures[i][0].save(tmp_path / "photos" / f"{i}.png")
     config = dataclasses.replace(tiny, dataset=str(tmp_path / "photos"), epochs=1)
-    assert Probes.open(config) is None
+    assert open_probes(config) is None
     _, history = train(config)
     assert [record["step"] for record in history] == [1] and "knn" not in history[0]
     numbers = report(config.output_dir)
@@ -157,7 +159,7 @@ def test_the_command_says_in_a_line_what_is_missing(arguments, reason, tmp_path,
 
 def test_a_shipped_teacher_is_scored_on_its_own_dataset_and_on_another(labelled_folder, tmp_path):
     numbers = report("demo", out=tmp_path / "out")
-    probes, teacher = Probes.open(load_teacher("demo").config), load_teacher("demo")
+    probes, teacher = open_probes(load_teacher("demo").config), load_teacher("demo")
     assert numbers["knn_trained"] == probes.evaluate(teacher)["knn"] and numbers["images_seen"] == 558 * 64
     gallery, queries = probes.features(teacher)
     expected = retrieval_map(gallery, probes.gallery_labels, queries, probes.query_labels)
@@ -184,7 +186,7 @@ def test_a_teacher_without_settings_is_scored_as_its_transform_sees(labelled_fol
 
 
 def test_the_nearest_of_the_gallery_stand_beside_each_query(config):
-    probes, backbone = Probes.open(config), build_student(config).backbone.eval()
+    probes, backbone = open_probes(config), build_student(config).backbone.eval()
     figure = neighbours(backbone, probes, n=3, k=4)
     gallery, queries = probes.features(backbone)
     shown = [axis.images[0].get_array() for axis in figure.axes]
@@ -205,7 +207,7 @@ def test_report_of_no_run_says_what_could_be_loaded(tmp_path):
 
 
 def test_compare_scores_every_stage_and_draws_it(config):
-    probes = Probes.open(config)
+    probes = open_probes(config)
     a, b = (build_student(dataclasses.replace(config, seed=seed)).backbone.eval() for seed in (0, 1))
     table, attention, clusters = compare({"first": a, "second": b}, probes, n_points=20, n_pictures=4)
     assert list(table) == ["first", "second"] and table["first"] != table["second"]
@@ -218,14 +220,14 @@ def test_compare_scores_every_stage_and_draws_it(config):
 
 
 def test_more_classes_than_colours_are_shown_as_pictures(config):
-    probes, backbone = Probes.open(config), build_student(config).backbone.eval()
+    probes, backbone = open_probes(config), build_student(config).backbone.eval()
     probes.classes = [*probes.classes, "an eleventh"]
     clusters = compare({"x": backbone}, probes, n_points=20)[2]
     assert any(isinstance(artist, AnnotationBbox) for artist in clusters.axes[0].artists) and not clusters.legends
 
 
 def test_compare_shows_every_step_th_query(config):
-    probes, backbone = Probes.open(config), build_student(config).backbone.eval()
+    probes, backbone = open_probes(config), build_student(config).backbone.eval()
     attention = compare({"x": backbone}, probes, n_points=20, n_pictures=3, step=5)[1]
     for i, axis in enumerate(attention.axes[:3]):
         np.testing.assert_allclose(axis.images[0].get_array(), plots.to_image(probes.queries[5 * i]), atol=1e-6)
@@ -233,7 +235,7 @@ def test_compare_shows_every_step_th_query(config):
 
 def test_compare_draws_no_attention_where_there_is_no_cls_token(config):
     cnn = build_student(dataclasses.replace(config, backbone="resnet18", backbone_options={})).backbone.eval()
-    table, attention, _ = compare({"cnn": cnn}, Probes.open(config))
+    table, attention, _ = compare({"cnn": cnn}, open_probes(config))
     assert attention is None and "jaccard" not in table["cnn"] and 0 <= table["cnn"]["knn"] <= 1
 
 
@@ -244,7 +246,7 @@ def test_the_best_head_is_the_one_whose_masks_fit():
     maps[:, 1] = torch.nn.functional.max_pool2d(masks[:2].float(), 2)
     chosen, head = best_head(maps, masks)
     assert head == 1 and torch.equal(chosen, maps[:, 1])
-    assert jaccard_by_head(upsample(mass_mask(maps), (8, 8)), masks[:2]).argmax() == 1
+    assert jaccard_one_head(upsample(mass_mask(maps), (8, 8)), masks[:2]).argmax() == 1
     mean, head = best_head(maps, None)
     assert head is None and torch.equal(mean, maps.mean(1))
 
@@ -263,19 +265,19 @@ def test_the_colour_histogram_tells_plain_colours_apart():
 
 
 def test_probes_are_the_gallery_and_the_test_images_of_the_dataset(config):
-    probes, gallery, test = Probes.open(config), *(open_dataset("shapes", "", split) for split in ("gallery", "test"))
+    probes, gallery, test = open_probes(config), *(open_dataset("shapes", "", split) for split in ("gallery", "test"))
     assert torch.equal(probes.gallery, gallery.images) and torch.equal(probes.gallery_labels, gallery.labels)
     assert torch.equal(probes.queries, test.images) and torch.equal(probes.query_labels, test.labels)
     assert torch.equal(probes.masks, test.masks) and probes.classes == Shapes.classes
 
 
 def test_probes_keep_to_the_limit(config):
-    probes = Probes.open(dataclasses.replace(config, eval_limit=20))
+    probes = open_probes(dataclasses.replace(config, eval_limit=20))
     assert (len(probes.gallery), len(probes.queries), len(probes.masks)) == (20, 10, 10)
     gallery = open_dataset("shapes", "", "gallery")
     assert torch.equal(probes.gallery, gallery.images[spread(40, 20)])
     assert torch.equal(probes.gallery_labels, gallery.labels[spread(40, 20)])
-    more = Probes.open(config, limit=30)
+    more = open_probes(config, limit=30)
     assert (len(more.gallery), len(more.queries)) == (30, 15)
 
 
@@ -288,16 +290,16 @@ def test_the_limit_takes_every_class_whatever_their_order():
 
 
 def test_probes_have_the_evaluations_size_and_no_masks_at_another(config, tiny, labelled_folder):
-    small = Probes.open(dataclasses.replace(config, store_size=None, global_size=24))
+    small = open_probes(dataclasses.replace(config, store_size=None, global_size=24))
     assert small.gallery.shape[1:] == (3, 24, 24) and small.masks is None
-    folder = Probes.open(dataclasses.replace(tiny, dataset=str(labelled_folder)))
+    folder = open_probes(dataclasses.replace(tiny, dataset=str(labelled_folder)))
     assert (len(folder.gallery), len(folder.queries), folder.classes) == (32, 8, ["even", "odd"])
     assert folder.gallery.shape[1:] == (3, 24, 24) and set(folder.query_labels.tolist()) == {0, 1}
 
 
 def test_an_evaluation_is_knn_and_jaccard_of_normalised_images(config):
     config = dataclasses.replace(config, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
-    probes, backbone = Probes.open(config), build_student(config).backbone
+    probes, backbone = open_probes(config), build_student(config).backbone
     mean, std = torch.tensor(config.mean)[:, None, None], torch.tensor(config.std)[:, None, None]
     gallery, queries = ((images / 255 - mean) / std for images in (probes.gallery, probes.queries))
     predicted = knn_predict(extract_features(backbone, gallery), probes.gallery_labels,

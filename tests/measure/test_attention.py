@@ -10,13 +10,12 @@ from dino_lib.measure.attention import (
     cls_attention,
     every_layer,
     full_attention,
-    mass_mask,
     patch_attention,
     pooled_similarity,
     queries_keys_values,
     rollout,
-    upsample,
 )
+from dino_lib.measure.masks import mass_mask, upsample
 
 SMALL = {"depth": 2, "embed_dim": 96, "num_heads": 3}
 VITS = {  # name: options of create_backbone, patch size, prefix tokens, image sizes

@@ -6,18 +6,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dino_lib.measure.evaluate import (
-    accuracy,
-    color_histogram,
-    eval_mode,
-    extract_features,
-    jaccard,
-    jaccard_by_head,
-    knn_predict,
-    linear_probe,
-    nearest,
-    retrieval_map,
-)
+from dino_lib.measure.features import eval_mode, extract_features
+from dino_lib.measure.knn import accuracy, color_histogram, knn_predict, linear_probe, nearest, retrieval_map
+from dino_lib.measure.masks import jaccard, jaccard_one_head
 
 
 def randn(*shape, seed=0):
@@ -270,7 +261,7 @@ def test_jaccard_by_hand():
     masks[1, 1, 0, 0] = True  # 1/4; head 0 is empty: 0
     # image 2: nothing anywhere, an empty union
     assert jaccard(masks, truth) == pytest.approx((1 / 2 + 1 / 4 + 0) / 3)
-    torch.testing.assert_close(jaccard_by_head(masks, truth), torch.tensor([1 / 6, (1 / 3 + 1 / 4) / 3]))
+    torch.testing.assert_close(jaccard_one_head(masks, truth), torch.tensor([1 / 6, (1 / 3 + 1 / 4) / 3]))
 
 
 @pytest.mark.parametrize("masks, truth, error", [
@@ -279,7 +270,7 @@ def test_jaccard_by_hand():
     (torch.ones(1, 2, 4, 4).bool(), torch.ones(1, 8, 8).bool(), ValueError),
     (torch.ones(1, 4, 4).bool(), torch.ones(1, 4, 4).bool(), ValueError)])
 def test_jaccard_refuses(masks, truth, error):
-    for score in (jaccard, jaccard_by_head):
+    for score in (jaccard, jaccard_one_head):
         with pytest.raises(error, match="expected"):
             score(masks, truth)
 

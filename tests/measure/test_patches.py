@@ -4,15 +4,8 @@ import torch.nn.functional as F
 
 from dino_lib.backbone import create_backbone
 from dino_lib.measure.attention import queries_keys_values
-from dino_lib.measure.evaluate import jaccard_by_head
-from dino_lib.measure.patches import (
-    best_matches,
-    jaccard_table,
-    mutual_matches,
-    patch_features,
-    patch_pca,
-    patch_similarity,
-)
+from dino_lib.measure.masks import jaccard_one_head, jaccard_table
+from dino_lib.measure.patches import best_matches, mutual_matches, patch_features, patch_pca, patch_similarity
 
 
 def randn(*shape, seed=0):
@@ -135,4 +128,4 @@ def test_the_table_holds_every_head_at_every_threshold():
     truth[0, :2] = True  # the upper two patches
     table = jaccard_table(maps, truth, keeps=(0.4, 0.7, 0.9))
     torch.testing.assert_close(table, torch.tensor([[1 / 2, 1, 2 / 3], [0, 0, 0]]))
-    assert table.dtype == jaccard_by_head(truth[:, None], truth).dtype
+    assert table.dtype == jaccard_one_head(truth[:, None], truth).dtype

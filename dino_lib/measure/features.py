@@ -1,0 +1,128 @@
+"""From images to features: a frozen network in eval mode, batch by batch."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dino_lib.backbone import backbone_of
+from dino_lib.head import MultiCropModel
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """Eval mode inside the block; afterwards, also on an error, each submodule's own mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes:  # train(mode) would give submodules their parent's mode
+            module.training = training
+
+
+def check_images(images: Tensor) -> None:
+    """TypeError or ValueError if these are not normalised images (B, C, H, W)."""
+    if not torch.is_tensor(images):
+        kind = type(images).__name__
+        raise TypeError(f"images are {kind}: expected a tensor (B, C, H, W), normalised")
+    if not images.is_floating_point():
+        raise TypeError(f"images are {images.dtype}: normalise them to floating point first")
+    if images.ndim != 4:
+        raise ValueError(f"images {tuple(images.shape)}: expected (B, C, H, W)")
+    if not images.numel():
+        return
+    if not images.isfinite().all():
+        raise ValueError("images hold NaN or infinite values")
+    largest = images.abs().max()
+    if largest > 100:  # normalised values stay below 3, with small deviations below 20
+        raise ValueError(
+            f"images reach {largest:.0f}: normalise them first, as a teacher's transform does"
+        )
+
+
+def to_model(model: nn.Module, images: Tensor) -> Tensor:
+    """Checked images on the model's device and in its number format (bf16 for a bf16 model)."""
+    check_images(images)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            return images.to(parameter.device, parameter.dtype)
+    return images
+
+
+# not torch.inference_mode: a model's cached buffers (rotary positions) could not be trained later
+@torch.no_grad()
+def extract_features(
+    model,
+    images_or_loader: Tensor | Iterable,
+    *,
+    batch_size: int = 256,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Features of images: float32 (N, D) on the CPU, each row of length 1.
+
+    model: a Teacher, a Backbone, a student or teacher in training (its backbone is used), a timm
+    model, or any module that gives (B, D). images_or_loader: normalised images (N, C, H, W), or
+    anything that yields batches x or (x, y, ...) of them. `dtype` is what the products are
+    computed in: bfloat16 or float16 is faster where the hardware has it, and moves a feature a
+    little. Raises TypeError on images that are not floating point; ValueError on other shapes,
+    NaN, values far from normalised, no images, another dtype, and a model that gives no (B, D).
+    """
+    if dtype not in DTYPES:
+        raise ValueError(
+            f"dtype={dtype} must be torch.float32, torch.bfloat16 or torch.float16"
+        )
+    if isinstance(images_or_loader, np.ndarray):
+        check_images(images_or_loader)
+    if isinstance(images_or_loader, Tensor):
+        images_or_loader = images_or_loader.split(batch_size)
+    network = _network(model)
+    device = next(network.parameters(), torch.empty(0)).device
+    features = []
+    with eval_mode(network), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        for batch in images_or_loader:
+            images = to_model(network, _images(batch))
+            if len(images):
+                rows = _check_rows(network, network(images))
+                features.append(F.normalize(rows.float(), dim=1).cpu())
+    if not features:
+        raise ValueError("no images: expected at least one")
+    return torch.cat(features)
+
+
+def _network(model):
+    """The module whose forward gives the features."""
+    holds_backbone = isinstance(model, MultiCropModel) or hasattr(model, "forward_features")
+    if isinstance(model, nn.Module) and not holds_backbone:
+        return model
+    return backbone_of(model)
+
+
+def _images(batch):
+    """The images of a loader's batch: x, or the first of (x, y, ...)."""
+    if isinstance(batch, dict):
+        raise TypeError(
+            f"batches are dicts with {', '.join(map(str, batch))}: give their images alone, "
+            'as in (batch["image"] for batch in loader)'
+        )
+    return batch[0] if isinstance(batch, tuple | list) else batch
+
+
+def _check_rows(network, output):
+    """The network's output if it is (B, D). We don't guess which entry of a dict is meant."""
+    if torch.is_tensor(output) and output.ndim == 2:
+        return output
+    name = type(network).__name__
+    if torch.is_tensor(output):
+        raise ValueError(f"{name} gave {tuple(output.shape)} for a batch; expected (B, D)")
+    parts = dict(output) if hasattr(output, "keys") else dict(enumerate(output or ()))
+    shapes = [f"{key} {tuple(np.shape(value))}" for key, value in parts.items()]
+    raise ValueError(
+        f"{name} gave {type(output).__name__} with {', '.join(shapes) or 'nothing'}; expected a "
+        "tensor (B, D): wrap it in a module whose forward returns the one that you mean"
+    )

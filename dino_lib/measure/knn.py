@@ -1,0 +1,194 @@
+"""What a feature is worth: k nearest neighbours, retrieval, a linear probe, and their accuracy.
+
+Features are float32 tensors (N, D), one row an image. The gallery is searched, queries are asked.
+"""
+
+from numbers import Integral
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+ROOM = 2**24  # similarities at a time: 64 MB
+
+
+@torch.no_grad()
+def nearest(gallery: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k rows of `gallery` (N, D) with the largest cosine to each row of `queries` (M, D).
+
+    Returns (cosine float32 (M, k), index int64 (M, k)), nearest first, on the features' device.
+    Raises ValueError on a k outside 1..N and on widths that do not fit.
+    """
+    for features in (gallery, queries):
+        _check_features(features)
+    if gallery.ndim != 2 or queries.ndim != 2 or gallery.shape[1] != queries.shape[1]:
+        shapes = f"{tuple(gallery.shape)} and {tuple(queries.shape)}"
+        raise ValueError(f"features {shapes} do not fit: expected (N, D) and (M, D)")
+    if not isinstance(k, Integral):
+        raise ValueError(f"k={k} must be a whole number")
+    n = len(gallery)
+    if not 1 <= k <= n:
+        raise ValueError(f"k={k} must lie between 1 and the number of features to search, {n}")
+    gallery = F.normalize(gallery.float(), dim=1)
+    cosines, indices = [], []
+    for rows in queries.split(max(1, ROOM // n)):
+        found = (F.normalize(rows.float(), dim=1) @ gallery.T).topk(k)
+        cosines.append(found.values)
+        indices.append(found.indices)
+    return torch.cat(cosines), torch.cat(indices)
+
+
+@torch.no_grad()
+def knn_predict(
+    train_features: Tensor,
+    train_labels,
+    test_features: Tensor,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> Tensor:
+    """Weighted k-NN (Wu et al. 2018, arXiv 1805.01978, section 3.4): class ids int64 (M,).
+
+    train_features (N, D), train_labels (N,) whole numbers, test_features (M, D); rows are
+    L2-normalised here. The score of class c is the sum of exp(cosine / temperature) over those of
+    the k nearest training rows that have class c. Equal scores go to the lower class id. Raises
+    ValueError on a k outside 1..N, on widths or lengths that do not fit, on labels that are
+    negative or text, and on a temperature that is not positive.
+    """
+    _check_features(train_features)
+    labels = class_ids(train_labels, len(train_features), "train_labels")
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature} must be positive")
+    cosine, index = nearest(train_features, test_features, k)
+    cosine, index = cosine.cpu(), index.cpu()  # MPS has no float64
+    # measured from the nearest: the same winner, and exp(1 / temperature) can't overflow
+    weights = ((cosine - cosine[:, :1]).double() / temperature).exp()  # (M, k)
+    classes, column = labels.unique(return_inverse=True)  # sorted: argmax takes the lowest id
+    predicted = []
+    rows = max(1, ROOM // 2 // len(classes))
+    for weight, found in zip(weights.split(rows), index.split(rows), strict=True):
+        scores = weight.new_zeros(len(weight), len(classes))
+        scores.scatter_add_(1, column[found], weight)
+        predicted.append(classes[scores.argmax(1)])
+    return torch.cat(predicted).to(test_features.device)
+
+
+@torch.no_grad()
+def retrieval_map(gallery: Tensor, gallery_labels, queries: Tensor, query_labels) -> float:
+    """Mean average precision of image retrieval, in [0, 1].
+
+    Each query (M, D) ranks the whole gallery (N, D) by cosine; what has its label is relevant.
+    Average precision is scikit-learn's, without interpolation; the mean is over the queries, so
+    large classes count more. Queries without a relevant image are left out, as in the Oxford and
+    Paris benchmarks; a query must not stand in the gallery. Raises ValueError on widths or
+    lengths that do not fit and if no query has a relevant image.
+    """
+    gallery_labels = class_ids(gallery_labels, len(gallery), "gallery_labels")
+    query_labels = class_ids(query_labels, len(queries), "query_labels")
+    precisions = []
+    for rows in torch.arange(len(queries)).split(256):
+        cosine, index = nearest(gallery, queries[rows], len(gallery))  # (m, N)
+        relevant = gallery_labels[index.cpu()] == query_labels[rows, None]
+        for right, near in zip(relevant.numpy(), cosine.cpu().numpy(), strict=True):
+            if right.any():
+                precisions.append(average_precision_score(right, near))
+    if not precisions:
+        raise ValueError("no query has an image of its class in the gallery")
+    return float(np.mean(precisions))
+
+
+def linear_probe(
+    train_features: Tensor,
+    train_labels,
+    test_features: Tensor,
+    *,
+    C: float = 1.0,
+    max_iter: int = 1000,
+) -> Tensor:
+    """Multinomial logistic regression on the features: predicted class ids, int64 (M,).
+
+    scikit-learn's L-BFGS with its own defaults (L2 penalty, C = 1, intercept) on features that
+    are standardised by the training set's mean and deviation. The paper trains a linear layer by
+    SGD on augmented images instead. Raises ValueError as `knn_predict` does, and on one class.
+    """
+    labels = class_ids(train_labels, len(train_features), "train_labels")
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=max_iter))
+    probe.fit(_numpy(train_features), labels.numpy())
+    return torch.from_numpy(probe.predict(_numpy(test_features))).long()
+
+
+def accuracy(predicted, labels) -> tuple[float, float]:
+    """(Share of all that is right, mean of that share over the classes that occur in `labels`)."""
+    predicted = torch.as_tensor(predicted).cpu()
+    labels = class_ids(labels, len(predicted))
+    if predicted.ndim != 1 or len(predicted) == 0:
+        raise ValueError(f"predicted {tuple(predicted.shape)} must be (N >= 1,)")
+    right = (predicted == labels).double()
+    per_class = torch.stack([right[labels == c].mean() for c in labels.unique()])
+    return right.mean().item(), per_class.mean().item()
+
+
+def color_histogram(images_uint8: Tensor, bins: int = 8) -> Tensor:
+    """Joint colour histogram, the baseline that a learned feature must beat: float32 (N, D).
+
+    uint8 (N, C, H, W); D is bins ** 3 for RGB, `bins` for grey. More than three channels are
+    taken three at a time, their histograms side by side. The square root is taken before the L2
+    normalisation, so that a dot product is the Bhattacharyya coefficient of two histograms.
+    """
+    if images_uint8.dtype != torch.uint8 or images_uint8.ndim != 4:
+        kind = f"{images_uint8.dtype} {tuple(images_uint8.shape)}"
+        raise ValueError(f"images are {kind}; expected uint8 (N, C, H, W)")
+    if not 1 <= bins <= 256:
+        raise ValueError(f"bins={bins} must lie between 1 and 256")
+    rows = max(1, 2**22 // images_uint8[:1].numel()) if len(images_uint8) else 1
+    parts = []
+    for images in images_uint8.cpu().split(rows):  # bounded memory
+        levels = images.int() * bins // 256
+        counts = [_joint_counts(group, bins) for group in levels.split(3, dim=1)]
+        parts.append(torch.cat(counts, 1))
+    return F.normalize(torch.cat(parts).sqrt(), dim=1)
+
+
+def _joint_counts(levels, bins):
+    """Levels (n, c, H, W) in 0..bins - 1 -> how often each combination occurs: (n, bins ** c)."""
+    n, n_codes = len(levels), bins ** levels.shape[1]
+    codes = torch.zeros_like(levels[:, 0])
+    for channel in levels.unbind(1):
+        codes = codes * bins + channel
+    codes = codes.flatten(1) + n_codes * torch.arange(n)[:, None]  # each image has its own range
+    return codes.flatten().bincount(minlength=n * n_codes).view(n, n_codes).float()
+
+
+def class_ids(labels, n: int, name: str = "labels") -> Tensor:
+    """Labels as int64 (n,) on the CPU; ValueError on text, fractions, negatives, another length."""
+    if not torch.is_tensor(labels):
+        labels = np.asarray(labels)
+        if labels.dtype.kind not in "biuf":
+            first = str(labels.flat[0]) if labels.size else ""
+            raise ValueError(
+                f"{name} hold {first!r}: expected whole numbers; from names, "
+                "np.unique(labels, return_inverse=True) makes (names, numbers)"
+            )
+    ids = torch.as_tensor(labels).cpu()
+    if ids.shape != (n,) or ids.is_floating_point():
+        raise ValueError(f"{name} are {ids.dtype} {tuple(ids.shape)}; expected {n} integers")
+    if n and ids.min() < 0:
+        raise ValueError(f"{name} hold {ids.min().item()}: class ids start at 0")
+    return ids.long()
+
+
+def _check_features(features):
+    if not torch.is_tensor(features):
+        raise TypeError(f"features are {type(features).__name__}: expected a tensor (N, D)")
+    if not features.isfinite().all():
+        raise ValueError("features hold NaN or infinite values")
+
+
+def _numpy(features):
+    _check_features(features)
+    return features.detach().float().cpu().numpy()
