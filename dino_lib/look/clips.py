@@ -16,7 +16,7 @@ from dino_lib.data.images import NO_DECODER, to_channels
 
 # formats whose frames follow in time; those of a TIFF or MPO are pages and previews
 MOVING = ("GIF", "WEBP", "PNG", "AVIF")
-# ticks a second of what is written: 24, 25, 30 and 60 frames a second are whole numbers of 90,000ths
+# ticks a second of what is written: of 90,000, 24, 25, 30 and 60 frames a second are whole numbers
 CLOCKS = {".mp4": 90_000, ".gif": 100}
 
 

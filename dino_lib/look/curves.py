@@ -14,7 +14,7 @@ PANELS = {
     "feature std (1 = spread out)": {"feature_std": "feature std"},
     "scores of the teacher": {"knn": "20-NN accuracy",
                               "above_blind": "attention above blind",
-                              "jaccard": "Jaccard, best head"},
+                              "jaccard": "Jaccard"},
     "learning rate, momentum": {"lr": "lr / its peak", "momentum": "momentum"},
     "weight decay, teacher temperature": {"weight_decay": "weight decay",
                                           "teacher_temp": "temperature"},

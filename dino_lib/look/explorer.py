@@ -9,7 +9,6 @@ import html
 import io
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,8 +25,7 @@ from dino_lib.look.packing import compress, factorise, quantise, to_base64, to_s
 from dino_lib.look.style import readable
 from dino_lib.look.video import file_word
 from dino_lib.measure.attention import every_layer, pooled_similarity
-from dino_lib.measure.evaluate import eval_mode
-from dino_lib.measure.heads import choose_head
+from dino_lib.measure.features import eval_mode
 
 TEMPLATE = Path(__file__).with_name("explorer.html")
 # for the patch attention of a page: 15 dimensions a head for two ViT-S/8 and 12 images
@@ -112,7 +110,7 @@ def write_explorer(images: str | Path, teachers: dict, out: str | Path, *,
              if len(looks) == 1 and looks[0][1].shape[1] > 1}
     for name, (picture, maps) in large.items():
         paths.append(out / f"heads{f'-{file_word(name)}' if len(page.seen) > 1 else ''}.png")
-        figure = heads_of(pil_to_tensor(picture), maps[-1], chosen=choose_head(maps[-1:]))
+        figure = heads_of(pil_to_tensor(picture), maps[-1])
         figure.savefig(paths[-1])
     if len(large) < len(page.seen):
         paths.append(out / "heads.png")
@@ -227,3 +225,37 @@ def _data_uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, kind, quality=90)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+# MERGE: dino_lib/cli.py takes the place of what follows
+def main(words: list[str] | None = None) -> None:
+    from dino_lib.data.images import InputError
+    from dino_lib.look.clips import is_clip
+    from dino_lib.look.video import write_videos
+    from dino_lib.run.config import OneLineParser
+    from dino_lib.teachers.load import load_teacher
+
+    parser = OneLineParser("dino_lib.look.explorer", description=explore.__doc__.splitlines()[0])
+    parser.add_argument("images", help="an image, a folder of them, or a clip")
+    parser.add_argument("--teacher", action="append", help="what load_teacher takes")
+    parser.add_argument("--out", default="explorer", help="the folder to write to")
+    parser.add_argument("--size", type=int, help="see whole images at about size x size pixels")
+    parser.add_argument("--head", help='of a clip: one head\'s number, or "mean"')
+    parser.add_argument("--limit", type=int, default=12, help="the most images of a folder")
+    given = parser.parse_args(words)
+    head = int(given.head) if given.head and given.head.isdecimal() else given.head
+    try:
+        teachers = {name: load_teacher(name) for name in given.teacher or ["demo"]}
+        if is_clip(given.images):
+            paths = write_videos(given.images, teachers, given.out, head=head, size=given.size)
+        else:
+            paths = write_explorer(given.images, teachers, given.out, size=given.size,
+                                   limit=given.limit)
+    except (OSError, ValueError, TypeError, ImportError, InputError) as error:
+        parser.error(str(error))
+    for path in paths:
+        print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Figures of what lies on the patches of pictures: attention, similarity, matches, masks' scores."""
+"""Figures of what lies on the patches of pictures: attention, similarity, matches, scores."""
 
 import math
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
@@ -55,37 +56,36 @@ def attention_sheet(images: Sequence[Tensor], rows: dict[str, Sequence[Tensor]],
 def layer_sheet(image: Tensor, maps: Tensor) -> Figure:
     """One image's maps through the network: a row for each head, a column for each layer.
 
-    image uint8 (C, H, W); maps (layers, heads, h, w), all of a layer on one scale.
+    image uint8 (C, H, W); maps (layers, heads, h, w), all on one scale: see `brightness`.
     """
     layers, heads = maps.shape[:2]
     figure, axes = grid(heads, layers)
     picture = to_image(image)
-    for layer in range(layers):
-        shares, scale = brightness(maps[layer])
-        axes[0, layer].set_title(f"layer {layer}", fontsize=8)
-        for axis, values in zip(axes[:, layer], shares, strict=True):
-            _overlay(axis, picture, values, scale)
-            bare(axis)
+    shares, scale = brightness(maps.flatten(0, 1))
+    for axis, values in zip(axes.T.flat, shares, strict=True):
+        _overlay(axis, picture, values, scale)
+        bare(axis)
+    for layer, axis in enumerate(axes[0]):
+        axis.set_title(f"layer {layer}", fontsize=8)
     for head, axis in enumerate(axes[:, 0]):
         label_row(axis, f"head {head}")
     return figure
 
 
-def heads_of(image: Tensor, maps: Tensor, *, chosen: int | None = None) -> Figure:
+def heads_of(image: Tensor, maps: Tensor) -> Figure:
     """One picture's heads, large: the picture, all heads over it in colours, and each head alone.
 
-    In the middle, as in figure 3 of the paper, a place has the colour of the head that looks at
-    it most, as strong as that head looks; where none does it is dark.
-    image uint8 (C, H, W); maps (heads, h, w); `chosen`: the head whose title says so.
+    In colours, as in figure 3 of the paper, a place has that of the head which looks at it most, as
+    strong as it looks; where none does it is dark. image uint8 (C, H, W); maps (heads, h, w).
     """
     picture = to_image(image)
     shares = [brightness([values]) for values in maps]
     tall = picture.shape[0] / picture.shape[1]
     columns = 4
     lines = math.ceil(len(maps) / columns)
-    cell = WIDTH / columns
-    figure = Figure(figsize=(WIDTH, cell * tall * (2 + lines) + 0.25 * (1 + lines)),
-                    layout="constrained", dpi=130)
+    cell = min(WIDTH / columns, 3.2 / tall)
+    height = max(0.3, cell * tall) * (2 + lines) + 0.25 * (1 + lines)  # and the titles
+    figure = Figure(figsize=(columns * cell, height), layout="constrained", dpi=130)
     places = figure.add_gridspec(2 + lines, columns)
     whole = figure.add_subplot(places[:2, :2])
     whole.imshow(picture)
@@ -96,9 +96,7 @@ def heads_of(image: Tensor, maps: Tensor, *, chosen: int | None = None) -> Figur
     for head, ([values], scale) in enumerate(shares):
         axis = figure.add_subplot(places[2 + head // columns, head % columns])
         _overlay(axis, picture, values, scale)
-        name = f"head {head}" + (", the chosen one" if head == chosen else "")
-        axis.set_title(f"■ {name}", fontsize=10, color=PALETTE[head % len(PALETTE)],
-                       fontweight="bold" if head == chosen else "normal")
+        axis.set_title(f"■ head {head}", fontsize=10, color=PALETTE[head % len(PALETTE)])
     for axis in figure.axes:
         bare(axis)
     return figure
@@ -113,7 +111,7 @@ def brightness(maps: Sequence[Tensor]) -> tuple[list[Tensor], tuple[float, float
     are drawn as they are, from their least value to that percentile.
     """
     maps = [values.detach().float().cpu() for values in maps]
-    if all(values.min() >= 0 and values.sum() <= 1.001 for values in maps):
+    if all(values.min() >= 0 and values.sum() <= 1.01 for values in maps):
         maps = [values / values.mean().clamp(min=1e-12) for values in maps]
         low, least_high = 0.0, VIVID
     else:
@@ -139,19 +137,15 @@ def _overlay(axis: Axes, picture: np.ndarray, values: Tensor, scale: tuple[float
 
 def _in_colours(picture: np.ndarray, shares: list) -> np.ndarray:
     """The darkened picture under the colours of its heads: (H, W, 3)."""
-    strengths = [(values[0] / scale[1]).clamp(0, 1) for values, scale in shares]
-    strengths = F.interpolate(torch.stack(strengths)[None], picture.shape[:2], mode="bilinear")[0]
-    strongest, head = strengths.max(0)
-    strongest = strongest[..., None].numpy()  # (H, W, 1)
-    colours = np.array([_rgb(PALETTE[i % len(PALETTE)]) for i in range(len(shares))])[head.numpy()]
+    values = torch.stack([maps[0] / high for maps, (_, high) in shares])  # (heads, h, w)
+    values = F.interpolate(values[None], picture.shape[:2], mode="bilinear")[0]
+    strength, head = values.max(0)
+    # below a third of the brightest all heads look at everything a little
+    strength = (1.5 * strength - 0.5).clamp(0, 1)[..., None].numpy()  # (H, W, 1)
+    palette = to_rgba_array([PALETTE[i % len(PALETTE)] for i in range(len(values))])[:, :3]
     gray = picture.mean(2, keepdims=True)
-    dark = 0.35 * gray
-    lit = colours * (0.55 + 0.45 * gray)
-    return dark * (1 - strongest) + lit * strongest
-
-
-def _rgb(colour: str) -> list[float]:
-    return [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+    lit = palette[head.numpy()] * (0.55 + 0.45 * gray)
+    return 0.4 * gray * (1 - strength) + lit * strength
 
 
 def similarity_sheet(images: Tensor, maps: Tensor, place: tuple[int, int, int],

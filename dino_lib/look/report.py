@@ -17,7 +17,6 @@ from dino_lib.measure.stages import Findings, examine, histogram_knn
 from dino_lib.run.build import build_student, open_probes
 from dino_lib.run.config import PRESETS, Config
 from dino_lib.run.doctor import read_history
-
 from dino_lib.teachers.load import SHIPPED, load_teacher
 
 
@@ -190,3 +189,28 @@ def _as_it_sees(teacher) -> Config:
     resize, *_, normalize = teacher.transform.transforms
     return dataclasses.replace(PRESETS["laptop"], global_size=resize.size[0], store_size=None,
                                mean=tuple(normalize.mean), std=tuple(normalize.std))
+
+
+# MERGE: dino_lib/cli.py takes the place of what follows
+def main(words: list[str] | None = None) -> None:
+    from dino_lib.data.images import InputError
+    from dino_lib.run.config import OneLineParser
+
+    parser = OneLineParser(prog="dino_lib.look.report", description=report.__doc__.splitlines()[0])
+    parser.add_argument("teacher", help="a run's folder, or what else load_teacher takes")
+    parser.add_argument("--dataset", help="whose images to score it on; default: the run's")
+    parser.add_argument("--data-root", help="where they lie; default: the run's")
+    parser.add_argument("--out", help="the folder to write to; default: the run's")
+    given = parser.parse_args(words)
+    try:
+        numbers = report(given.teacher, dataset=given.dataset, data_root=given.data_root,
+                         out=given.out)
+    except (OSError, ValueError, MemoryError, InputError) as error:
+        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
+    out = folder_of_report(given.teacher, given.out)
+    print(in_words(numbers))
+    print("wrote", ", ".join(str(out / file) for file in [*numbers["figures"], "report.json"]))
+
+
+if __name__ == "__main__":
+    main()
