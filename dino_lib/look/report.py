@@ -78,8 +78,8 @@ def report(name: str | Path, *, dataset: str | None = None, data_root: str | Non
     own. Returns the numbers; "figures" names those that were drawn, and "left_out" says in
     sentences what could not be. Raises FileNotFoundError, ValueError, InputError.
     """
-    out = folder_of_report(name, out)
     teacher = load_teacher(name, device)
+    out = folder_of_report(name, out)
     if teacher.config is None and dataset is None:
         raise ValueError(f"nothing tells what {name} was trained on: name images with labels, "
                          "with --dataset")

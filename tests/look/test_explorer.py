@@ -3,7 +3,9 @@ import copy
 import html
 import io
 import json
+import os
 import re
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,13 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_lib.backbone import create_backbone
+from dino_lib.backbone import backbone_of, create_backbone
 from dino_lib.data.images import UnreadableImage
 from dino_lib.data.shapes import Shapes
 from dino_lib.data.transforms import eval_transform
-from dino_lib.look.clips import WRITERS, read_frames
-from dino_lib.look.explore import compress, explore, factorise, main, quantise
-from dino_lib.look.video import attention_video
+from dino_lib.look.clips import read_frames, write_clip
+from dino_lib.look.explorer import explore, write_explorer
+from dino_lib.look.packing import compress, factorise, quantise
+from dino_lib.look.video import attention_video, write_videos
 from dino_lib.measure.attention import cls_attention, patch_attention, pooled_similarity
 from dino_lib.teachers.load import load_teacher
 
@@ -95,7 +98,7 @@ def test_features_keep_their_cosines_across_images(page, demo, images):
     found = torch.cat([array(item["features"], torch.int8).view(64, -1) for item in teacher["images"]])
     found = torch.nn.functional.normalize(found * torch.tensor(teacher["features"]), dim=-1)
     x = torch.stack([demo.transform(image) for image in images])
-    expected = torch.nn.functional.normalize(demo.patch_tokens(x).flatten(0, 2), dim=-1)
+    expected = torch.nn.functional.normalize(backbone_of(demo).patch_tokens(x).flatten(0, 2), dim=-1)
     torch.testing.assert_close(found @ found.T, expected @ expected.T, atol=0.03, rtol=0)
 
 
@@ -192,7 +195,7 @@ def test_stages_of_one_run_are_teachers(tmp_path, demo, images):
     for step in (0, 100, 620):
         stages[f"step {step}"] = stage = copy.deepcopy(demo)
         generator = torch.Generator().manual_seed(0)
-        for p in stage.parameters():
+        for p in backbone_of(stage).parameters():
             p.mul_(step / 620).add_((1 - step / 620) * 0.1 * torch.randn(p.shape, generator=generator))
     data = data_of(explore(stages, images, path=tmp_path / "a.html"))
     assert [t["name"] for t in data["teachers"]] == list(stages) and len(data["pictures"]) == 3
@@ -200,7 +203,7 @@ def test_stages_of_one_run_are_teachers(tmp_path, demo, images):
 
 
 def test_a_similarity_is_computed_only_where_it_is_shown(tmp_path, demo, images, monkeypatch):
-    monkeypatch.setattr("dino_lib.look.explore.pooled_similarity", None)
+    monkeypatch.setattr("dino_lib.look.explorer.pooled_similarity", None)
     assert explore(demo, images[:1], path=tmp_path / "a.html").seen
 
 
@@ -252,33 +255,124 @@ def test_of_a_large_folder_a_few_are_taken_evenly(tmp_path, demo, images):
     assert names == ["0.png", "4.png", "8.png"]
 
 
-@pytest.mark.parametrize("size", [[], ["--size", "48"]])
-def test_the_command_writes_page_and_sheet(tmp_path, images, capsys, size):
-    folder, out = tmp_path / "in", tmp_path / "out"
-    folder.mkdir()
+# --- folders of files -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, images):
+    (tmp_path / "in").mkdir()
     for i, shape in enumerate([(48, 48), (90, 30)]):
-        images[i].resize(shape).save(folder / f"{i}.png")
-    main([str(folder), "--teacher", "demo", "--out", str(out), *size])
-    assert sorted(path.name for path in out.iterdir()) == ["explorer.html", "heads.png"]
-    printed = capsys.readouterr().out
-    assert all(str(path) in printed for path in out.iterdir())
-    width, height = Image.open(out / "heads.png").size
+        images[i].resize(shape).save(tmp_path / "in" / f"{i}.png")
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize("size", [None, 48])
+def test_several_images_make_a_page_and_a_sheet(folder, tmp_path, demo, size):
+    paths = write_explorer(folder, {"demo": demo}, tmp_path / "out", size=size)
+    assert paths == [tmp_path / "out" / name for name in ("explorer.html", "heads.png")]
+    width, height = Image.open(paths[1]).size
     assert height > 2 * width  # 9 rows, 2 columns
 
 
-@pytest.mark.parametrize("kind, head, panels", [("gif", ["--head", "2"], 2), ("mp4", [], 9)])
-def test_the_command_turns_a_clip_into_a_video(tmp_path, images, capsys, kind, head, panels):
-    with WRITERS[f".{kind}"](tmp_path / f"clip.{kind}") as write:
+def test_one_image_is_drawn_large_for_each_teacher(folder, tmp_path, demo):
+    image = folder / "1.png"
+    page, large = write_explorer(image, {"demo": demo}, tmp_path / "a", size=48)
+    assert large.name == "heads.png" and Image.open(large).width > 1000
+    paths = write_explorer(image, {"demo": demo, "runs/mine": demo}, tmp_path / "b", size=48)
+    assert [path.name for path in paths] == ["explorer.html", "heads-demo.png",
+                                             "heads-runs-mine.png"]
+    assert all(path.exists() for path in paths)
+
+
+def test_a_network_without_heads_gets_a_sheet_beside_those_that_have_some(folder, tmp_path, demo):
+    cnn = with_transform("resnet10t", 64)
+    paths = write_explorer(folder / "0.png", {"demo": demo, "cnn": cnn}, tmp_path / "out")
+    assert [path.name for path in paths] == ["explorer.html", "heads-demo.png", "heads.png"]
+
+
+def test_a_network_without_patches_is_left_out_with_a_line(tmp_path, demo, images, capsys):
+    def refuse(x):
+        raise TypeError("Mixer has no grid of patches")
+
+    bare = with_transform("vit_tiny_patch16_224", 48, img_size=48, depth=1)
+    bare.patch_tokens = refuse
+    page = explore({"bare": bare, "demo": demo}, images[:1], path=tmp_path / "a.html")
+    assert [teacher["name"] for teacher in data_of(page)["teachers"]] == ["demo"]
+    assert capsys.readouterr().out == "bare is left out: Mixer has no grid of patches\n"
+    for teachers in (bare, {"a": bare, "b": bare}):
+        with pytest.raises(TypeError, match="patches"):
+            explore(teachers, images[:1], path=tmp_path / "b.html")
+    assert not (tmp_path / "b.html").exists()
+
+
+def test_grey_networks_go_through_everything(tmp_path, folder):
+    grey = create_backbone("vit_tiny_patch16_224", img_size=48, patch_size=8, depth=1, in_chans=1)
+    grey.transform = eval_transform(48, (0.5,), (0.5,))
+    for images in (folder, folder / "0.png"):
+        for path in write_explorer(images, {"grey": grey}, tmp_path / "out"):
+            assert path.stat().st_size > 1000
+    with write_clip(tmp_path / "clip.gif", ".gif") as write:
+        write(Image.new("RGB", (20, 20), "red"), 0, 0.1)
+    [path] = write_videos(tmp_path / "clip.gif", {"grey": grey}, tmp_path / "out")
+    assert path.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("what, heads, size", [("", 1, 24), ("1.png", 1, 8), ("1.png", 13, 24)])
+def test_any_number_of_heads_and_any_grid(tmp_path, folder, what, heads, size):
+    vit = with_transform("vit_tiny_patch16_224", 24, img_size=(16, 8), patch_size=8, depth=1,
+                         num_heads=heads, embed_dim=4 * heads)
+    _, figure = write_explorer(folder / what, {"vit": vit}, tmp_path / "out", size=size)
+    assert figure.stat().st_size > 1000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes are Linux's")
+def test_names_that_are_no_utf8_are_shown_as_far_as_they_can_be(tmp_path, demo, images, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    odd = folder / os.fsdecode(b"caf\xe9.png")
+    images[0].save(odd)
+    (folder / os.fsdecode(b"bad\xff.png")).write_text("no image")
+    for source in (folder, odd, [odd]):
+        page = explore(demo, source, path=tmp_path / "a.html")
+        assert data_of(page)["names"] == ["caf\ufffd.png"]
+    assert "bad" in capsys.readouterr().out.encode("utf-8").decode()
+    assert page._repr_html_().encode("utf-8")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, demo, images, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    images[0].save(tmp_path / "a.png")
+    images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:2])
+    assert explore(demo, "~/a.png", path="~/a.html").path == tmp_path / "a.html"
+    assert attention_video(demo, "~/a.gif", "~/b.gif", panel=32) == tmp_path / "b.gif"
+    assert write_videos("~/a.gif", {"demo": demo}, "~/out", head=0) == [
+        tmp_path / "out" / "attention-demo.gif"]
+    write_explorer("~/a.png", {"demo": demo}, "~/out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "attention-demo.gif", "explorer.html", "heads.png"]
+
+
+@pytest.mark.parametrize("kind, head, panels", [("gif", 2, 2), ("mp4", None, 9)])
+def test_a_clip_becomes_a_video_of_each_teacher(tmp_path, demo, images, kind, head, panels):
+    with write_clip(tmp_path / f"clip.{kind}", f".{kind}") as write:
         for i, image in enumerate(images):
             write(image, i / 25, (i + 1) / 25)
-    main([str(tmp_path / f"clip.{kind}"), "--out", str(tmp_path / "out"), *head])
-    [made] = (tmp_path / "out").iterdir()
-    assert made.name == f"attention-demo.{kind}" and f"wrote {made}" in capsys.readouterr().out
-    with read_frames(made) as (frames, count):
+    paths = write_videos(tmp_path / f"clip.{kind}", {"demo": demo, "runs/mine": demo},
+                         tmp_path / "out", head=head)
+    assert [path.name for path in paths] == [f"attention-demo.{kind}",
+                                             f"attention-runs-mine.{kind}"]
+    with read_frames(paths[0]) as (frames, count):
         frames = list(frames)
     assert count == len(frames) == 3
     width, height = frames[0][0].size
     assert width * height == panels * 320 * 320
+
+
+def command(*words):
+    from dino_lib.look.explorer import main  # MERGE: dino_lib.cli.main(["explore", *words])
+
+    main(list(words))
 
 
 @pytest.mark.parametrize("words", [["{nowhere}"], ["{text}"], ["{image}", "--teacher", "nobody"], [],
@@ -295,8 +389,8 @@ def test_wrong_input_is_one_line_and_exit_2(tmp_path, images, capsys, words):
              "clip": tmp_path / "text.mp4", "empty": tmp_path / "empty.mp4", "pickle": tmp_path / "class.pth",
              "moving": tmp_path / "moving.gif"}
     with pytest.raises(SystemExit) as end:
-        main([*(word.format(**names) for word in words), *(["--out", str(tmp_path / "out")] if words else [])])
+        command(*(word.format(**names) for word in words), "--out", str(tmp_path / "out"))
     out, error = capsys.readouterr()
     file = next((names[word[1:-1]] for word in reversed(words) if word.startswith("{")), "")
     assert Path(file).name in error or "--" in " ".join(words)
-    assert end.value.code == 2 and error.count("\n") == 1 and error.startswith("dino_lib.look.explore: ") and not out
+    assert end.value.code == 2 and error.count("\n") == 1 and not out
