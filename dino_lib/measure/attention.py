@@ -1,9 +1,10 @@
-"""Where the model looks: attention maps of a ViT's heads, and what stands in for them in a CNN.
+"""Where the model looks: the attention maps of a ViT's heads, and a CNN's stand-in.
 
-Fused attention never holds the matrix softmax(q k^T / sqrt(d)). So the blocks that are looked at
-take timm's unfused path for one call; there the matrix goes through `attn_drop`, where a hook
-reads it. All functions take whatever `backbone_of` takes, and normalised images (B, C, H, W).
-They return float32 without gradient on the model's device, and leave the model as it was.
+Fused attention never holds the matrix softmax(q k^T / sqrt(d)). So the blocks that are
+looked at take timm's unfused path for one call: there the matrix goes through
+`attn_drop`, where a hook reads it. All functions take what `backbone_of` takes, and
+normalised images (B, C, H, W). They return float32 without gradient on the model's
+device, and leave the model as it was.
 """
 
 import contextlib
@@ -17,16 +18,16 @@ from torch import Tensor
 from dino_lib.backbone import backbone_of
 from dino_lib.measure.features import eval_mode, to_model
 
-ROOM = 2**26  # numbers that the matrices of one layer may take at a time: 256 MB
+ROOM = 2**26  # numbers that one layer's matrices may hold at a time: 256 MB
 
 
 def cls_attention(model, images: Tensor, *, layer: int = -1) -> Tensor:
-    """The CLS token's row over the patches, for each head of block `layer`: (B, heads, h, w).
+    """The CLS token's row over the patches, for each head of a block: (B, heads, h, w).
 
-    Not renormalised: CLS and register tokens hold the rest of 1. In XCiT and CaiT `layer` counts
-    the class-attention blocks, the only ones with such a row. Raises TypeError where no CLS token
-    attends (CNNs, Swin, mean-pooled ViTs), ValueError on a layer out of range and on image sizes
-    that the model refuses.
+    Not renormalised: CLS and register tokens hold the rest of 1. In XCiT and CaiT
+    `layer` counts the class-attention blocks, the only ones with such a row. TypeError
+    where no CLS token attends (CNNs, Swin, mean-pooled ViTs), ValueError on a layer out
+    of range and on image sizes that the model refuses.
     """
     backbone = backbone_of(model)
     _need_cls(backbone)
@@ -34,10 +35,12 @@ def cls_attention(model, images: Tensor, *, layer: int = -1) -> Tensor:
     return _patches(rows, grid)
 
 
-def patch_attention(model, images: Tensor, row: int, col: int, *, layer: int = -1) -> Tensor:
-    """The row of the patch at (row, col) of the grid over all patches: (B, heads, h, w).
+def patch_attention(
+    model, images: Tensor, row: int, col: int, *, layer: int = -1
+) -> Tensor:
+    """What the patch at (row, col) of the grid attends to: (B, heads, h, w).
 
-    Errors as `cls_attention`, but no CLS token is needed; ValueError on a patch outside the grid.
+    Errors as `cls_attention`, but no CLS token is needed; ValueError outside the grid.
     """
     backbone = backbone_of(model)
     attention = _attention(backbone, layer)
@@ -52,7 +55,7 @@ def patch_attention(model, images: Tensor, row: int, col: int, *, layer: int = -
 
 
 def full_attention(model, images: Tensor, *, layer: int = -1) -> Tensor:
-    """softmax(q k^T / sqrt(d)) between all tokens, prefix tokens first: (B, heads, T, T).
+    """softmax(q k^T / sqrt(d)) of all tokens, prefix tokens first: (B, heads, T, T).
 
     For small images. Errors as `patch_attention`.
     """
@@ -62,23 +65,24 @@ def full_attention(model, images: Tensor, *, layer: int = -1) -> Tensor:
 
 
 def every_layer(model, images: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """What one forward pass tells: (`cls_attention` of every layer, `full_attention` of the last).
+    """(`cls_attention` of every layer, `full_attention` of the last), in one pass.
 
-    The first is (layers, B, heads, h, w), or None without a CLS token; the second (B, heads, T,
-    T), or None where the CLS token alone asks. TypeError if both are; ValueError as above.
+    The first is (layers, B, heads, h, w), or None without a CLS token; the second is
+    (B, heads, T, T), or None where the CLS token alone asks. Errors as above.
     """
     backbone = backbone_of(model)
     attentions = _attentions(backbone)
     looks = [(attention, _cls_row) for attention in attentions]
     (*rows, last), grid = _look(backbone, images, [*looks, (attentions[-1], _as_it_is)])
-    maps = torch.stack([_patches(of, grid) for of in rows]) if backbone.has_cls else None
-    return maps, last if last.shape[2] > 1 else None
+    maps = torch.stack([_patches(row, grid) for row in rows])
+    return maps if backbone.has_cls else None, last if last.shape[2] > 1 else None
 
 
 def rollout(model, images: Tensor) -> Tensor:
-    """Attention rollout (Abnar & Zuidema 2020, arXiv 2005.00928) of the CLS token: (B, h, w).
+    """Attention rollout of the CLS token (Abnar & Zuidema 2020, arXiv 2005.00928).
 
-    The product over the blocks of (mean over the heads + identity) / 2: attention and residual.
+    (B, h, w). The product over the blocks of (mean over the heads + identity) / 2:
+    attention and residual. Errors as `cls_attention`.
     """
     backbone = backbone_of(model)
     _need_cls(backbone)
@@ -92,10 +96,10 @@ def rollout(model, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def pooled_similarity(model, images: Tensor) -> Tensor:
-    """Cosine of the last map's mean with each of its positions: (B, 1, h, w), in [-1, 1].
+    """Cosine of the last map's mean with each of its positions: (B, 1, h, w).
 
-    Not attention, and for any model: what a CNN has in place of a CLS row. It shows where the map
-    agrees with the feature that is pooled from it.
+    For any model: what a CNN has in place of a CLS row. It shows where the map agrees
+    with the feature that is pooled from it.
     """
     backbone = backbone_of(model)
     with eval_mode(backbone):
@@ -103,23 +107,31 @@ def pooled_similarity(model, images: Tensor) -> Tensor:
     return F.cosine_similarity(maps, maps.mean((1, 2), keepdim=True), dim=-1)[:, None]
 
 
-def queries_keys_values(model, images: Tensor, *, layer: int = -1) -> tuple[Tensor, ...]:
-    """q, k and v of block `layer` of a plain ViT, each (B, heads, T, d).
+def queries_keys_values(
+    model, images: Tensor, *, layer: int = -1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v of a plain ViT's block, each (B, heads, T, d).
 
-    full_attention @ v, heads joined and projected, is the block's attention output. Raises
-    TypeError where the block is not timm's plain `Attention` with q, k and v in one layer.
+    full_attention @ v, heads joined and projected, is the block's attention output.
+    TypeError where the block is not timm's plain `Attention`.
     """
     backbone = backbone_of(model)
     attention = _attention(backbone, layer)
     if type(attention) is not Attention:
+        name, kind = type(backbone.model).__name__, type(attention).__name__
         raise TypeError(
-            f"{type(backbone.model).__name__} has {type(attention).__name__}: queries, keys and "
-            "values are read from timm's plain ViT blocks alone"
+            f"{name} has {kind}: queries, keys and values are read from timm's plain "
+            "ViT blocks alone"
         )
-    [qkv], _ = _pass(backbone, images, [(attention.qkv, _as_it_is)])
+    keep = partial(_split, attention=attention)
+    [found], _ = _pass(backbone, images, [(attention.qkv, keep)])
+    return found.unbind(1)
+
+
+def _split(qkv, attention):
+    """(b, T, 3 D) -> (b, 3, heads, T, d)."""
     q, k, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    with torch.no_grad():
-        return attention.q_norm(q), attention.k_norm(k), v
+    return torch.stack([attention.q_norm(q), attention.k_norm(k), v], 1)
 
 
 def _need_cls(backbone):
@@ -129,11 +141,11 @@ def _need_cls(backbone):
 
 
 def _attentions(backbone):
-    """The attention of each block; where the CLS token alone asks (XCiT, CaiT), of those blocks."""
+    """Each block's attention; in XCiT and CaiT that of the class-attention blocks."""
     for name in ("cls_attn_blocks", "blocks_token_only", "blocks"):
         blocks = getattr(backbone.model, name, None) or []
         attentions = [getattr(block, "attn", None) for block in blocks]
-        if attentions and all(hasattr(attention, "attn_drop") for attention in attentions):
+        if attentions and all(hasattr(one, "attn_drop") for one in attentions):
             return attentions
     raise _unreadable(backbone)
 
@@ -143,13 +155,15 @@ def _attention(backbone, layer):
     n = len(attentions)
     if layer not in range(-n, n):
         name = type(backbone.model).__name__
-        raise ValueError(f"layer={layer!r}: {name} has {n} such blocks, {-n} to {n - 1}")
+        raise ValueError(
+            f"layer={layer!r}: {name} has {n} such blocks, {-n} to {n - 1}"
+        )
     return attentions[layer]
 
 
 def _look(backbone, images, looks):
-    """What each (attention, keep) keeps of its matrix (b, heads, T, T), and the grid (h, w)."""
-    fused = {attention: getattr(attention, "fused_attn", False) for attention, _ in looks}
+    """What each (attention, keep) keeps of its matrix (B, heads, T, T); the grid (h, w)."""
+    fused = {one: getattr(one, "fused_attn", False) for one, _ in looks}
     watched = [(attention.attn_drop, keep) for attention, keep in looks]
     try:
         for attention in fused:
@@ -160,16 +174,13 @@ def _look(backbone, images, looks):
             attention.fused_attn = flag
     n_tokens = backbone.model.num_prefix_tokens + grid[0] * grid[1]
     if any(matrix is None or matrix.shape[-1] != n_tokens for matrix in kept):
-        raise _unreadable(backbone)  # windows, channels, or patches without the CLS token
+        raise _unreadable(backbone)  # windows, channels, or no CLS token yet
     return kept, grid
 
 
 @torch.no_grad()
 def _pass(backbone, images, watched):
-    """Run the model; what each `keep` makes of its module's output, float32 (None: it never ran).
-
-    So many images at a time that the matrices of a layer don't outgrow the memory.
-    """
+    """What each `keep` makes of its module's output (None: it never ran); the grid."""
     kept = [[] for _ in watched]
     images = to_model(backbone, images)
     with eval_mode(backbone), contextlib.ExitStack() as stack:
@@ -197,7 +208,8 @@ def _images_at_a_time(backbone, images):
 def _unreadable(backbone):
     name = type(backbone.model).__name__
     return TypeError(
-        f"{name} has no attention over all tokens that can be read: use pooled_similarity"
+        f"{name} has no attention over all tokens that can be read: "
+        "use pooled_similarity"
     )
 
 
@@ -218,7 +230,7 @@ def _mean_of_heads(matrix):
 
 def _all_rows(matrix):
     if matrix.shape[2] == 1:
-        raise TypeError("this is class attention: only the CLS token asks, see cls_attention")
+        raise TypeError("this is class attention, only the CLS token asks: cls_attention")
     return matrix
 
 

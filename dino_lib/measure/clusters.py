@@ -1,4 +1,4 @@
-"""Features without labels: clusters, how they fit the classes, and maps of them in the plane."""
+"""Features without labels: clusters, how they fit the classes, maps in the plane."""
 
 import numpy as np
 import torch
@@ -17,22 +17,22 @@ def cluster_scores(
 ) -> dict[str, float | Tensor]:
     """k-means against the classes. Returns a dict:
 
-    `nmi`, `ari`: normalised mutual information and adjusted Rand index. `accuracy`: the share
-    that is right when every cluster stands for one class, by the best one-to-one assignment
-    (Hungarian). `clusters` int64 (N,): each row's cluster. `assignment` int64 (n_clusters,): each
-    cluster's class, -1 if there are more clusters than classes. n_clusters=None: as many as
-    classes. Raises ValueError on more clusters than features, and on labels as `knn_predict`.
+    `nmi`, `ari`: normalised mutual information, adjusted Rand index. `accuracy`: the
+    share that is right if every cluster stands for one class, by the best one-to-one
+    assignment (Hungarian). `clusters` int64 (N,): each row's cluster. `assignment` int64
+    (n_clusters,): each cluster's class, -1 for clusters beyond the classes.
+    n_clusters=None: one for each class. ValueError on more clusters than features.
     """
     labels = class_ids(labels, len(features)).numpy()
     classes, truth = np.unique(labels, return_inverse=True)
     n_clusters = len(classes) if n_clusters is None else n_clusters
     if not len(features) >= n_clusters >= 1:
         raise ValueError(
-            f"{len(features)} features and {n_clusters} clusters: expected one cluster or more, "
-            "and no more clusters than features"
+            f"{len(features)} features and {n_clusters} clusters: expected one cluster "
+            "or more, and no more clusters than features"
         )
     kmeans = KMeans(n_clusters, n_init=10, random_state=seed)
-    clusters = kmeans.fit_predict(np.asarray(features))
+    clusters = kmeans.fit_predict(_array(features))
     table = np.zeros((n_clusters, len(classes)), dtype=np.int64)
     np.add.at(table, (clusters, truth), 1)
     rows, columns = linear_sum_assignment(table, maximize=True)
@@ -48,12 +48,12 @@ def cluster_scores(
 
 
 def embed_2d(features: Tensor, *, method: str = "tsne", seed: int = 0) -> Tensor:
-    """Features (N, D) in the plane, for the eye: float32 (N, 2). Raises ValueError if N < 4.
+    """Features (N, D) in the plane, for the eye: float32 (N, 2). ValueError if N < 4.
 
-    "tsne" (van der Maaten & Hinton 2008) keeps neighbours together; distances between clusters
-    mean nothing. It starts from the principal components, with perplexity min(30, (N - 1) / 3).
-    "pca": the two directions of most variance, a projection in which distances mean something,
-    though most of the variance is left out.
+    "tsne" (van der Maaten & Hinton 2008) keeps neighbours together; distances between
+    clusters mean nothing. It starts from the principal components, with perplexity
+    min(30, (N - 1) / 3). "pca": the two directions of most variance, a projection in
+    which distances mean something, though most of the variance is left out.
     """
     n = len(features)
     if n < 4:
@@ -64,4 +64,8 @@ def embed_2d(features: Tensor, *, method: str = "tsne", seed: int = 0) -> Tensor
         embed = TSNE(init="pca", perplexity=min(30.0, (n - 1) / 3), random_state=seed)
     else:
         raise ValueError(f'method={method!r} must be "tsne" or "pca"')
-    return torch.from_numpy(embed.fit_transform(np.asarray(features))).float()
+    return torch.from_numpy(embed.fit_transform(_array(features))).float()
+
+
+def _array(features):
+    return torch.as_tensor(features).cpu().numpy()

@@ -16,13 +16,13 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """Eval mode inside the block; afterwards, also on an error, each submodule's own mode."""
+    """Eval mode inside; afterwards, also on an error, each submodule's own mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield model
     finally:
-        for module, training in modes:  # train(mode) would give submodules their parent's mode
+        for module, training in modes:  # train(mode) would give all of them one mode
             module.training = training
 
 
@@ -30,9 +30,9 @@ def check_images(images: Tensor) -> None:
     """TypeError or ValueError if these are not normalised images (B, C, H, W)."""
     if not torch.is_tensor(images):
         kind = type(images).__name__
-        raise TypeError(f"images are {kind}: expected a tensor (B, C, H, W), normalised")
+        raise TypeError(f"images are {kind}: expected a normalised tensor (B, C, H, W)")
     if not images.is_floating_point():
-        raise TypeError(f"images are {images.dtype}: normalise them to floating point first")
+        raise TypeError(f"images are {images.dtype}: normalise them to floats first")
     if images.ndim != 4:
         raise ValueError(f"images {tuple(images.shape)}: expected (B, C, H, W)")
     if not images.numel():
@@ -42,12 +42,13 @@ def check_images(images: Tensor) -> None:
     largest = images.abs().max()
     if largest > 100:  # normalised values stay below 3, with small deviations below 20
         raise ValueError(
-            f"images reach {largest:.0f}: normalise them first, as a teacher's transform does"
+            f"images reach {largest:.0f}: normalise them first, as a teacher's "
+            "transform does"
         )
 
 
 def to_model(model: nn.Module, images: Tensor) -> Tensor:
-    """Checked images on the model's device and in its number format (bf16 for a bf16 model)."""
+    """Checked images, on the model's device and in its number format."""
     check_images(images)
     for parameter in model.parameters():
         if parameter.is_floating_point():
@@ -55,7 +56,7 @@ def to_model(model: nn.Module, images: Tensor) -> Tensor:
     return images
 
 
-# not torch.inference_mode: a model's cached buffers (rotary positions) could not be trained later
+# not torch.inference_mode: cached buffers (rotary positions) could not be trained later
 @torch.no_grad()
 def extract_features(
     model,
@@ -66,17 +67,15 @@ def extract_features(
 ) -> Tensor:
     """Features of images: float32 (N, D) on the CPU, each row of length 1.
 
-    model: a Teacher, a Backbone, a student or teacher in training (its backbone is used), a timm
-    model, or any module that gives (B, D). images_or_loader: normalised images (N, C, H, W), or
-    anything that yields batches x or (x, y, ...) of them. `dtype` is what the products are
-    computed in: bfloat16 or float16 is faster where the hardware has it, and moves a feature a
-    little. Raises TypeError on images that are not floating point; ValueError on other shapes,
-    NaN, values far from normalised, no images, another dtype, and a model that gives no (B, D).
+    model: a Teacher, a Backbone, a student or teacher in training (their backbone is
+    used), a timm model, or any module that gives (B, D). images_or_loader: normalised
+    images (N, C, H, W), or anything that yields batches x or (x, y, ...) of them. dtype:
+    what products are computed in; bfloat16 or float16 is faster where the hardware has
+    it. TypeError on images that are no floats; ValueError on other shapes, NaN, values
+    far from normalised, no images, another dtype, and a model that gives no (B, D).
     """
     if dtype not in DTYPES:
-        raise ValueError(
-            f"dtype={dtype} must be torch.float32, torch.bfloat16 or torch.float16"
-        )
+        raise ValueError(f"dtype={dtype} must be {', '.join(map(str, DTYPES))}")
     if isinstance(images_or_loader, np.ndarray):
         check_images(images_or_loader)
     if isinstance(images_or_loader, Tensor):
@@ -84,7 +83,8 @@ def extract_features(
     network = _network(model)
     device = next(network.parameters(), torch.empty(0)).device
     features = []
-    with eval_mode(network), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    reduced = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    with eval_mode(network), reduced:
         for batch in images_or_loader:
             images = to_model(network, _images(batch))
             if len(images):
@@ -97,32 +97,33 @@ def extract_features(
 
 def _network(model):
     """The module whose forward gives the features."""
-    holds_backbone = isinstance(model, MultiCropModel) or hasattr(model, "forward_features")
-    if isinstance(model, nn.Module) and not holds_backbone:
-        return model
-    return backbone_of(model)
+    is_timm = hasattr(model, "forward_features")
+    if isinstance(model, MultiCropModel) or is_timm or not isinstance(model, nn.Module):
+        return backbone_of(model)
+    return model
 
 
 def _images(batch):
     """The images of a loader's batch: x, or the first of (x, y, ...)."""
     if isinstance(batch, dict):
         raise TypeError(
-            f"batches are dicts with {', '.join(map(str, batch))}: give their images alone, "
-            'as in (batch["image"] for batch in loader)'
+            f"batches are dicts with {', '.join(map(str, batch))}: give their images "
+            'alone, as in (batch["image"] for batch in loader)'
         )
     return batch[0] if isinstance(batch, tuple | list) else batch
 
 
 def _check_rows(network, output):
-    """The network's output if it is (B, D). We don't guess which entry of a dict is meant."""
+    """The output if it is (B, D); we don't guess which entry of a dict is meant."""
     if torch.is_tensor(output) and output.ndim == 2:
         return output
     name = type(network).__name__
     if torch.is_tensor(output):
-        raise ValueError(f"{name} gave {tuple(output.shape)} for a batch; expected (B, D)")
+        raise ValueError(f"{name} gave {tuple(output.shape)}; expected (B, D)")
     parts = dict(output) if hasattr(output, "keys") else dict(enumerate(output or ()))
     shapes = [f"{key} {tuple(np.shape(value))}" for key, value in parts.items()]
     raise ValueError(
-        f"{name} gave {type(output).__name__} with {', '.join(shapes) or 'nothing'}; expected a "
-        "tensor (B, D): wrap it in a module whose forward returns the one that you mean"
+        f"{name} gave {type(output).__name__} with {', '.join(shapes) or 'nothing'}; "
+        "expected a tensor (B, D): wrap it in a module whose forward returns the one that "
+        "you mean"
     )

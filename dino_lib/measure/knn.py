@@ -1,6 +1,6 @@
-"""What a feature is worth: k nearest neighbours, retrieval, a linear probe, and their accuracy.
+"""What a feature is worth: nearest neighbours, retrieval, a linear probe, accuracy.
 
-Features are float32 tensors (N, D), one row an image. The gallery is searched, queries are asked.
+Features are tensors (N, D), one row an image. Queries ask, the gallery is searched.
 """
 
 from numbers import Integral
@@ -19,10 +19,10 @@ ROOM = 2**24  # similarities at a time: 64 MB
 
 @torch.no_grad()
 def nearest(gallery: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k rows of `gallery` (N, D) with the largest cosine to each row of `queries` (M, D).
+    """The k rows of the gallery (N, D) most like each of the queries (M, D).
 
-    Returns (cosine float32 (M, k), index int64 (M, k)), nearest first, on the features' device.
-    Raises ValueError on a k outside 1..N and on widths that do not fit.
+    (cosine float32 (M, k), index int64 (M, k)), nearest first, on the features' device.
+    ValueError on a k outside 1..N and on widths that do not fit.
     """
     for features in (gallery, queries):
         _check_features(features)
@@ -33,7 +33,7 @@ def nearest(gallery: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"k={k} must be a whole number")
     n = len(gallery)
     if not 1 <= k <= n:
-        raise ValueError(f"k={k} must lie between 1 and the number of features to search, {n}")
+        raise ValueError(f"k={k} must lie between 1 and the features to search, {n}")
     gallery = F.normalize(gallery.float(), dim=1)
     cosines, indices = [], []
     for rows in queries.split(max(1, ROOM // n)):
@@ -52,13 +52,13 @@ def knn_predict(
     k: int = 20,
     temperature: float = 0.07,
 ) -> Tensor:
-    """Weighted k-NN (Wu et al. 2018, arXiv 1805.01978, section 3.4): class ids int64 (M,).
+    """Weighted k-NN (Wu et al. 2018, arXiv 1805.01978, section 3.4): int64 (M,).
 
-    train_features (N, D), train_labels (N,) whole numbers, test_features (M, D); rows are
-    L2-normalised here. The score of class c is the sum of exp(cosine / temperature) over those of
-    the k nearest training rows that have class c. Equal scores go to the lower class id. Raises
-    ValueError on a k outside 1..N, on widths or lengths that do not fit, on labels that are
-    negative or text, and on a temperature that is not positive.
+    train_features (N, D), train_labels (N,) whole numbers, test_features (M, D); rows
+    are L2-normalised here. The score of class c is the sum of exp(cosine / temperature)
+    over those of the k nearest training rows that have class c. Equal scores go to the
+    lower class id. ValueError on a k outside 1..N, on widths or lengths that do not fit,
+    on labels that are negative or text, and on a temperature that is not positive.
     """
     _check_features(train_features)
     labels = class_ids(train_labels, len(train_features), "train_labels")
@@ -66,9 +66,9 @@ def knn_predict(
         raise ValueError(f"temperature={temperature} must be positive")
     cosine, index = nearest(train_features, test_features, k)
     cosine, index = cosine.cpu(), index.cpu()  # MPS has no float64
-    # measured from the nearest: the same winner, and exp(1 / temperature) can't overflow
+    # measured from the nearest: the winner stays, and exp can't overflow
     weights = ((cosine - cosine[:, :1]).double() / temperature).exp()  # (M, k)
-    classes, column = labels.unique(return_inverse=True)  # sorted: argmax takes the lowest id
+    classes, column = labels.unique(return_inverse=True)  # sorted, for equal scores
     predicted = []
     rows = max(1, ROOM // 2 // len(classes))
     for weight, found in zip(weights.split(rows), index.split(rows), strict=True):
@@ -79,14 +79,16 @@ def knn_predict(
 
 
 @torch.no_grad()
-def retrieval_map(gallery: Tensor, gallery_labels, queries: Tensor, query_labels) -> float:
+def retrieval_map(
+    gallery: Tensor, gallery_labels, queries: Tensor, query_labels
+) -> float:
     """Mean average precision of image retrieval, in [0, 1].
 
-    Each query (M, D) ranks the whole gallery (N, D) by cosine; what has its label is relevant.
-    Average precision is scikit-learn's, without interpolation; the mean is over the queries, so
-    large classes count more. Queries without a relevant image are left out, as in the Oxford and
-    Paris benchmarks; a query must not stand in the gallery. Raises ValueError on widths or
-    lengths that do not fit and if no query has a relevant image.
+    Each query (M, D) ranks the whole gallery (N, D) by cosine; what has its label is
+    relevant. Average precision is scikit-learn's, without interpolation; the mean is over
+    the queries, so large classes count more. Queries without a relevant image are left
+    out, as in the Oxford and Paris benchmarks; a query must not stand in the gallery.
+    ValueError as `knn_predict`, and if no query has a relevant image.
     """
     gallery_labels = class_ids(gallery_labels, len(gallery), "gallery_labels")
     query_labels = class_ids(query_labels, len(queries), "query_labels")
@@ -112,9 +114,9 @@ def linear_probe(
 ) -> Tensor:
     """Multinomial logistic regression on the features: predicted class ids, int64 (M,).
 
-    scikit-learn's L-BFGS with its own defaults (L2 penalty, C = 1, intercept) on features that
-    are standardised by the training set's mean and deviation. The paper trains a linear layer by
-    SGD on augmented images instead. Raises ValueError as `knn_predict` does, and on one class.
+    scikit-learn's L-BFGS with its own defaults (L2 penalty, C = 1, intercept) on features
+    standardised by the training set's mean and deviation. The paper trains a linear layer
+    by SGD on augmented images instead. ValueError as `knn_predict`, and on one class.
     """
     labels = class_ids(train_labels, len(train_features), "train_labels")
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=max_iter))
@@ -123,22 +125,22 @@ def linear_probe(
 
 
 def accuracy(predicted, labels) -> tuple[float, float]:
-    """(Share of all that is right, mean of that share over the classes that occur in `labels`)."""
-    predicted = torch.as_tensor(predicted).cpu()
-    labels = class_ids(labels, len(predicted))
+    """(Share of all that is right, mean of that share over the classes in `labels`)."""
+    predicted = _numbers(predicted, "predicted")
     if predicted.ndim != 1 or len(predicted) == 0:
-        raise ValueError(f"predicted {tuple(predicted.shape)} must be (N >= 1,)")
+        raise ValueError(f"predicted {tuple(predicted.shape)}: expected (N >= 1,)")
+    labels = class_ids(labels, len(predicted))
     right = (predicted == labels).double()
     per_class = torch.stack([right[labels == c].mean() for c in labels.unique()])
     return right.mean().item(), per_class.mean().item()
 
 
 def color_histogram(images_uint8: Tensor, bins: int = 8) -> Tensor:
-    """Joint colour histogram, the baseline that a learned feature must beat: float32 (N, D).
+    """Joint colour histogram, a baseline for features: uint8 (N, C, H, W) -> (N, D).
 
-    uint8 (N, C, H, W); D is bins ** 3 for RGB, `bins` for grey. More than three channels are
-    taken three at a time, their histograms side by side. The square root is taken before the L2
-    normalisation, so that a dot product is the Bhattacharyya coefficient of two histograms.
+    D is bins ** 3 for RGB, `bins` for grey. More than three channels are taken three at a
+    time, their histograms side by side. The square root is taken before the L2
+    normalisation: a dot product is then the Bhattacharyya coefficient of two histograms.
     """
     if images_uint8.dtype != torch.uint8 or images_uint8.ndim != 4:
         kind = f"{images_uint8.dtype} {tuple(images_uint8.shape)}"
@@ -155,36 +157,41 @@ def color_histogram(images_uint8: Tensor, bins: int = 8) -> Tensor:
 
 
 def _joint_counts(levels, bins):
-    """Levels (n, c, H, W) in 0..bins - 1 -> how often each combination occurs: (n, bins ** c)."""
+    """Levels (n, c, H, W) -> how often each combination occurs: (n, bins ** c)."""
     n, n_codes = len(levels), bins ** levels.shape[1]
     codes = torch.zeros_like(levels[:, 0])
     for channel in levels.unbind(1):
         codes = codes * bins + channel
-    codes = codes.flatten(1) + n_codes * torch.arange(n)[:, None]  # each image has its own range
+    codes = codes.flatten(1) + n_codes * torch.arange(n)[:, None]  # a range an image
     return codes.flatten().bincount(minlength=n * n_codes).view(n, n_codes).float()
 
 
 def class_ids(labels, n: int, name: str = "labels") -> Tensor:
-    """Labels as int64 (n,) on the CPU; ValueError on text, fractions, negatives, another length."""
-    if not torch.is_tensor(labels):
-        labels = np.asarray(labels)
-        if labels.dtype.kind not in "biuf":
-            first = str(labels.flat[0]) if labels.size else ""
-            raise ValueError(
-                f"{name} hold {first!r}: expected whole numbers; from names, "
-                "np.unique(labels, return_inverse=True) makes (names, numbers)"
-            )
-    ids = torch.as_tensor(labels).cpu()
+    """Labels as int64 (n,) on the CPU; ValueError if they are no class ids."""
+    ids = _numbers(labels, name)
     if ids.shape != (n,) or ids.is_floating_point():
-        raise ValueError(f"{name} are {ids.dtype} {tuple(ids.shape)}; expected {n} integers")
+        kind = f"{ids.dtype} {tuple(ids.shape)}"
+        raise ValueError(f"{name} are {kind}; expected {n} integers")
     if n and ids.min() < 0:
         raise ValueError(f"{name} hold {ids.min().item()}: class ids start at 0")
     return ids.long()
 
 
+def _numbers(labels, name):
+    if not torch.is_tensor(labels):
+        labels = np.asarray(labels)
+        if labels.dtype.kind not in "biuf":
+            raise ValueError(
+                f"{name} hold {str(labels.flat[0])!r}: expected whole numbers; from names, "
+                "np.unique(labels, return_inverse=True) makes (names, numbers)"
+            )
+    return torch.as_tensor(labels).cpu()
+
+
 def _check_features(features):
     if not torch.is_tensor(features):
-        raise TypeError(f"features are {type(features).__name__}: expected a tensor (N, D)")
+        kind = type(features).__name__
+        raise TypeError(f"features are {kind}: expected a tensor (N, D)")
     if not features.isfinite().all():
         raise ValueError("features hold NaN or infinite values")
 

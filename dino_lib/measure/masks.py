@@ -1,8 +1,8 @@
-"""What a map is worth: masks from it, and how well maps and masks fit the object's own mask.
+"""What a map is worth: masks from it, and how well both fit the object's own mask.
 
-Maps are (N, heads, h, w), one value a patch. Objects are bool masks, of pixels (N, H, W) or, from
-`patch_masks`, of patches (N, h, w). Objects mostly lie in the middle, so a map that sees nothing
-fits them too: compare with `center_blobs`, or use `above_blind`.
+Maps are (N, heads, h, w), one value a patch; objects are bool masks of pixels (N, H, W)
+or, from `patch_masks`, of patches (N, h, w). Objects mostly lie in the middle, and so a
+map that sees nothing fits them too: compare with `center_blobs`, or use `above_blind`.
 """
 
 from collections.abc import Sequence
@@ -16,23 +16,23 @@ from torch import Tensor
 def mass_mask(maps: Tensor, keep: float = 0.6) -> Tensor:
     """The smallest set of patches that holds the share `keep` of each map's mass: bool.
 
-    Section 4.2.2 of the paper. maps (..., h, w), not negative, are renormalised over the patches;
-    of equal patches the first in reading order goes in. keep=1 takes every patch with mass; a map
-    without mass gives an empty mask. Raises ValueError on a `keep` outside (0, 1] and on negative
-    or NaN maps (clamp a `pooled_similarity` at 0 first).
+    Section 4.2.2 of the paper. maps (..., h, w), not negative, are renormalised over the
+    patches; of equal patches the first in reading order goes in. keep=1 takes every patch
+    with mass; a map without mass gives an empty mask. ValueError on a `keep` outside
+    (0, 1] and on negative or NaN maps (clamp a `pooled_similarity` at 0 first).
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep={keep} must lie in (0, 1]")
     if not torch.is_tensor(maps) or maps.ndim < 2:
         raise ValueError(f"maps {tuple(np.shape(maps))}: expected a tensor (..., h, w)")
     if not (maps >= 0).all():
-        raise ValueError("maps hold negative or NaN values: a mass must be 0 or more everywhere")
+        raise ValueError("maps hold negative or NaN values: a mass must be 0 or more")
     if keep == 1:
         return maps > 0
     values = maps.flatten(-2).cpu().double()  # on the CPU: MPS has no float64
     mass, order = values.sort(dim=-1, descending=True, stable=True)
     before = mass.cumsum(-1) - mass  # what the larger ones hold together
-    # 0.35 + 0.25 falls just short of 0.6 in float32: without the tolerance a third would go in
+    # the tolerance is for rounding: in float32 0.35 + 0.25 falls just short of 0.6
     wanted = keep * (1 - 1e-6) * mass.sum(-1, keepdim=True)
     inside = before < wanted
     mask = torch.zeros_like(inside).scatter_(-1, order, inside)
@@ -53,17 +53,17 @@ def _centers(old, new, device):
 
 
 def jaccard(masks: Tensor, truth: Tensor) -> float:
-    """Per image the best head's intersection over union with the object; the mean over images.
+    """The paper's number: each image's best head's intersection over union, the mean.
 
-    The paper's number (section 4.2.2). masks bool (N, heads, H, W), truth bool (N, H, W). An
-    empty union counts 0. The best head is chosen for every image with the truth in hand, so more
+    Section 4.2.2. masks bool (N, heads, H, W), truth bool (N, H, W). An empty union
+    counts 0. The best head is chosen for every image with the truth in hand, so more
     heads score higher, blind ones too: quote it beside that of as many `center_blobs`.
     """
     return _iou(masks, truth).amax(1).mean().item()
 
 
 def jaccard_one_head(masks: Tensor, truth: Tensor) -> Tensor:
-    """The mean intersection over union of each head for all images: float32 (heads,)."""
+    """Each head's mean intersection over union, one head for all images: (heads,)."""
     return _iou(masks, truth).mean(0).float()
 
 
@@ -72,23 +72,24 @@ def jaccard_table(
 ) -> Tensor:
     """`jaccard_one_head` of the mass masks by threshold: (heads, len(keeps)).
 
-    maps (N, heads, h, w), not negative; truth bool (N, H, W). Errors as `mass_mask`, `jaccard`.
+    maps (N, heads, h, w), not negative; truth bool (N, H, W). Errors as `mass_mask`.
     """
     maps = maps.to(truth.device)
     size = truth.shape[-2:]
-    columns = [jaccard_one_head(upsample(mass_mask(maps, keep), size), truth) for keep in keeps]
-    return torch.stack(columns, 1)
+    masks = [upsample(mass_mask(maps, keep), size) for keep in keeps]
+    return torch.stack([jaccard_one_head(mask, truth) for mask in masks], 1)
 
 
 def _iou(masks, truth):
     """Intersection over union, (N, heads); an empty union counts 0."""
     if masks.dtype != torch.bool or truth.dtype != torch.bool:
-        raise TypeError(f"masks are {masks.dtype}, truth is {truth.dtype}; expected bool for both")
+        raise TypeError(f"masks are {masks.dtype}, truth is {truth.dtype}; expected bool")
     fits = masks.ndim == 4 and truth.shape == (len(masks), *masks.shape[2:])
     if not fits or len(masks) == 0:
         raise ValueError(
-            f"masks {tuple(masks.shape)} and truth {tuple(truth.shape)} do not fit: expected "
-            "(N, heads, H, W) and (N, H, W); upsample brings masks to the truth's size"
+            f"masks {tuple(masks.shape)} and truth {tuple(truth.shape)} do not fit: "
+            "expected (N, heads, H, W) and (N, H, W); upsample brings masks to the "
+            "truth's size"
         )
     truth = truth[:, None]
     intersection = (masks & truth).sum((2, 3)).cpu()
@@ -97,7 +98,7 @@ def _iou(masks, truth):
 
 
 def patch_masks(masks: Tensor, grid: Sequence[int]) -> Tensor:
-    """Pixel masks bool (N, H, W) -> bool (N, *grid): patches covered by more than half."""
+    """Pixel masks bool (N, H, W) -> (N, *grid): patches covered by more than half."""
     if masks.dtype != torch.bool or masks.ndim != 3:
         kind = f"{masks.dtype} {tuple(masks.shape)}"
         raise ValueError(f"masks are {kind}; expected bool (N, H, W)")
@@ -105,32 +106,33 @@ def patch_masks(masks: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def auc(maps: Tensor, masks: Tensor) -> Tensor:
-    """The probability that a patch of the object has a larger value than one beside it: (heads,).
+    """How often a patch of the object has a larger value than one beside it: (heads,).
 
-    maps (N, heads, h, w), masks bool (N, h, w), see `patch_masks`. Ties count half; the mean is
-    over the pictures. Those whose object covers no patch or all of them have no say; ValueError
-    where there are no others. 0.5 is chance, but a blind blob in the middle gets more.
+    maps (N, heads, h, w), masks bool (N, h, w), see `patch_masks`. Ties count half; the
+    mean is over the pictures. Those whose object covers no patch or all of them have no
+    say; ValueError where there are no others. Chance is 0.5, but a blind blob in the
+    middle gets more.
     """
     values, objects = _flatten(maps, masks)
     share = objects.mean(1)
     told = (share > 0) & (share < 1)
     if not told.any():
-        raise ValueError("every picture's object covers no patch or all: there is nothing to tell")
+        raise ValueError("every picture's object covers no patch or all of them")
     return _wins(values, objects, 1 - objects)[told].mean(0).float()
 
 
 def above_blind(maps: Tensor, masks: Tensor) -> Tensor:
-    """How much better a head knows an object's place than a map that sees no picture: (heads,).
+    """How much better a head finds objects than a map that sees no picture: (heads,).
 
-    maps (N, heads, h, w), masks bool (N, h, w), see `patch_masks`. Shuffled AUC: each patch of
-    the object is compared with all patches, and those count by how many *other* pictures have
-    their object there. Put on a scale from 0, any fixed map (exactly if all objects are equally
-    large), to 1, the masks themselves. Pictures whose object covers no patch have no say.
-    ValueError without two different objects: see `are_comparable`.
+    maps (N, heads, h, w), masks bool (N, h, w), see `patch_masks`. Shuffled AUC: a patch
+    of the object is compared with all patches, and each of those counts by how many other
+    pictures have their object there. Then put on a scale from 0, any fixed map (exactly
+    so if all objects are equally large), to 1, the masks themselves. Pictures whose
+    object covers no patch have no say. ValueError unless `are_comparable(masks)`.
     """
     values, objects = _flatten(maps, masks)
     if not are_comparable(masks):
-        raise ValueError("above_blind needs two pictures or more whose objects lie differently")
+        raise ValueError("above_blind needs two objects or more that lie differently")
     shown = objects.any(1)
     values, objects = values[shown], objects[shown]
     elsewhere = objects.sum(0) - objects  # how many other objects lie on a patch
@@ -140,40 +142,40 @@ def above_blind(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def are_comparable(masks: Tensor) -> bool:
-    """Whether `auc` and `above_blind` can be taken: two objects that are there and differ."""
+    """Whether `auc` and `above_blind` can be taken: some two objects differ."""
     objects = masks.flatten(1)
     objects = objects[objects.any(1)]
     return len(objects) > 1 and bool((objects != objects[0]).any())
 
 
 def center_blobs(n: int, grid: Sequence[int], seed: int = 0) -> Tensor:
-    """n fixed Gaussian blobs near the middle, what a blind head could look at: (n, *grid).
+    """n fixed blobs near the middle, what blind heads could look at: (n, *grid).
 
-    `.expand(N, -1, -1, -1)` makes maps of N pictures. In units of the half side, their centres
-    lie up to 0.3 from the middle in each direction, and their deviation is 0.3 to 0.6.
+    `.expand(N, -1, -1, -1)` makes maps of N pictures. In units of the half side, they lie
+    up to 0.3 from the middle in each direction, and their deviation is 0.3 to 0.6.
     """
     rng = np.random.default_rng(seed)
     centers = rng.uniform(-0.3, 0.3, (n, 2))
     sigmas = rng.uniform(0.3, 0.6, n)
-    blobs = [blob(grid, y, x, sigma) for (y, x), sigma in zip(centers, sigmas, strict=True)]
-    return torch.stack(blobs)
+    places = zip(centers, sigmas, strict=True)
+    return torch.stack([blob(grid, y, x, sigma) for (y, x), sigma in places])
 
 
 def blob(grid: Sequence[int], y: float = 0, x: float = 0, sigma: float = 0.5) -> Tensor:
-    """A Gaussian blob (*grid), largest value 1; place and deviation in units of the half side."""
+    """A Gaussian blob (*grid); place and deviation in units of the half side."""
     rows, cols = [(torch.arange(side) + 0.5) / side * 2 - 1 for side in grid]
     squares = (rows[:, None] - y) ** 2 + (cols - x) ** 2
     return (-squares / (2 * sigma**2)).exp()
 
 
 def _flatten(maps, masks):
-    """Maps and objects as float64 (N, heads, P) and (N, P) on the CPU: MPS has no float64."""
+    """Float64 (N, heads, P) and (N, P), on the CPU: MPS has no float64."""
     if masks.dtype != torch.bool:
         raise TypeError(f"masks are {masks.dtype}; expected bool")
     if maps.ndim != 4 or masks.shape != (len(maps), *maps.shape[2:]):
         raise ValueError(
-            f"maps {tuple(maps.shape)} and masks {tuple(masks.shape)} do not fit: expected (N, "
-            "heads, h, w) and (N, h, w); patch_masks brings masks of pixels to the grid"
+            f"maps {tuple(maps.shape)} and masks {tuple(masks.shape)} do not fit: expected "
+            "(N, heads, h, w) and (N, h, w); patch_masks brings pixel masks to the grid"
         )
     if not maps.isfinite().all():
         raise ValueError("maps hold NaN or infinite values")
@@ -181,15 +183,15 @@ def _flatten(maps, masks):
 
 
 def _wins(values, objects, weights):
-    """How often the object's patches have larger values than patches drawn by weight: (N, heads).
+    """How often an object's patch has a larger value than one drawn by weight.
 
-    values (N, heads, P), objects and weights (N, P). Ties count half. By sorting, since a table
-    of all pairs of patches would be large: a value beats the weight of all that stand below it.
+    values (N, heads, P), objects and weights (N, P) -> (N, heads). Ties count half. By
+    sorting, as all pairs would be many: a value beats the weight of those below it.
     """
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
     ordered, order = values.sort(-1)
     upto = weights[:, None].expand_as(values).gather(-1, order).cumsum(-1)
-    upto = F.pad(upto, (1, 0))  # (N, heads, P + 1): the weight of the first 0, 1, ... P
+    upto = F.pad(upto, (1, 0))  # (N, heads, P + 1): of the first 0, 1, ... P
     below = upto.gather(-1, torch.searchsorted(ordered, values))
     not_above = upto.gather(-1, torch.searchsorted(ordered, values, right=True))
     wins = (below + not_above) / 2

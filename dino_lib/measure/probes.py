@@ -1,4 +1,4 @@
-"""Fixed images that a run is measured on: a gallery, queries, and object masks where there are."""
+"""Fixed images that a run is measured on: a gallery, queries, masks of objects."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ def spread(n: int, limit: int) -> Tensor:
 
 @dataclass
 class Probes:
-    """Labelled images that were decoded once; `run.build.open_probes` opens those of a config."""
+    """Labelled images, decoded once. `run.build.open_probes` opens those of a config."""
 
     gallery: Tensor  # uint8 (N, C, S, S)
     gallery_labels: Tensor  # int64 (N,)
@@ -48,21 +48,24 @@ class Probes:
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (N, C, S, S) -> float32, normalised."""
-        mean, std = [torch.tensor(values)[:, None, None] for values in (self.mean, self.std)]
+        mean = torch.tensor(self.mean)[:, None, None]
+        std = torch.tensor(self.std)[:, None, None]
         return (images.float() / 255 - mean) / std
 
     def batches(self, images: Tensor) -> Iterator[Tensor]:
-        """Normalised batches, made one at a time: float32 takes four times the room of uint8."""
+        """Normalised batches, one at a time: floats take four times the room of uint8."""
         for part in images.split(64):
             yield self.normalize(part)
 
-    def features(self, model, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    def features(
+        self, model, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
         """(Gallery features, query features); arguments as in `extract_features`."""
         gallery = extract_features(model, self.batches(self.gallery), dtype=dtype)
         return gallery, extract_features(model, self.batches(self.queries), dtype=dtype)
 
     def attention(self, model, n: int) -> Tensor:
-        """The last layer's CLS attention on the first n queries, (n, heads, h, w) on the CPU."""
+        """CLS attention of the last layer on the first n queries: (n, heads, h, w)."""
         backbone = backbone_of(model)
         parts = self.batches(self.queries[:n])
         return torch.cat([cls_attention(backbone, part).cpu() for part in parts])
@@ -76,13 +79,14 @@ class Probes:
     ) -> dict[str, float]:
         """The scores of a network.
 
-        knn, knn_per_class: 20-NN accuracy, overall and mean over the classes. And, where there
-        are masks and a CLS token, what `score_maps` says of the attention on the first `n_masks`
-        queries. `features` are those of `self.features(model)`, where they are at hand.
+        knn, knn_per_class: 20-NN accuracy, overall and mean over the classes. Where there
+        are masks and a CLS token, also what `score_maps` says of the attention on the
+        first `n_masks` queries. `features`: those of `self.features`, if at hand.
         """
         backbone = backbone_of(model)
         gallery, queries = features or self.features(backbone, dtype)
-        predicted = knn_predict(gallery, self.gallery_labels, queries, k=min(20, len(gallery)))
+        k = min(20, len(gallery))
+        predicted = knn_predict(gallery, self.gallery_labels, queries, k=k)
         overall, per_class = accuracy(predicted, self.query_labels)
         scores = {"knn": overall, "knn_per_class": per_class}
         if self.masks is not None and backbone.has_cls:
@@ -92,12 +96,12 @@ class Probes:
 
 
 def score_maps(maps: Tensor, masks: Tensor) -> dict[str, float]:
-    """What maps (N, heads, h, w) know of the objects in masks bool (N, H, W), as numbers.
+    """What maps (N, heads, h, w) know of objects, masks bool (N, H, W).
 
-    `head`: the one that `choose_head` takes, without masks. Of it: `above_blind`, `auc`, and
-    `jaccard` of its 60 % mass mask. With `_best`: of the best head; of jaccard the best for each
-    picture, as in the paper. With `_blobs`: the same best of as many blind blobs in the middle.
-    Without two objects that differ, there is the head alone.
+    `head`: the one that `choose_head` takes, without masks. Of it: `above_blind`, `auc`,
+    and `jaccard` of its 60 % mass mask. With `_best`: the best head's; of jaccard the
+    best for each picture, as in the paper. With `_blobs`: the same best of as many blind
+    blobs in the middle. Without two objects that differ there is `head` alone.
     """
     head = choose_head(maps)
     objects = patch_masks(masks, maps.shape[2:])
@@ -110,8 +114,9 @@ def score_maps(maps: Tensor, masks: Tensor) -> dict[str, float]:
         scores[name] = of_heads[head].item()
         scores[f"{name}_best"] = of_heads.max().item()
         scores[f"{name}_blobs"] = measure(blobs, objects).max().item()
-    covered = upsample(mass_mask(maps), masks.shape[-2:])
+    size = masks.shape[-2:]
+    covered = upsample(mass_mask(maps), size)
     scores["jaccard"] = jaccard_one_head(covered, masks)[head].item()
     scores["jaccard_best"] = jaccard(covered, masks)
-    scores["jaccard_blobs"] = jaccard(upsample(mass_mask(blobs), masks.shape[-2:]), masks)
+    scores["jaccard_blobs"] = jaccard(upsample(mass_mask(blobs), size), masks)
     return scores

@@ -271,7 +271,7 @@ CALLS = {
         lambda f: knn_predict(rows(2, 2), [0, 1], rows(2, 3), k=1), ValueError, "(2, 2) and (2, 3)"),
     "masks of numbers": (lambda f: jaccard(rows(1, 1, 2, 2), rows(1, 2, 2)), TypeError, "expected bool"),
     "masks of another size": (
-        lambda f: jaccard(rows(1, 1, 2, 2) > 0, rows(1, 3, 3) > 0), ValueError, "attention.upsample brings masks"),
+        lambda f: jaccard(rows(1, 1, 2, 2) > 0, rows(1, 3, 3) > 0), ValueError, "upsample brings masks"),
     "no masks": (lambda f: jaccard(rows(0, 1, 2, 2) > 0, rows(0, 2, 2) > 0), ValueError, "(N, heads, H, W)"),
     "a layer that there is not": (lambda f: cls_attention(vit(), rows(1, 3, 24, 24), layer=1), ValueError, "layer=1: "),
     "a layer by name": (lambda f: cls_attention(vit(), rows(1, 3, 24, 24), layer="last"), ValueError, "layer='last': "),

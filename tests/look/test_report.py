@@ -18,13 +18,9 @@ from dino_lib.data.datasets import open_dataset
 from dino_lib.data.shapes import Shapes
 from dino_lib.look.pictures import to_image
 from dino_lib.look.report import compare, in_words, neighbours, report
-from dino_lib.measure.attention import cls_attention
 from dino_lib.measure.features import extract_features
 from dino_lib.measure.knn import knn_predict, retrieval_map
-from dino_lib.measure.heads import choose_head
-from dino_lib.measure.masks import above_blind, mass_mask, patch_masks, upsample
-from dino_lib.measure.probes import Probes, spread
-from dino_lib.measure.stages import examine, fine_attention, histogram_knn
+from dino_lib.measure.probes import spread
 from dino_lib.run.build import build_student, open_probes
 from dino_lib.run.train import train
 from dino_lib.teachers.load import load_teacher
@@ -308,46 +304,6 @@ def test_compare_of_networks_without_patches_has_no_maps(config, monkeypatch):
     assert len(attention.axes) == 2 * 3 and attention.axes[3].get_ylabel().startswith("vit\nhead")
 
 
-def test_the_head_that_is_shown_is_chosen_without_masks(config):
-    probes, backbone = open_probes(config), build_student(config).backbone.eval()
-    pictures = torch.arange(4)
-    found = examine(backbone, probes, torch.arange(20), pictures)
-    maps = probes.attention(backbone, 200)
-    head = choose_head(maps)
-    assert found.scores["head"] == head and found.label == f"head {head}"
-    objects = patch_masks(probes.masks, maps.shape[2:])
-    assert found.scores["above_blind"] == pytest.approx(above_blind(maps, objects)[head].item())
-    images = probes.normalize(probes.queries[pictures])
-    torch.testing.assert_close(found.maps, fine_attention(backbone, images)[:, head])
-    probes.masks = None
-    again = examine(backbone, probes, torch.arange(20), pictures)
-    assert again.label == found.label and torch.equal(again.maps, found.maps)
-
-
-@pytest.mark.parametrize("side, grid", [(4, (6, 6)), (12, (12, 12)), (16, (18, 18)), (99, (24, 24))])
-def test_maps_to_look_at_are_finer_where_the_network_takes_larger_pictures(config, side, grid):
-    backbone = build_student(config).backbone.eval()
-    images = torch.randn(2, 3, 48, 48)
-    assert fine_attention(backbone, images, side).shape == (2, 2, *grid)
-    torch.testing.assert_close(fine_attention(backbone, images, 4), cls_attention(backbone, images))
-
-
-def test_a_network_that_takes_its_own_size_alone_shows_its_own_grid():
-    beit = create_backbone("beitv2_base_patch16_224", depth=1, embed_dim=48, num_heads=2,
-                           img_size=64)
-    assert fine_attention(beit, torch.randn(1, 3, 64, 64)).shape == (1, 2, 4, 4)
-
-
-def test_the_colour_histogram_tells_plain_colours_apart():
-    images = torch.zeros(30, 3, 8, 8, dtype=torch.uint8)
-    labels = torch.arange(30) % 3
-    images[torch.arange(30), labels] = 200
-    probes = Probes(images, labels, images[:9], labels[:9], None, (0.5,) * 3, (0.5,) * 3)
-    assert histogram_knn(probes) == (1.0, 1.0)
-    probes.query_labels = (labels[:9] + 1) % 3
-    assert histogram_knn(probes) == (0.0, 0.0)
-
-
 # --- probes -----------------------------------------------------------------------------------------------------------
 
 
@@ -382,22 +338,6 @@ def test_probes_have_the_evaluations_size_and_no_masks_at_another(config, tiny, 
     folder = open_probes(dataclasses.replace(tiny, dataset=str(labelled_folder)))
     assert (len(folder.gallery), len(folder.queries), folder.classes) == (32, 8, ["even", "odd"])
     assert folder.gallery.shape[1:] == (3, 24, 24) and set(folder.query_labels.tolist()) == {0, 1}
-
-
-def test_an_evaluation_is_knn_and_jaccard_of_normalised_images(config):
-    config = dataclasses.replace(config, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
-    probes, backbone = open_probes(config), build_student(config).backbone
-    mean, std = torch.tensor(config.mean)[:, None, None], torch.tensor(config.std)[:, None, None]
-    gallery, queries = ((images / 255 - mean) / std for images in (probes.gallery, probes.queries))
-    predicted = knn_predict(extract_features(backbone, gallery), probes.gallery_labels,
-                            extract_features(backbone, queries), k=20)
-    scores = probes.evaluate(backbone, n_masks=7)
-    assert scores["knn"] == pytest.approx((predicted == probes.query_labels).double().mean().item())
-    masks = upsample(mass_mask(cls_attention(backbone, queries[:7])), (48, 48))
-    union, overlap = masks | probes.masks[:7, None], masks & probes.masks[:7, None]
-    expected = (overlap.sum((2, 3)) / union.sum((2, 3))).amax(1).mean().item()
-    assert scores["jaccard_best"] == pytest.approx(expected, abs=1e-6)
-    assert backbone.training  # its mode is restored
 
 
 def test_a_report_of_one_class_has_no_linear_probe(tiny, pictures, tmp_path):

@@ -4,7 +4,6 @@ import torch.nn.functional as F
 
 from dino_lib.backbone import create_backbone
 from dino_lib.measure.attention import queries_keys_values
-from dino_lib.measure.masks import jaccard_one_head, jaccard_table
 from dino_lib.measure.patches import best_matches, mutual_matches, patch_features, patch_pca, patch_similarity
 
 
@@ -77,7 +76,7 @@ def test_features_are_the_tokens_or_the_heads_side_by_side():
     torch.testing.assert_close(keys[0, 0, 1], k[0, :, 4].flatten())
     with pytest.raises(ValueError, match="of='key' must be one of"):
         patch_features(model, images, of="key")
-    with pytest.raises(TypeError, match="class attention"):
+    with pytest.raises(TypeError, match="Xcit has ClassAttn"):
         patch_features(create_backbone("xcit_nano_12_p16_224", img_size=32), randn(1, 3, 32, 32), of="queries")
 
 
@@ -118,14 +117,3 @@ def test_unfit_matches_are_refused():
         best_matches(randn(3, 4, 5), randn(3, 4, 5), [(3, 0)])
     with pytest.raises(ValueError, match="5 and 6 dimensions"):
         mutual_matches(randn(3, 4, 5), randn(3, 4, 6))
-
-
-def test_the_table_holds_every_head_at_every_threshold():
-    maps = torch.zeros(1, 2, 2, 2)
-    maps[0, 0] = torch.tensor([[0.5, 0.3], [0.2, 0.0]])
-    maps[0, 1] = torch.tensor([[0.0, 0.0], [0.1, 0.9]])
-    truth = torch.zeros(1, 4, 4, dtype=torch.bool)
-    truth[0, :2] = True  # the upper two patches
-    table = jaccard_table(maps, truth, keeps=(0.4, 0.7, 0.9))
-    torch.testing.assert_close(table, torch.tensor([[1 / 2, 1, 2 / 3], [0, 0, 0]]))
-    assert table.dtype == jaccard_one_head(truth[:, None], truth).dtype

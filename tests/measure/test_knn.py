@@ -3,132 +3,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from dino_lib.measure.features import eval_mode, extract_features
-from dino_lib.measure.knn import accuracy, color_histogram, knn_predict, linear_probe, nearest, retrieval_map
-from dino_lib.measure.masks import jaccard, jaccard_one_head
+from dino_lib.measure.clusters import cluster_scores
+from dino_lib.measure.knn import (
+    accuracy,
+    color_histogram,
+    knn_predict,
+    linear_probe,
+    nearest,
+    retrieval_map,
+)
 
 
 def randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def small_net():
-    """Dropout and batch norm tell train mode from eval mode; the batch norm's own mode differs from the root's."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    net.train()
-    net[1].eval()
-    return net
-
-
-def modes(net):
-    return [module.training for module in net.modules()]
-
-
 def blobs(n_per_class=30, n_classes=3, dim=5, spread=0.1):
     labels = torch.arange(n_classes).repeat(n_per_class)
     return F.one_hot(labels, dim).float() + spread * randn(len(labels), dim), labels
 
-
-# --- features ---------------------------------------------------------------------------------------------------
-
-def test_features_are_unit_rows_in_eval_mode_whatever_the_batch():
-    net, images = small_net(), randn(10, 3, 8, 8)
-    features = extract_features(net, images, batch_size=4)
-    with torch.no_grad():
-        expected = F.normalize(net.eval()(images), dim=1)
-    assert features.shape == (10, 4) and features.dtype == torch.float32 and features.device.type == "cpu"
-    torch.testing.assert_close(features, expected)
-
-
-@pytest.mark.parametrize("with_labels", [False, True])
-def test_features_of_a_loader(with_labels):
-    net, images = small_net(), randn(7, 3, 8, 8)
-    data = TensorDataset(images, torch.arange(7)) if with_labels else images
-    features = extract_features(net, DataLoader(data, batch_size=3))
-    torch.testing.assert_close(features, extract_features(net, images))
-
-
-def test_images_go_through_in_batches():
-    sizes = []
-
-    class Recorder(nn.Flatten):
-        def forward(self, x):
-            sizes.append(len(x))
-            return super().forward(x)
-
-    extract_features(Recorder(), randn(10, 3, 2, 2), batch_size=4)
-    assert sizes == [4, 4, 2]
-
-
-def test_every_mode_comes_back_and_statistics_stay():
-    net = small_net()
-    net[1].train()
-    before, mean = modes(net), net[1].running_mean.clone()
-    extract_features(net, randn(4, 3, 8, 8))
-    assert modes(net) == before and torch.equal(net[1].running_mean, mean)
-    net = small_net()
-    before = modes(net)
-    assert len(set(before)) == 2
-    with pytest.raises(RuntimeError):
-        extract_features(net, randn(4, 5, 8, 8))  # five channels
-    assert modes(net) == before
-
-
-def test_eval_mode_holds_inside():
-    net = small_net()
-    with eval_mode(net):
-        assert not any(modes(net))
-
-
-def test_features_can_be_trained_on():
-    features = extract_features(small_net(), randn(4, 3, 8, 8))
-    assert not features.requires_grad
-    weight = torch.zeros(4, requires_grad=True)
-    (features @ weight).sum().backward()  # refused by tensors of inference mode
-    torch.testing.assert_close(weight.grad, features.sum(0))
-
-
-def test_half_precision_models_give_float32():
-    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).bfloat16()
-    features = extract_features(net, randn(5, 3, 2, 2).bfloat16())
-    assert features.dtype == torch.float32
-    torch.testing.assert_close(features.norm(dim=1), torch.ones(5))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_products_in_reduced_precision_give_nearly_the_same_features_in_float32(dtype):
-    net, images, seen = small_net(), randn(64, 3, 8, 8), []
-    hook = net[0].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
-    features = extract_features(net, images, dtype=dtype)
-    hook.remove()
-    assert set(seen) == {dtype} and features.dtype == torch.float32
-    apart = (features - extract_features(net, images)).norm(dim=1)
-    assert apart.max() < 0.03 and (apart.max() > 0) == (dtype != torch.float32)
-    assert net[0].weight.dtype == torch.float32
-
-
-def test_other_number_formats_are_refused():
-    with pytest.raises(ValueError, match=r"dtype=torch.float64 must be torch.float32, torch.bfloat16 or torch.float16"):
-        extract_features(small_net(), randn(2, 3, 8, 8), dtype=torch.float64)
-
-
-@pytest.mark.parametrize("images, error", [
-    (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), TypeError), (torch.zeros(0, 3, 8, 8), ValueError), ([], ValueError)])
-def test_unfit_images_are_refused(images, error):
-    with pytest.raises(error, match="images"):
-        extract_features(small_net(), images)
-
-
-def test_a_model_must_give_rows():
-    with pytest.raises(ValueError, match=r"\(B, D\)"):
-        extract_features(nn.Conv2d(3, 4, 3), randn(2, 3, 8, 8))
-
-
-# --- k-NN -------------------------------------------------------------------------------------------------------
 
 def naive_knn(train, labels, test, k, temperature):
     train, test, predicted = F.normalize(train, dim=1), F.normalize(test, dim=1), []
@@ -207,12 +101,14 @@ def test_knn_refuses(change, message):
 def test_accuracy_overall_and_by_class():
     overall, per_class = accuracy(torch.tensor([0, 0, 0, 1, 7]), torch.tensor([0, 0, 0, 0, 7]))
     assert overall == pytest.approx(4 / 5) and per_class == pytest.approx((3 / 4 + 1) / 2)
-    for predicted in ([0, 1], []):
-        with pytest.raises(ValueError, match="must both be"):
-            accuracy(predicted, [0] * (len(predicted) // 2))
+    with pytest.raises(ValueError, match="expected 2 integers"):
+        accuracy([0, 1], [0])
+    with pytest.raises(ValueError, match="N >= 1"):
+        accuracy([], [])
+    with pytest.raises(ValueError, match="predicted hold 'cat': expected whole numbers"):
+        accuracy(["cat"], [0])
+    assert accuracy([-1, 3], [1, 3]) == (0.5, 0.5)  # no class is predicted, as by a cluster beyond the classes
 
-
-# --- baselines and scores ---------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("bins", [1, 3, 8])
 def test_color_histogram_is_numpys(bins):
@@ -227,6 +123,15 @@ def test_color_histogram_is_numpys(bins):
         np.testing.assert_allclose(feature, np.sqrt(share), atol=1e-6)
 
 
+def test_color_histogram_of_any_number_of_channels():
+    images = torch.randint(0, 256, (4, 5, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    grey = color_histogram(images[:, :1])
+    counts = torch.stack([torch.histc(image[0].float(), 8, 0, 256) for image in images])
+    torch.testing.assert_close(grey, (counts / 64).sqrt())
+    both = torch.cat([color_histogram(images[:, :3]), color_histogram(images[:, 3:])], 1)
+    torch.testing.assert_close(color_histogram(images), F.normalize(both, dim=1))
+
+
 def test_color_histogram_in_chunks():
     images = torch.randint(0, 256, (350, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     features = color_histogram(images, bins=4)  # 341 images a chunk
@@ -235,9 +140,9 @@ def test_color_histogram_in_chunks():
 
 
 @pytest.mark.parametrize("images, bins", [
-    (torch.zeros(2, 3, 4, 4), 8), (torch.zeros(2, 1, 4, 4).byte(), 8), (torch.zeros(2, 3, 4, 4).byte(), 0)])
+    (torch.zeros(2, 3, 4, 4), 8), (torch.zeros(3, 4, 4).byte(), 8), (torch.zeros(2, 3, 4, 4).byte(), 0)])
 def test_color_histogram_refuses(images, bins):
-    with pytest.raises(ValueError, match=r"uint8 \(N, 3, H, W\)|bins=0"):
+    with pytest.raises(ValueError, match=r"uint8 \(N, C, H, W\)|bins=0"):
         color_histogram(images, bins)
 
 
@@ -250,32 +155,6 @@ def test_linear_probe_standardises():
     scale = torch.tensor([1e-4, 1.0, 100.0, 1.0, 1.0])
     assert torch.equal(linear_probe(features[:60] * scale, classes[labels[:60]], test * scale), predicted)
 
-
-def test_jaccard_by_hand():
-    truth = torch.zeros(3, 2, 2, dtype=torch.bool)
-    truth[0, 0] = True  # the upper row
-    truth[1] = True
-    masks = torch.zeros(3, 2, 2, 2, dtype=torch.bool)
-    masks[0, 0, 0, 0] = True  # half the row: 1/2
-    masks[0, 1, :, 0] = True  # one in, one out of it: 1/3
-    masks[1, 1, 0, 0] = True  # 1/4; head 0 is empty: 0
-    # image 2: nothing anywhere, an empty union
-    assert jaccard(masks, truth) == pytest.approx((1 / 2 + 1 / 4 + 0) / 3)
-    torch.testing.assert_close(jaccard_one_head(masks, truth), torch.tensor([1 / 6, (1 / 3 + 1 / 4) / 3]))
-
-
-@pytest.mark.parametrize("masks, truth, error", [
-    (torch.ones(1, 2, 4, 4), torch.ones(1, 4, 4).bool(), TypeError),
-    (torch.ones(1, 2, 4, 4).bool(), torch.ones(1, 4, 4), TypeError),
-    (torch.ones(1, 2, 4, 4).bool(), torch.ones(1, 8, 8).bool(), ValueError),
-    (torch.ones(1, 4, 4).bool(), torch.ones(1, 4, 4).bool(), ValueError)])
-def test_jaccard_refuses(masks, truth, error):
-    for score in (jaccard, jaccard_one_head):
-        with pytest.raises(error, match="expected"):
-            score(masks, truth)
-
-
-# --- retrieval --------------------------------------------------------------------------------------------------
 
 def test_the_nearest_come_first_whatever_the_lengths():
     gallery = torch.tensor([[1.0, 0.0], [10.0, 10.0], [0.0, 0.1]])
@@ -310,7 +189,32 @@ def test_unfit_retrievals_are_refused():
         nearest(randn(3, 2), randn(1, 2), 4)
     with pytest.raises(ValueError, match="do not fit"):
         nearest(randn(3, 2), randn(1, 3), 1)
-    with pytest.raises(ValueError, match="a label for each"):
+    with pytest.raises(ValueError, match=r"gallery_labels .*expected 3 integers"):
         retrieval_map(randn(3, 2), [0, 1], randn(1, 2), [0])
     with pytest.raises(ValueError, match="no query has"):
         retrieval_map(randn(3, 2), [0, 1, 1], randn(1, 2), [2])
+
+
+NAMES = ["cat", "dog", "cat", "dog", "cat", "dog"]
+TAKES_LABELS = {  # every function that takes labels, with the features of six images
+    "knn_predict": lambda f, labels: knn_predict(f, labels, f, k=1),
+    "linear_probe": lambda f, labels: linear_probe(f, labels, f),
+    "accuracy": lambda f, labels: accuracy(np.unique(NAMES, return_inverse=True)[1], labels),
+    "retrieval_map, gallery": lambda f, labels: retrieval_map(f, labels, f[:2], [0, 1]),
+    "retrieval_map, queries": lambda f, labels: retrieval_map(f, [0, 1] * 3, f, labels),
+    "cluster_scores": lambda f, labels: cluster_scores(f, labels),
+}
+
+
+@pytest.mark.parametrize("name", TAKES_LABELS)
+def test_labels_that_are_text_are_refused_with_the_remedy_which_works(name):
+    call, features = TAKES_LABELS[name], F.one_hot(torch.tensor([0, 1] * 3), 4).float()
+    for text in (NAMES, np.array(NAMES), np.array(NAMES, dtype=object), tuple(NAMES)):
+        with pytest.raises(ValueError, match=r"hold 'cat': expected whole numbers; .*np.unique\(labels, return_inv"):
+            call(features, text)
+    call(features, np.unique(NAMES, return_inverse=True)[1])
+    call(features, torch.tensor([0, 1] * 3))
+    with pytest.raises(ValueError, match="class ids start at 0"):
+        call(features, [0, 1, 0, 1, 0, -1])
+    with pytest.raises(ValueError, match="expected 6 integers"):
+        call(features, [0, 1, 0, 1])
