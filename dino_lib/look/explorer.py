@@ -27,7 +27,8 @@ from dino_lib.look.video import file_word
 from dino_lib.measure.attention import every_layer, pooled_similarity
 from dino_lib.measure.features import eval_mode
 
-TEMPLATE = Path(__file__).with_name("explorer.html")
+PAGE = Path(__file__).with_name("explorer.html")
+SCRIPTS = (PAGE.with_name("explorer-data.js"), PAGE.with_name("explorer.js"))
 # for the patch attention of a page: 15 dimensions a head for two ViT-S/8 and 12 images
 FACTOR_BYTES = 3_500_000
 
@@ -89,7 +90,8 @@ def explore(teacher, images, *, path: str | Path = "explorer.html", size: int | 
         raise TypeError("none of the teachers has patches to show")
     page = {"names": names, "pictures": pictures, "teachers": entries}
     data = json.dumps(page, separators=(",", ":")).replace("<", "\\u003c")  # ends no script
-    text = TEMPLATE.read_text("utf-8").replace("{{data}}", data)
+    script = "\n".join(file.read_text("utf-8") for file in SCRIPTS)
+    text = PAGE.read_text("utf-8").replace("{{script}}", script).replace("{{data}}", data)
     path = Path(path).expanduser()
     path.write_text(text, "utf-8")
     return Explorer(path, text, seen)

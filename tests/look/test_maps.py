@@ -123,8 +123,11 @@ def test_a_place_has_the_colour_of_the_head_that_looks_at_it():
     colours = figure.axes[1].images[0].get_array()
     for column, axis in [(2, figure.axes[2]), (37, figure.axes[3])]:
         expected = to_rgb(axis.title.get_color())
-        np.testing.assert_allclose(colours[20, column] / colours[20, column].max(),
-                                   np.array(expected) / max(expected), atol=0.02)
+        np.testing.assert_allclose(
+            colours[20, column] / colours[20, column].max(),
+            np.array(expected) / max(expected),
+            atol=0.02,
+        )
     middle = colours[20, 20]
     assert np.ptp(middle) < 0.02 and middle.max() < 0.3  # no head looks: dark and grey
 
@@ -145,11 +148,18 @@ def test_similarities_share_one_scale_and_the_asked_patch_is_outlined(pictures, 
         np.testing.assert_allclose(axis.images[0].get_array(), of)
         assert axis.images[0].get_clim() == pytest.approx((maps.min().item(), maps.max().item()))
     assert [len(axis.patches) for axis in below] == [0, 2, 0]
-    assert below[1].patches[0].get_bbox().bounds == (18, 0, 6, 6)  # row 0, column 3 of 4 x 4 on 24 pixels
+    assert below[1].patches[0].get_bbox().bounds == (
+        18,
+        0,
+        6,
+        6,
+    )  # row 0, column 3 of 4 x 4 on 24 pixels
 
 
 def test_correspondences_end_in_the_middle_of_their_patches(pictures, draw):
-    figure = correspondence(pictures.images[:2], [(4, 4), (2, 2)], [[(0, 0), (3, 1)], [(1, 1), (0, 0)]])
+    figure = correspondence(
+        pictures.images[:2], [(4, 4), (2, 2)], [[(0, 0), (3, 1)], [(1, 1), (0, 0)]]
+    )
     draw(figure)
     [axis] = figure.axes
     first, second = (line.get_xydata() for line in axis.lines)
@@ -162,6 +172,13 @@ def test_the_heatmap_shows_the_numbers_and_frames_the_largest(draw):
     figure = jaccard_heatmap(table, (0.6, 0.9))
     draw(figure)
     [axis] = figure.axes
-    assert [text.get_text() for text in axis.texts] == ["0.11", "0.42", "0.33", "0.29", "0.05", "0.07"]
+    assert [text.get_text() for text in axis.texts] == [
+        "0.11",
+        "0.42",
+        "0.33",
+        "0.29",
+        "0.05",
+        "0.07",
+    ]
     assert axis.patches[0].get_xy() == (0.5, -0.5)
     assert [label.get_text() for label in axis.get_xticklabels()] == ["60%", "90%"]

@@ -37,8 +37,16 @@ def few_shapes():
 def on_shapes(config):
     """A run on the embedded dataset, at its own size, that is evaluated on all of it."""
     options = {**config.backbone_options, "img_size": 48, "patch_size": 8}
-    return dataclasses.replace(config, dataset="shapes", store_size=48, global_size=48, local_size=24, epochs=1,
-                               backbone_options=options, eval_limit=4000)
+    return dataclasses.replace(
+        config,
+        dataset="shapes",
+        store_size=48,
+        global_size=48,
+        local_size=24,
+        epochs=1,
+        backbone_options=options,
+        eval_limit=4000,
+    )
 
 
 @pytest.fixture
@@ -67,19 +75,37 @@ def picture(path):
 
 def test_a_report_has_the_figures_and_the_numbers(reported):
     folder, history, returned = reported
-    for name, width, height in [("curves.png", 1000, 500), ("attention.png", 1000, 300), ("clusters.png", 800, 400),
-                                ("neighbours.png", 1000, 700)]:
+    for name, width, height in [
+        ("curves.png", 1000, 500),
+        ("attention.png", 1000, 300),
+        ("clusters.png", 800, 400),
+        ("neighbours.png", 1000, 700),
+    ]:
         pixels = picture(folder / name)
         assert pixels.shape[0] > height and pixels.shape[1] > width and pixels.std() > 10, name
     numbers = json.loads((folder / "report.json").read_text())
     assert numbers == returned
     kinds = ("", "_best", "_blobs")
-    keys = ["knn", "knn_per_class", "nmi", "map", "linear", "linear_per_class",
-            *(f"{key}{kind}" for key in ("above_blind", "auc", "jaccard") for kind in kinds)]
+    keys = [
+        "knn",
+        "knn_per_class",
+        "nmi",
+        "map",
+        "linear",
+        "linear_per_class",
+        *(f"{key}{kind}" for key in ("above_blind", "auc", "jaccard") for kind in kinds),
+    ]
     scores = [f"{key}_{stage}" for key in keys for stage in ("untrained", "trained")]
-    assert numbers.keys() == {"seconds", "images_seen", "knn_color_histogram",
-                              "knn_per_class_color_histogram", "head_untrained", "head_trained",
-                              "figures", *scores}
+    assert numbers.keys() == {
+        "seconds",
+        "images_seen",
+        "knn_color_histogram",
+        "knn_per_class_color_histogram",
+        "head_untrained",
+        "head_trained",
+        "figures",
+        *scores,
+    }
     assert all(-1 <= numbers[key] <= 1 for key in scores)
     assert numbers["figures"] == sorted(path.name for path in folder.glob("*.png"))
     assert numbers["images_seen"] == 40
@@ -141,7 +167,8 @@ def test_a_report_of_pictures_without_labels_has_the_curves_alone(unlabelled):
     assert sorted(path.name for path in folder.glob("*.png")) == ["curves.png"]
     assert in_words(numbers).splitlines() == [
         f"8 images seen in {numbers['seconds']:.0f} seconds.",
-        f"No scores: the images of {folder.parent / 'photos'} have no labels."]
+        f"No scores: the images of {folder.parent / 'photos'} have no labels.",
+    ]
 
 
 def test_a_report_without_masks_says_nothing_of_objects(tiny, labelled_folder, tmp_path):
@@ -153,8 +180,9 @@ def test_a_report_without_masks_says_nothing_of_objects(tiny, labelled_folder, t
 
 
 def test_a_run_on_grey_pictures_is_reported(tiny, labelled_folder):
-    config = dataclasses.replace(tiny, dataset=str(labelled_folder), epochs=1, mean=(0.5,),
-                                 std=(0.5,))
+    config = dataclasses.replace(
+        tiny, dataset=str(labelled_folder), epochs=1, mean=(0.5,), std=(0.5,)
+    )
     train(config)
     numbers = report(config.output_dir)
     assert len(numbers["figures"]) == 4 and 0 <= numbers["knn_color_histogram"] <= 1
@@ -171,30 +199,81 @@ def test_classes_whose_names_are_no_utf8_are_drawn(tiny, pictures, tmp_path):
 
 
 def test_in_words_holds_the_figures():
-    text = in_words({"images_seen": 640, "seconds": 41.6, "knn_untrained": 0.4321, "knn_trained": 0.6789,
-                     "knn_color_histogram": 0.5555, "nmi_untrained": 0.111, "nmi_trained": 0.222,
-                     "map_untrained": 0.1234, "map_trained": 0.5678,
-                     "linear_untrained": 0.4567, "linear_trained": 0.7654,
-                     "above_blind_untrained": 0.11, "above_blind_trained": 0.92,
-                     "above_blind_blobs_untrained": 0.01, "above_blind_blobs_trained": 0.06,
-                     "auc_untrained": 0.51, "auc_trained": 0.97, "auc_blobs_trained": 0.62,
-                     "jaccard_untrained": 0.333, "jaccard_trained": 0.444})
+    text = in_words(
+        {
+            "images_seen": 640,
+            "seconds": 41.6,
+            "knn_untrained": 0.4321,
+            "knn_trained": 0.6789,
+            "knn_color_histogram": 0.5555,
+            "nmi_untrained": 0.111,
+            "nmi_trained": 0.222,
+            "map_untrained": 0.1234,
+            "map_trained": 0.5678,
+            "linear_untrained": 0.4567,
+            "linear_trained": 0.7654,
+            "above_blind_untrained": 0.11,
+            "above_blind_trained": 0.92,
+            "above_blind_blobs_untrained": 0.01,
+            "above_blind_blobs_trained": 0.06,
+            "auc_untrained": 0.51,
+            "auc_trained": 0.97,
+            "auc_blobs_trained": 0.62,
+            "jaccard_untrained": 0.333,
+            "jaccard_trained": 0.444,
+        }
+    )
     text = text.replace("(above blind: any fixed map 0, the masks 1)", "")
     assert re.findall(r"\d+\.?\d*%?", text.replace("20-NN", "")) == [
-        "640", "42", "43.2%", "67.9%", "55.5%", "0.11", "0.22", "12.3%", "56.8%", "45.7%", "76.5%",
-        "0.11", "0.92", "0.06", "0.51", "0.97", "0.62", "0.33", "0.44"]
+        "640",
+        "42",
+        "43.2%",
+        "67.9%",
+        "55.5%",
+        "0.11",
+        "0.22",
+        "12.3%",
+        "56.8%",
+        "45.7%",
+        "76.5%",
+        "0.11",
+        "0.92",
+        "0.06",
+        "0.51",
+        "0.97",
+        "0.62",
+        "0.33",
+        "0.44",
+    ]
     assert [line.split()[0] for line in text.splitlines()] == [
-        "640", "20-NN", "Clusters", "Retrieval", "Linear", "Attention", "The", "The"]
+        "640",
+        "20-NN",
+        "Clusters",
+        "Retrieval",
+        "Linear",
+        "Attention",
+        "The",
+        "The",
+    ]
     assert in_words({"knn_trained": 0.5, "knn_color_histogram": 0.25}) == (
-        "20-NN accuracy: 50.0% trained, 25.0% by a colour histogram.")
+        "20-NN accuracy: 50.0% trained, 25.0% by a colour histogram."
+    )
 
 
-@pytest.mark.parametrize("arguments, reason", [
-    ([], "required: teacher"), (["nothing"], "no teacher 'nothing'"), (["demo"], "demo is no run's folder"),
-    (["{official}", "--out", "{folder}"], "--dataset"),
-    (["demo", "--dataset", "nowhere", "--out", "{folder}"], "nowhere")])
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        ([], "required: teacher"),
+        (["nothing"], "no teacher 'nothing'"),
+        (["demo"], "demo is no run's folder"),
+        (["{official}", "--out", "{folder}"], "--dataset"),
+        (["demo", "--dataset", "nowhere", "--out", "{folder}"], "nowhere"),
+    ],
+)
 def test_the_command_says_in_a_line_what_is_missing(arguments, reason, tmp_path, capsys):
-    vit = create_backbone("vit_base_patch16_224", img_size=48, patch_size=16, embed_dim=64, depth=1, num_heads=1)
+    vit = create_backbone(
+        "vit_base_patch16_224", img_size=48, patch_size=16, embed_dim=64, depth=1, num_heads=1
+    )
     torch.save(vit.model.state_dict(), tmp_path / "official.pth")
     names = {"official": tmp_path / "official.pth", "folder": tmp_path / "out"}
     with pytest.raises(SystemExit) as end:
@@ -207,28 +286,51 @@ def test_the_command_says_in_a_line_what_is_missing(arguments, reason, tmp_path,
 def test_a_shipped_teacher_is_scored_on_its_own_dataset_and_on_another(labelled_folder, tmp_path):
     numbers = report("demo", out=tmp_path / "out")
     probes, teacher = open_probes(load_teacher("demo").config), load_teacher("demo")
-    assert numbers["knn_trained"] == probes.evaluate(teacher)["knn"] and numbers["images_seen"] == 558 * 64
+    assert (
+        numbers["knn_trained"] == probes.evaluate(teacher)["knn"]
+        and numbers["images_seen"] == 558 * 64
+    )
     gallery, queries = probes.features(teacher)
     expected = retrieval_map(gallery, probes.gallery_labels, queries, probes.query_labels)
-    assert numbers["map_trained"] == pytest.approx(expected) and numbers["map_untrained"] != numbers["map_trained"]
+    assert (
+        numbers["map_trained"] == pytest.approx(expected)
+        and numbers["map_untrained"] != numbers["map_trained"]
+    )
     other = report("demo", dataset=str(labelled_folder), out=tmp_path / "other")
     assert other["knn_trained"] != numbers["knn_trained"] and "jaccard_trained" not in other
     assert sorted(path.name for path in (tmp_path / "other").iterdir()) == [
-        "attention.png", "clusters.png", "curves.png", "neighbours.png", "report.json"]
+        "attention.png",
+        "clusters.png",
+        "curves.png",
+        "neighbours.png",
+        "report.json",
+    ]
 
 
 def test_a_teacher_without_settings_is_scored_as_its_transform_sees(labelled_folder, tmp_path):
     torch.manual_seed(0)
-    vit = create_backbone("vit_base_patch16_224", img_size=48, patch_size=16, embed_dim=64, depth=1, num_heads=1)
+    vit = create_backbone(
+        "vit_base_patch16_224", img_size=48, patch_size=16, embed_dim=64, depth=1, num_heads=1
+    )
     torch.save(vit.model.state_dict(), tmp_path / "official.pth")
     numbers = report(tmp_path / "official.pth", dataset=str(labelled_folder), out=tmp_path / "out")
     assert "knn_untrained" not in numbers and not (tmp_path / "out" / "curves.png").exists()
     assert [line.split(":")[0] for line in numbers["left_out"]] == [
-        "No training curves", "Nothing untrained beside it"]
+        "No training curves",
+        "Nothing untrained beside it",
+    ]
     teacher, hits = load_teacher(tmp_path / "official.pth"), 0
-    seen = [[(extract_features(teacher, teacher.transform(image)[None])[0], label) for image, label in
-             open_dataset(str(labelled_folder), "", split)] for split in ("gallery", "test")]
-    gallery, labels = torch.stack([x for x, _ in seen[0]]), torch.tensor([label for _, label in seen[0]])
+    seen = [
+        [
+            (extract_features(teacher, teacher.transform(image)[None])[0], label)
+            for image, label in open_dataset(str(labelled_folder), "", split)
+        ]
+        for split in ("gallery", "test")
+    ]
+    gallery, labels = (
+        torch.stack([x for x, _ in seen[0]]),
+        torch.tensor([label for _, label in seen[0]]),
+    )
     for feature, label in seen[1]:
         hits += knn_predict(gallery, labels, feature[None], k=20).item() == label
     assert numbers["knn_trained"] == pytest.approx(hits / len(seen[1]))
@@ -252,17 +354,22 @@ def test_report_of_no_run_says_what_could_be_loaded(tmp_path):
         report(tmp_path / "nothing")
 
 
-# --- comparing stages -------------------------------------------------------------------------------------------------
+# --- comparing stages ----------------------------------------------------------
 
 
 def test_compare_scores_every_stage_and_draws_it(config):
     probes = open_probes(config)
-    a, b = (build_student(dataclasses.replace(config, seed=seed)).backbone.eval() for seed in (0, 1))
-    table, attention, clusters = compare({"first": a, "second": b}, probes, n_points=20, n_pictures=4)
+    a, b = (
+        build_student(dataclasses.replace(config, seed=seed)).backbone.eval() for seed in (0, 1)
+    )
+    table, attention, clusters = compare(
+        {"first": a, "second": b}, probes, n_points=20, n_pictures=4
+    )
     assert list(table) == ["first", "second"] and table["first"] != table["second"]
     assert table["second"] == compare({"x": b}, probes, n_points=20)[0]["x"]
     assert [axis.get_title() for axis in clusters.axes] == [
-        f"{name}: NMI {table[name]['nmi']:.2f}" for name in ("first", "second")]
+        f"{name}: NMI {table[name]['nmi']:.2f}" for name in ("first", "second")
+    ]
     assert sum(len(dots.get_offsets()) for dots in clusters.axes[0].collections) == 20
     assert len(attention.axes) == 3 * 4 and len(clusters.legends) == 1
     assert attention.axes[4].get_ylabel().startswith("first\nhead ")
@@ -272,14 +379,19 @@ def test_more_classes_than_colours_are_shown_as_pictures(config):
     probes, backbone = open_probes(config), build_student(config).backbone.eval()
     probes.classes = [*probes.classes, "an eleventh"]
     clusters = compare({"x": backbone}, probes, n_points=20)[2]
-    assert any(isinstance(artist, AnnotationBbox) for artist in clusters.axes[0].artists) and not clusters.legends
+    assert (
+        any(isinstance(artist, AnnotationBbox) for artist in clusters.axes[0].artists)
+        and not clusters.legends
+    )
 
 
 def test_compare_shows_every_step_th_query(config):
     probes, backbone = open_probes(config), build_student(config).backbone.eval()
     attention = compare({"x": backbone}, probes, n_points=20, n_pictures=3, step=5)[1]
     for i, axis in enumerate(attention.axes[:3]):
-        np.testing.assert_allclose(axis.images[0].get_array(), to_image(probes.queries[5 * i]), atol=1e-6)
+        np.testing.assert_allclose(
+            axis.images[0].get_array(), to_image(probes.queries[5 * i]), atol=1e-6
+        )
 
 
 def test_compare_draws_what_a_network_without_cls_token_has(config):
@@ -304,13 +416,20 @@ def test_compare_of_networks_without_patches_has_no_maps(config, monkeypatch):
     assert len(attention.axes) == 2 * 3 and attention.axes[3].get_ylabel().startswith("vit\nhead")
 
 
-# --- probes -----------------------------------------------------------------------------------------------------------
+# --- probes ---------------------------------------------------------------------
 
 
 def test_probes_are_the_gallery_and_the_test_images_of_the_dataset(config):
-    probes, gallery, test = open_probes(config), *(open_dataset("shapes", "", split) for split in ("gallery", "test"))
-    assert torch.equal(probes.gallery, gallery.images) and torch.equal(probes.gallery_labels, gallery.labels)
-    assert torch.equal(probes.queries, test.images) and torch.equal(probes.query_labels, test.labels)
+    probes, gallery, test = (
+        open_probes(config),
+        *(open_dataset("shapes", "", split) for split in ("gallery", "test")),
+    )
+    assert torch.equal(probes.gallery, gallery.images) and torch.equal(
+        probes.gallery_labels, gallery.labels
+    )
+    assert torch.equal(probes.queries, test.images) and torch.equal(
+        probes.query_labels, test.labels
+    )
     assert torch.equal(probes.masks, test.masks) and probes.classes == Shapes.classes
 
 
@@ -326,7 +445,11 @@ def test_probes_keep_to_the_limit(config):
 
 def test_the_limit_takes_every_class_whatever_their_order():
     chosen = spread(1000, 100)
-    assert chosen.tolist() == sorted(set(chosen.tolist())) and len(chosen) == 100 and 0 <= chosen[0] < chosen[-1] < 1000
+    assert (
+        chosen.tolist() == sorted(set(chosen.tolist()))
+        and len(chosen) == 100
+        and 0 <= chosen[0] < chosen[-1] < 1000
+    )
     for labels in (torch.arange(1000) % 10, torch.arange(1000) // 100):
         assert labels[chosen].bincount(minlength=10).min() >= 3
     assert torch.equal(spread(1000, 100), chosen) and spread(7, 10**9).tolist() == list(range(7))

@@ -17,15 +17,24 @@ from dino_lib.measure.stages import examine, fine_attention, histogram_knn
 @pytest.fixture(scope="module")
 def probes():
     gallery, queries = Shapes(40), Shapes(30, seed=1)
-    return Probes(gallery.images, gallery.labels, queries.images, queries.labels, queries.masks,
-                  (0.5,) * 3, (0.25,) * 3, Shapes.classes)
+    return Probes(
+        gallery.images,
+        gallery.labels,
+        queries.images,
+        queries.labels,
+        queries.masks,
+        (0.5,) * 3,
+        (0.25,) * 3,
+        Shapes.classes,
+    )
 
 
 @pytest.fixture(scope="module")
 def backbone():
     torch.manual_seed(0)
-    return create_backbone("vit_tiny_patch16_224", img_size=48, patch_size=8, embed_dim=16,
-                           depth=1, num_heads=2).eval()
+    return create_backbone(
+        "vit_tiny_patch16_224", img_size=48, patch_size=8, embed_dim=16, depth=1, num_heads=2
+    ).eval()
 
 
 def test_the_head_that_is_shown_is_chosen_without_masks(probes, backbone):
@@ -43,7 +52,9 @@ def test_the_head_that_is_shown_is_chosen_without_masks(probes, backbone):
     assert again.label == found.label and torch.equal(again.maps, found.maps)
 
 
-@pytest.mark.parametrize("side, grid", [(4, (6, 6)), (12, (12, 12)), (16, (18, 18)), (99, (24, 24))])
+@pytest.mark.parametrize(
+    "side, grid", [(4, (6, 6)), (12, (12, 12)), (16, (18, 18)), (99, (24, 24))]
+)
 def test_maps_to_look_at_are_finer_where_the_network_takes_larger_pictures(backbone, side, grid):
     images = torch.randn(2, 3, 48, 48)
     assert fine_attention(backbone, images, side).shape == (2, 2, *grid)
@@ -51,8 +62,9 @@ def test_maps_to_look_at_are_finer_where_the_network_takes_larger_pictures(backb
 
 
 def test_a_network_that_takes_its_own_size_alone_shows_its_own_grid():
-    beit = create_backbone("beitv2_base_patch16_224", depth=1, embed_dim=48, num_heads=2,
-                           img_size=64)
+    beit = create_backbone(
+        "beitv2_base_patch16_224", depth=1, embed_dim=48, num_heads=2, img_size=64
+    )
     assert fine_attention(beit, torch.randn(1, 3, 64, 64)).shape == (1, 2, 4, 4)
 
 
