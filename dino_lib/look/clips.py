@@ -1,6 +1,7 @@
 """Clips as streams of frames: read and written one at a time, each with its own time.
 
-Animated images are read by Pillow; films are read, and both are written, by PyAV (extra "video").
+Animated images are read by Pillow; films are read, and both are written, by PyAV (extra
+"video").
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from dino_lib.data.images import NO_DECODER, to_channels
 
 # formats whose frames follow in time; those of a TIFF or MPO are pages and previews
 MOVING = ("GIF", "WEBP", "PNG", "AVIF")
-# ticks a second of what is written: of 90,000, 24, 25, 30 and 60 frames a second are whole numbers
+# ticks a second of what is written: 24, 25, 30 and 60 frames a second divide 90,000
 CLOCKS = {".mp4": 90_000, ".gif": 100}
 
 
@@ -29,16 +30,17 @@ def is_clip(path: str | Path) -> bool:
     try:
         with Image.open(path) as image:
             return image.format in MOVING and image.is_animated
-    except Exception:  # a decoder may stumble with any exception over what it does not know
+    except Exception:  # a decoder may stumble with anything
         kind = Image.registered_extensions().get(path.suffix.lower())
         return path.is_file() and (kind is None or kind in NO_DECODER)
 
 
 @contextlib.contextmanager
 def read_frames(source: str | Path) -> Iterator[tuple[Iterator, int | None]]:
-    """Opens a clip: yields (iterator of (PIL image, start, end) in seconds, their number or None).
+    """Opens a clip: yields (iterator of (PIL image, start, end), their number or None).
 
-    Raises FileNotFoundError, ValueError on what is no clip or damaged, ImportError without PyAV.
+    Times are in seconds. Raises FileNotFoundError, ValueError on what is no clip or damaged, ImportError
+    without PyAV.
     """
     source = Path(source).expanduser()
     if not source.is_file():
@@ -93,10 +95,11 @@ def _film_frames(source: Path, container, av: ModuleType):
 
 @contextlib.contextmanager
 def write_clip(path: str | Path, kind: str) -> Iterator[Callable]:
-    """Opens a clip of kind ".mp4" or ".gif": yields write(PIL image, start, end), times in seconds.
+    """Opens a clip of kind ".mp4" or ".gif": yields write(PIL image, start, end).
 
-    All frames have one size, of even sides in an .mp4. A GIF shows no frame for less than 0.02 s,
-    because browsers would show it for 0.1 s: frames that come sooner are left out.
+    Times are in seconds. All frames have one size, of even sides in an .mp4. A GIF
+    shows no frame for less than 0.02 s, because browsers would show it for 0.1 s: frames
+    that come sooner are left out.
     """
     av = _need_av()
     ticks = CLOCKS[kind]
@@ -106,11 +109,13 @@ def write_clip(path: str | Path, kind: str) -> Iterator[Callable]:
         if kind == ".gif":
             stream = container.add_stream("gif")
             stream.pix_fmt = "pal8"
+            to_frame = _with_palette
         else:  # B-frames blur the last one's time
             stream = container.add_stream("h264", options={"crf": "20", "bf": "0"})
             stream.pix_fmt = "yuv420p"
+            to_frame = av.VideoFrame.from_image
         stream.codec_context.time_base = clock
-        ends: dict[int, int] = {}  # in ticks, by the start of frames that are being encoded
+        ends: dict[int, int] = {}  # in ticks, by the frames' starts
         before = -shortest
 
         def mux(frame) -> None:
@@ -126,7 +131,7 @@ def write_clip(path: str | Path, kind: str) -> Iterator[Callable]:
                 return
             if not stream.codec_context.is_open:
                 stream.width, stream.height = image.size
-            frame = _with_palette(image, av) if kind == ".gif" else av.VideoFrame.from_image(image)
+            frame = to_frame(image)
             frame.pts, frame.time_base = begins, clock
             ends[begins] = round(end * ticks)
             before = begins
@@ -136,13 +141,13 @@ def write_clip(path: str | Path, kind: str) -> Iterator[Callable]:
         mux(None)
 
 
-def _with_palette(image: Image.Image, av: ModuleType):
+def _with_palette(image: Image.Image):
     """A frame of at most 256 colours, chosen for this image."""
     image = image.quantize()
     colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
     palette = np.full((256, 4), 255, np.uint8)  # alpha first
     palette[:len(colours), 1:] = colours
-    return av.VideoFrame.from_ndarray((np.asarray(image), palette), format="pal8")
+    return _need_av().VideoFrame.from_ndarray((np.asarray(image), palette), format="pal8")
 
 
 def _need_av() -> ModuleType:

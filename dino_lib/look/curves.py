@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from dino_lib.look.style import WIDTH, new_figure
 
-# a panel a line: its title, and the history's keys with what they are called in the legend
+# a panel a line: its title, and the history's keys with their names in the legend
 PANELS = {
     "loss": {"loss": "loss"},
     "teacher entropy (nats)": {"teacher_entropy": "of one image",
@@ -22,7 +22,7 @@ PANELS = {
 
 
 def training_curves(history: list[dict], out_dim: int) -> Figure:
-    """What a run looks like: loss against ln K, entropies, feature std, scores and schedules.
+    """A run: loss against ln K, entropies, feature std, scores and schedules.
 
     history: a list of dicts as `read_history` gives; out_dim: K.
     """

@@ -1,7 +1,7 @@
 """The attention explorer: what teachers see in a few images, as one HTML file.
 
-The page needs no kernel and no network. Beside the CLS token's attention it shows that of any
-patch in the last layer, and what resembles a patch.
+The page needs no kernel and no network. Beside the CLS token's attention it shows that
+of any patch in the last layer, and what resembles a patch.
 """
 
 import base64
@@ -34,11 +34,11 @@ FACTOR_BYTES = 3_500_000
 
 
 class Explorer:
-    """A page that was written to `path`; a notebook shows it where it is the value of a cell.
+    """A page that was written to `path`; a notebook shows it as the value of a cell.
 
-    `seen` is a dict of teacher -> list of (picture, maps): the PIL image as the teacher saw it, and
-    float32 maps (layers, heads, h, w), CLS attention or, with one layer and one head, the pooled
-    similarity.
+    `seen` is a dict of teacher -> list of (picture, maps): the PIL image as the teacher
+    saw it, and float32 maps (layers, heads, h, w), CLS attention or, with one layer and
+    one head, the pooled similarity.
     """
 
     def __init__(self, path: Path, page: str, seen: dict[str, list[tuple[Image.Image, Tensor]]]):
@@ -53,16 +53,18 @@ class Explorer:
 
 def explore(teacher, images, *, path: str | Path = "explorer.html", size: int | None = None,
             limit: int = 12, progress: bool = True) -> Explorer:
-    """Write the explorer of `images` as seen by `teacher` to `path`; a notebook shows the value.
+    """Write the explorer of `images` as seen by `teacher` to `path`.
 
-    teacher: what `load_teacher` gives, or a dict of name -> teacher, several stages of one run
-    too, {"step 0": ..., "step 100": ...}; one without `.transform`, such as an untrained network,
-    takes that of the first which has one. A teacher of several that has no patches to show is left
-    out, and a printed line says so. images: a PIL image, a path, a list of these, or a folder, of
-    which at most `limit` readable images are taken, evenly spread. size: None for the teacher's
-    own transform (the middle square), or the whole image is seen, resized to about size x size
-    pixels in all, its aspect kept but for rounding to whole patches. progress=False shows no bar.
-    Raises UnreadableImage, FileNotFoundError, ValueError, and TypeError where there are no patches.
+    teacher: what `load_teacher` gives, or a dict of name -> teacher, several stages of
+    one run too, {"step 0": ..., "step 100": ...}; one without `.transform`, such as an
+    untrained network, takes that of the first which has one. A teacher of several that
+    has no patches to show is left out, and a printed line says so. images: a PIL image,
+    a path, a list of these, or a folder, of which at most `limit` readable images are
+    taken, evenly spread. size: None for the teacher's own transform (the middle
+    square), or the whole image is seen, resized to about size x size pixels in all, its
+    aspect kept but for rounding to whole patches. progress=False shows no bar. Raises
+    UnreadableImage, FileNotFoundError, ValueError, and TypeError where there are no
+    patches.
     """
     teachers = teacher if isinstance(teacher, dict) else {"teacher": teacher}
     transforms = [t.transform for t in teachers.values() if hasattr(t, "transform")]
@@ -74,9 +76,10 @@ def explore(teacher, images, *, path: str | Path = "explorer.html", size: int | 
     pictures: list[str] = []
     entries = []
     seen = {}
+    hidden = None if progress else True  # None: hidden in a file, shown on a screen
     for name, model in teachers.items():
         transform = getattr(model, "transform", transforms[0])
-        bar = tqdm(images, desc=f"{name} looks", leave=False, disable=None if progress else True)
+        bar = tqdm(images, desc=f"{name} looks", leave=False, disable=hidden)
         try:
             looks = [_look(backbone_of(model), image, transform, size) for image in bar]
         except TypeError as error:
@@ -101,8 +104,9 @@ def write_explorer(images: str | Path, teachers: dict, out: str | Path, *,
                    size: int | None = None, limit: int = 12) -> list[Path]:
     """Write explorer.html and the heads' figures to the folder `out`; the files' paths.
 
-    Of one image each teacher gets heads.png, its heads large (heads-TEACHER.png where there are
-    several); of more images heads.png is a sheet of all. Arguments as in `explore`.
+    Of one image each teacher gets heads.png, its heads large (heads-TEACHER.png where
+    there are several); of more images heads.png is a sheet of all. Arguments as in
+    `explore`.
     """
     out = Path(out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
@@ -111,17 +115,19 @@ def write_explorer(images: str | Path, teachers: dict, out: str | Path, *,
     large = {name: looks[0] for name, looks in page.seen.items()
              if len(looks) == 1 and looks[0][1].shape[1] > 1}
     for name, (picture, maps) in large.items():
-        paths.append(out / f"heads{f'-{file_word(name)}' if len(page.seen) > 1 else ''}.png")
+        suffix = f"-{file_word(name)}" if len(page.seen) > 1 else ""
+        paths.append(out / f"heads{suffix}.png")
         figure = heads_of(pil_to_tensor(picture), maps[-1])
         figure.savefig(paths[-1])
     if len(large) < len(page.seen):
         paths.append(out / "heads.png")
-        _sheet({name: page.seen[name] for name in page.seen.keys() - large}).savefig(paths[-1])
+        others = {name: looks for name, looks in page.seen.items() if name not in large}
+        _sheet(others).savefig(paths[-1])
     return paths
 
 
 def _sheet(seen: dict[str, list[tuple[Image.Image, Tensor]]]):
-    """All heads of all teachers, a row each, below the pictures of the first teacher."""
+    """All heads of all teachers, a row each, below the first one's pictures."""
     rows = {}
     for name, looks in seen.items():
         heads = looks[0][1].shape[1]
@@ -136,8 +142,8 @@ def _sheet(seen: dict[str, list[tuple[Image.Image, Tensor]]]):
 def _look(backbone: Backbone, image: Image.Image, transform, size: int | None) -> dict:
     """What a teacher sees of one image.
 
-    `picture`, `kind` of the maps, `maps` (layers, heads, h, w), `attention` between all tokens
-    (heads, T, T) or None, `features` of the patches (h * w, D).
+    `picture`, `kind` of the maps, `maps` (layers, heads, h, w), `attention` between all
+    tokens (heads, T, T) or None, `features` of the patches (h * w, D).
     """
     picture, x = as_seen(image, transform, backbone.patch_size, size)
     x = x[None].to(next(backbone.parameters()).device)
@@ -158,7 +164,7 @@ def _look(backbone: Backbone, image: Image.Image, transform, size: int | None) -
 
 
 def _entry(name: str, looks: list[dict], pictures: list[str], room: float) -> dict:
-    """One teacher's part of the page's data; pictures that are new are added to `pictures`."""
+    """One teacher's part of the page's data; new pictures are added to `pictures`."""
     features, scale = compress(torch.cat([look["features"] for look in looks]))
     features = features.split([len(look["features"]) for look in looks])
     images = []
@@ -223,7 +229,7 @@ def _from_folder(path: str | Path, limit: int) -> tuple[list[str], list[Image.Im
 
 
 def _data_uri(picture: Image.Image) -> str:
-    kind = "png" if max(picture.size) <= 128 else "jpeg"  # small ones are enlarged, artefacts too
+    kind = "png" if max(picture.size) <= 128 else "jpeg"  # small ones are enlarged
     buffer = io.BytesIO()
     picture.save(buffer, kind, quality=90)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -21,8 +21,9 @@ def neighbour_sheet(queries: Tensor, neighbours: Tensor, same: Tensor,
                     titles: Sequence[str] | None = None) -> Figure:
     """Each query on the left, its nearest neighbours to the right, framed by their class.
 
-    queries uint8 (M, C, H, W); neighbours uint8 (M, k, C, H, W), nearest first; same bool (M, k):
-    a solid blue frame where True, else a dashed red one; titles: one a query.
+    queries uint8 (M, C, H, W); neighbours uint8 (M, k, C, H, W), nearest first; same
+    bool (M, k): a solid blue frame where True, else a dashed red one; titles: one a
+    query.
     """
     m, k = same.shape
     figure, axes = grid(m, k + 2, width_ratios=[1, 0.12, *[1] * k])
@@ -51,7 +52,8 @@ def cluster_plot(panels: dict[str, Tensor], labels: Tensor,
                  classes: Sequence[str] | None = None) -> Figure:
     """Embeddings, three to a row, coloured by class.
 
-    panels: dict of title -> (N, 2) points; labels (N,) ints; classes: their names for the legend.
+    panels: dict of title -> (N, 2) points; labels (N,) ints; classes: their names for
+    the legend.
     """
     figure, axes = _panels(panels, 3, cell=4, legend=1.1 if classes else 0.0)
     labels = np.asarray(labels)
@@ -69,10 +71,10 @@ def cluster_plot(panels: dict[str, Tensor], labels: Tensor,
 
 
 def thumbnail_plot(panels: dict[str, Tensor], images: Tensor, size: float = 0.36) -> Figure:
-    """Embeddings, two to a row, with small pictures at as many points as have room, else dots.
+    """Embeddings, two to a row: small pictures where there is room, else dots.
 
-    panels: dict of title -> (N, 2) points; images uint8 (N, C, H, W); size: a picture's longer
-    side in inches.
+    panels: dict of title -> (N, 2) points; images uint8 (N, C, H, W); size: a picture's
+    longer side in inches.
     """
     figure, axes = _panels(panels, 2, cell=4.8)
     side = figure.get_size_inches()[0] / min(2, len(panels)) - 0.4
@@ -83,7 +85,7 @@ def thumbnail_plot(panels: dict[str, Tensor], images: Tensor, size: float = 0.36
         points = (points - low) / np.maximum(high - low, 1e-12)
         axis.scatter(*points.T, s=4, color="#9a9a9a", linewidths=0)
         shown = []
-        for i, point in enumerate(points):  # the first in order that overlap none before them
+        for i, point in enumerate(points):  # those that overlap none before
             if not shown or (np.abs(points[shown] - point).max(1) > room).all():
                 shown.append(i)
                 _thumbnail(axis, to_image(images[i]), point, size)

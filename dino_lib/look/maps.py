@@ -1,4 +1,4 @@
-"""Figures of what lies on the patches of pictures: attention, similarity, matches, scores."""
+"""Figures of what lies on patches: attention, similarity, matches, scores."""
 
 import math
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from torch import Tensor
 from dino_lib.look.pictures import outline, to_image
 from dino_lib.look.style import CMAP, PALETTE, WIDTH, bare, grid, label_row, new_figure
 
-VIVID = 3  # the brightest colour stands for so many times a picture's mean attention at least
+VIVID = 3  # times a picture's mean attention at least: the brightest colour
 
 
 def attention_sheet(images: Sequence[Tensor], rows: dict[str, Sequence[Tensor]], *,
                     masks: Tensor | None = None, titles: Sequence[str] | None = None) -> Figure:
-    """Images above, below them one row of maps for each entry of `rows`, on one scale a row.
+    """Images above, below them a row of maps for each entry of `rows`.
 
-    images: uint8 (N, C, H, W), or a list of (C, H, W) of any sizes, such as one image at several
-    resolutions. rows: label -> N maps (h, w), drawn over a grey picture as `brightness` says, or
-    N colours (h, w, 3) in [0, 1], drawn as they are. masks: bool (N, H, W), outlined everywhere.
-    titles: one a column.
+    images: uint8 (N, C, H, W), or a list of (C, H, W) of any sizes, such as one image
+    at several resolutions. rows: label -> N maps (h, w), drawn over a grey picture, a
+    row on one scale (see `brightness`), or N colours (h, w, 3) in [0, 1], drawn as they
+    are. masks: bool (N, H, W), outlined everywhere. titles: one a column.
     """
     n = len(images)
     figure, axes = grid(1 + len(rows), n, cell=1.15 if n > 4 else 2.3)
@@ -56,7 +56,8 @@ def attention_sheet(images: Sequence[Tensor], rows: dict[str, Sequence[Tensor]],
 def layer_sheet(image: Tensor, maps: Tensor) -> Figure:
     """One image's maps through the network: a row for each head, a column for each layer.
 
-    image uint8 (C, H, W); maps (layers, heads, h, w), all on one scale: see `brightness`.
+    image uint8 (C, H, W); maps (layers, heads, h, w), all on one scale: see
+    `brightness`.
     """
     layers, heads = maps.shape[:2]
     figure, axes = grid(heads, layers)
@@ -73,10 +74,11 @@ def layer_sheet(image: Tensor, maps: Tensor) -> Figure:
 
 
 def heads_of(image: Tensor, maps: Tensor) -> Figure:
-    """One picture's heads, large: the picture, all heads over it in colours, and each head alone.
+    """One picture's heads, large: all over it in colours, and each alone.
 
-    In colours, as in figure 3 of the paper, a place has that of the head which looks at it most, as
-    strong as it looks; where none does it is dark. image uint8 (C, H, W); maps (heads, h, w).
+    In colours, as in figure 3 of the paper, a place has that of the head which looks at
+    it most, as strong as it looks; where none does it is dark. image uint8 (C, H, W);
+    maps (heads, h, w).
     """
     picture = to_image(image)
     shares = [brightness([values]) for values in maps]
@@ -103,12 +105,13 @@ def heads_of(image: Tensor, maps: Tensor) -> Figure:
 
 
 def brightness(maps: Sequence[Tensor]) -> tuple[list[Tensor], tuple[float, float]]:
-    """One scale for several maps (h, w) of any sizes: the values to draw, and (darkest, brightest).
+    """One scale for several maps (h, w): the values, and (darkest, brightest).
 
-    Attention, which sums to at most 1, is drawn as multiples of its picture's mean. Dark is 0, and
-    bright is the 98th percentile of all (one bright patch would darken the others), or 3 times the
-    mean where that is more: a map that is all but even looks even. Other maps, cosines or masks,
-    are drawn as they are, from their least value to that percentile.
+    Attention, which sums to at most 1, is drawn as multiples of its picture's mean.
+    Dark is 0, and bright is the 98th percentile of all (one bright patch would darken
+    the others), or 3 times the mean where that is more: a map that is all but even
+    looks even. Other maps, cosines or masks, are drawn as they are, from their least
+    value to that percentile.
     """
     maps = [values.detach().float().cpu() for values in maps]
     if all(values.min() >= 0 and values.sum() <= 1.01 for values in maps):
@@ -126,7 +129,7 @@ def _extent(picture: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _overlay(axis: Axes, picture: np.ndarray, values: Tensor, scale: tuple[float, float]) -> None:
-    """A map (h, w) over a grey picture, which shows through everywhere: most where it is low."""
+    """A map (h, w) over a grey picture, which shows through most where it is low."""
     low, high = scale
     strength = ((values - low) / (high - low)).clamp(0, 1).numpy()
     gray = 0.6 * picture.mean(2, keepdims=True).repeat(3, 2)
@@ -142,9 +145,9 @@ def _in_colours(picture: np.ndarray, shares: list) -> np.ndarray:
     strength, head = values.max(0)
     # below a third of the brightest all heads look at everything a little
     strength = (1.5 * strength - 0.5).clamp(0, 1)[..., None].numpy()  # (H, W, 1)
-    palette = to_rgba_array([PALETTE[i % len(PALETTE)] for i in range(len(values))])[:, :3]
+    palette = to_rgba_array(PALETTE)[:, :3]
     gray = picture.mean(2, keepdims=True)
-    lit = palette[head.numpy()] * (0.55 + 0.45 * gray)
+    lit = palette[head.numpy() % len(PALETTE)] * (0.55 + 0.45 * gray)
     return 0.4 * gray * (1 - strength) + lit * strength
 
 
@@ -152,8 +155,8 @@ def similarity_sheet(images: Tensor, maps: Tensor, place: tuple[int, int, int],
                      columns: int = 6) -> Figure:
     """How much every patch resembles one of them, on one scale for all images.
 
-    images uint8 (N, C, H, W); maps (N, h, w), cosines as `patches.patch_similarity` gives them;
-    place: (image, row, col) of the patch that was asked for, outlined.
+    images uint8 (N, C, H, W); maps (N, h, w), cosines as `patches.patch_similarity`
+    gives them; place: (image, row, col) of the patch that was asked for, outlined.
     """
     n = len(images)
     columns = min(columns, n)
@@ -189,10 +192,10 @@ def _frame_patch(axis: Axes, picture: np.ndarray, size: Sequence[int],
 
 def correspondence(images: Sequence[Tensor], grids: Sequence[tuple[int, int]],
                    places: Sequence[Tensor]) -> Figure:
-    """Two images side by side, a line from each patch of the first to its match in the second.
+    """Two images, a line from each patch of the first to its match in the second.
 
-    images: two uint8 (C, H, W); grids: their (h, w) in patches; places: two int (n, 2), (row, col)
-    as `patches.best_matches` and `mutual_matches` give them.
+    images: two uint8 (C, H, W); grids: their (h, w) in patches; places: two int (n, 2),
+    (row, col) as `patches.best_matches` and `mutual_matches` give them.
     """
     pictures = [to_image(image) for image in images]
     widths = [picture.shape[1] / picture.shape[0] for picture in pictures]  # of height 1
@@ -221,7 +224,7 @@ def correspondence(images: Sequence[Tensor], grids: Sequence[tuple[int, int]],
 
 
 def jaccard_heatmap(table: Tensor, keeps: Sequence[float]) -> Figure:
-    """The table of `patches.jaccard_table` (heads, len(keeps)); the largest number is framed."""
+    """The table (heads, len(keeps)) of `jaccard_table`; the largest number is framed."""
     heads, n = table.shape
     figure = new_figure(min(WIDTH, 1.2 + 0.75 * n), 0.8 + 0.32 * heads)
     axis = figure.subplots()

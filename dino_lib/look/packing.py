@@ -1,8 +1,8 @@
-"""Maps, attention and features as few bytes: what the explorer page holds instead of floats.
+"""Maps, attention and features as few bytes, for the explorer page.
 
-The attention of every patch of the last layer would be T x T numbers a head: 90 MB for a dozen
-images. Its logarithm is a product of queries and keys, up to a constant a row, so it has a low
-rank, and two small int8 factors hold it.
+The attention of every patch of the last layer would be T x T numbers a head: 90 MB for
+a dozen images. Its logarithm is a product of queries and keys, up to a constant a row,
+so it has a low rank, and two small int8 factors hold it.
 """
 
 import base64
@@ -19,24 +19,24 @@ def quantise(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     maps = low + step * uint8, to half a step.
     """
-    low = maps.amin(-1, keepdim=True).clamp(max=0)  # of attention it is 0, a cosine may be negative
+    low = maps.amin(-1, keepdim=True).clamp(max=0)  # of attention it is 0
     step = ((maps.amax(-1, keepdim=True) - low) / 255).clamp(min=1e-12)
     return ((maps - low) / step).round().to(torch.uint8), low, step
 
 
 def factorise(attention: Tensor, n_patches: int,
               room: float) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Attention (heads, T, T) -> int8 queries (heads, P, r), keys (heads, T, r), scale (heads, r),
-    and how far they are off.
+    """Attention (heads, T, T) as a product of two factors, and how far it is off.
 
-    softmax(queries * scale @ keys^T) are about the last P = n_patches rows; the mean total
-    variation from the true ones is the share of mass out of place. Queries and keys take at most
-    `room` bytes, but r is 4 at least.
+    Returns int8 queries (heads, P, r), keys (heads, T, r), scale (heads, r) and `off`.
+    softmax(queries * scale @ keys^T) are about the last P = n_patches rows; the mean
+    total variation from the true ones is the share of mass out of place. Queries and
+    keys take at most `room` bytes, but r is 4 at least.
     """
     heads, n_tokens, _ = attention.shape
     rows = attention[:, -n_patches:]
     scores = rows.clamp(min=1e-30).log()
-    scores = scores - scores.mean(-1, keepdim=True)  # softmax does not see it: a dimension less
+    scores = scores - scores.mean(-1, keepdim=True)  # a dimension less
     rank = int(room / (heads * (n_patches + n_tokens)))
     rank = min(max(4, min(64, rank)), n_patches)
     with torch.random.fork_rng(devices=[]):
@@ -52,9 +52,9 @@ def factorise(attention: Tensor, n_patches: int,
 
 
 def compress(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (N, D) -> int8 (N, r), scale (r,): rows of int8 * scale have about their cosines."""
+    """Features (N, D) -> int8 (N, r), scale (r,); int8 * scale keeps the cosines."""
     x = F.normalize(tokens.double(), dim=-1)
-    directions = torch.linalg.eigh(x.T @ x).eigenvectors.flip(1)  # largest first, not centred
+    directions = torch.linalg.eigh(x.T @ x).eigenvectors.flip(1)  # largest first
     values, step = _to_int8((x @ directions[:, :FEATURE_DIMS]).float())
     return values, step[0]
 

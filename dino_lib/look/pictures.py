@@ -24,7 +24,7 @@ def to_image(x: Tensor, mean: Sequence[float] | None = None,
 
 
 def outline(axis: Axes, mask: Tensor, width: float = 1.0) -> None:
-    """The outline of a bool mask (H, W) over a picture of that size; of an empty one nothing."""
+    """The outline of a bool mask (H, W) over a picture of that size, if it has one."""
     if mask.any() and not mask.all():
         axis.contour(mask.cpu().numpy(), [0.5], colors="white", linewidths=width)
 
@@ -47,7 +47,7 @@ def show_views(views: Sequence[Tensor], mean: Sequence[float], std: Sequence[flo
 
 def show_images(images: Tensor, *, masks: Tensor | None = None,
                 titles: Sequence[str] | None = None, columns: int = 10) -> Figure:
-    """A sheet of uint8 images (N, C, H, W), with the outlines of bool masks (N, H, W) if given."""
+    """A sheet of uint8 images (N, C, H, W); outlines of bool masks (N, H, W) if given."""
     columns = min(columns, len(images))
     figure, axes = grid(-(-len(images) // columns), columns)
     for axis in axes.flat:

@@ -1,4 +1,4 @@
-"""What a teacher is worth: a run's figures and report.json, and the same for any other teacher."""
+"""What a teacher is worth: figures and report.json of a run, or of any other teacher."""
 
 import dataclasses
 import json
@@ -24,11 +24,12 @@ def compare(stages: dict, probes: Probes, *, n_points: int = 500, n_pictures: in
             step: int = 1, thorough: bool = False) -> tuple[dict, Figure | None, Figure]:
     """What several networks make of the same images: (table, attention, clusters).
 
-    stages: name -> teacher or Backbone. table: name -> scores, see `measure.stages.examine`. Then
-    two figures: every `step`-th query with the map of the head that is chosen without masks (of a
-    network without CLS token the pooled similarity; None where no network has patches), and the
-    features in the plane, where the classes have colours, or small pictures stand if there are
-    more classes than colours, or no names.
+    stages: name -> teacher or Backbone. table: name -> scores, see
+    `measure.stages.examine`. Then two figures: every `step`-th query with the map of
+    the head that is chosen without masks (of a network without CLS token the pooled
+    similarity; None where no network has patches), and the features in the plane, where
+    the classes have colours, or small pictures stand if there are more classes than
+    colours, or no names.
     """
     chosen = spread(len(probes.queries), n_points)
     pictures = torch.arange(len(probes.queries))[::step][:n_pictures]
@@ -38,7 +39,8 @@ def compare(stages: dict, probes: Probes, *, n_points: int = 500, n_pictures: in
     return table, _attention(found, probes, pictures), _clusters(found, probes, chosen)
 
 
-def _attention(found: dict[str, Findings], probes: Probes, pictures: torch.Tensor) -> Figure | None:
+def _attention(found: dict[str, Findings], probes: Probes,
+               pictures: torch.Tensor) -> Figure | None:
     rows = {f"{name}\n{findings.label}": findings.maps
             for name, findings in found.items() if findings.maps is not None}
     if not rows:
@@ -69,20 +71,21 @@ def neighbours(model, probes: Probes, n: int = 8, k: int = 8) -> Figure:
 
 def report(name: str | Path, *, dataset: str | None = None, data_root: str | None = None,
            out: str | Path | None = None, device: str = "cpu") -> dict:
-    """Score and draw a teacher and, where its settings are known, the same network untrained.
+    """Score and draw a teacher and, if its settings are known, its network untrained.
 
-    name: what `load_teacher` takes. dataset, data_root: whose labelled images, all of them; without
-    them those that the teacher was trained on (a teacher of others, an official .pth or timm's,
-    needs `dataset`). Writes report.json, and of curves.png (a run's history), attention.png,
-    clusters.png and neighbours.png what can be drawn, to the folder `out`, without it the run's
-    own. Returns the numbers; "figures" names those that were drawn, and "left_out" says in
-    sentences what could not be. Raises FileNotFoundError, ValueError, InputError.
+    name: what `load_teacher` takes. dataset, data_root: whose labelled images, all of
+    them; without them those that the teacher was trained on (a teacher of others, an
+    official .pth or timm's, needs `dataset`). Writes report.json, and of curves.png (a
+    run's history), attention.png, clusters.png and neighbours.png what can be drawn, to
+    the folder `out`, without it the run's own. Returns the numbers; "figures" names
+    those that were drawn, and "left_out" says in sentences what could not be. Raises
+    FileNotFoundError, ValueError, InputError.
     """
     teacher = load_teacher(name, device)
     out = folder_of_report(name, out)
     if teacher.config is None and dataset is None:
-        raise ValueError(f"nothing tells what {name} was trained on: name images with labels, "
-                         "with --dataset")
+        raise ValueError(f"nothing tells what {name} was trained on: name images with "
+                         "labels, with --dataset")
     config = teacher.config or _as_it_sees(teacher)
     numbers = {}
     figures = {}
@@ -104,9 +107,10 @@ def report(name: str | Path, *, dataset: str | None = None, data_root: str | Non
     else:
         stages = {"trained": teacher}
         if teacher.config:
-            stages = {"untrained": build_student(config).backbone.eval().to(device), **stages}
+            untrained = build_student(config).backbone.eval().to(device)
+            stages = {"untrained": untrained, **stages}
         else:
-            left_out.append(f"Nothing untrained beside it: {name} comes without a run's settings.")
+            left_out.append(f"Nothing untrained beside it: {name} comes without settings.")
         _score_and_draw(stages, probes, numbers, figures, left_out)
     numbers["figures"] = sorted(figures)
     if left_out:
@@ -132,14 +136,16 @@ def in_words(numbers: dict) -> str:
     """The report as a few plain sentences."""
     lines = []
     if "seconds" in numbers:
-        lines.append(f"{numbers['images_seen']} images seen in {numbers['seconds']:.0f} seconds.")
+        seconds = f"{numbers['seconds']:.0f} seconds"
+        lines.append(f"{numbers['images_seen']} images seen in {seconds}.")
     for key, (title, form) in TITLES.items():
         found = [f"{numbers[f'{key}_{stage}']:{form}} {stage}"
                  for stage in ("untrained", "trained") if f"{key}_{stage}" in numbers]
         if key == "knn" and found:
             found.append(f"{numbers['knn_color_histogram']:{form}} by a colour histogram")
         if f"{key}_blobs_trained" in numbers:
-            found.append(f"{numbers[f'{key}_blobs_trained']:{form}} by blind blobs in the middle")
+            blobs = numbers[f"{key}_blobs_trained"]
+            found.append(f"{blobs:{form}} by blind blobs in the middle")
         if found:
             lines.append(f"{title}: {', '.join(found)}.")
     return "\n".join(lines + numbers.get("left_out", []))
@@ -185,7 +191,7 @@ def _run_folder(name: str | Path) -> Path | None:
 
 
 def _as_it_sees(teacher) -> Config:
-    """Settings of the images of a teacher that has none: its transform's size, mean, deviation."""
+    """Settings of the images of a teacher that has none, from its transform."""
     resize, *_, normalize = teacher.transform.transforms
     return dataclasses.replace(PRESETS["laptop"], global_size=resize.size[0], store_size=None,
                                mean=tuple(normalize.mean), std=tuple(normalize.std))

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-WIDTH = 9.6  # inches at most: a notebook shrinks what is wider than its column, and the text too
+WIDTH = 9.6  # inches at most: a notebook shrinks wider ones, and their text
 CMAP = "inferno"
 PALETTE = ["#d62728", "#ff7f0e", "#e6b800", "#2ca02c", "#17becf",
            "#1f77b4", "#5e3c99", "#e377c2", "#8c564b", "#7f7f7f"]
@@ -19,9 +19,10 @@ def new_figure(width: float, height: float) -> Figure:
 
 def grid(rows: int, columns: int, *, cell: float = 1.15, legend: float = 0.0,
          **options) -> tuple[Figure, np.ndarray]:
-    """A figure with (rows, columns) axes of `cell` inches, less where WIDTH would not hold them.
+    """A figure with (rows, columns) axes of `cell` inches, less if WIDTH is too little.
 
-    `legend` inches are left for what stands beside them; `options` go to `Figure.subplots`.
+    `legend` inches are left for what stands beside them; `options` go to
+    `Figure.subplots`.
     """
     cell = min(cell, (WIDTH - legend) / columns)
     figure = new_figure(columns * cell + legend, rows * cell)
@@ -41,7 +42,7 @@ def label_row(axis: Axes, text: str) -> None:
 
 
 def readable(name: str | os.PathLike) -> str:
-    """A file's or class's name as text that can be printed, even where it isn't UTF-8."""
+    """A file's or class's name as text that can be shown, even if it isn't UTF-8."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 

@@ -1,6 +1,7 @@
-"""A clip's attention as a clip: each frame's picture, and beside it what the heads see in it.
+"""A clip's attention as a clip: each frame, and beside it what the heads see in it.
 
-Frames are read, looked at and written a few at a time: an hour takes no more memory than a minute.
+Frames are read, looked at and written a few at a time: an hour takes no more memory
+than a minute.
 """
 
 import itertools
@@ -30,21 +31,23 @@ COLUMNS = 4  # at most so many panels side by side
 def attention_video(teacher, source: str | Path, path: str | Path, *, layer: int = -1,
                     head: int | str | None = None, size: int | None = None, panel: int = 320,
                     progress: bool = True) -> Path:
-    """Write the CLS attention of `teacher` in each frame of the clip `source` to `path`; the Path.
+    """Write the CLS attention of `teacher` in each frame of a clip to `path`; the Path.
 
-    teacher: what `load_teacher` gives, a ViT with a CLS token. source: what PyAV decodes (.mp4,
-    .webm, .mov, ...), or an animated GIF, PNG or WebP. path: an .mp4 or .gif. Frames are seen
-    whole, at about size x size pixels in all (None: the teacher's own size), their aspect kept but
-    for rounding to whole patches. Beside the picture stand all heads of block `layer`, the one of
-    number `head`, or their mean ("mean"), in panels whose longer side is `panel` pixels.
+    teacher: what `load_teacher` gives, a ViT with a CLS token. source: what PyAV
+    decodes (.mp4, .webm, .mov, ...), or an animated GIF, PNG or WebP. path: an .mp4 or
+    .gif. Frames are seen whole, at about size x size pixels in all (None: the teacher's
+    own size), their aspect kept but for rounding to whole patches. Beside the picture
+    stand all heads of block `layer`, the one of number `head`, or their mean ("mean"),
+    in panels whose longer side is `panel` pixels.
 
-    Colours: 0 is darkest. Brightest is the map's maximum, or 3 times its mean if that is more,
-    averaged over the frames so far with a time constant of one second: it follows the scene and
-    doesn't flicker. Times are kept, also of a changing frame rate; but a GIF shows no frame for
-    less than 0.02 s, so beyond 50 a second some are left out. Sound is dropped. `path` is written
-    whole or not at all; progress=False shows no bar. Raises FileNotFoundError; ValueError on a
-    source that is no clip, damaged or empty, and on a `path`, head, layer or size that cannot be;
-    TypeError where no CLS token attends; ImportError where PyAV is missing.
+    Colours: 0 is darkest. Brightest is the map's maximum, or 3 times its mean if that
+    is more, averaged over the frames so far with a time constant of one second: it
+    follows the scene and doesn't flicker. Times are kept, also of a changing frame
+    rate; but a GIF shows no frame for less than 0.02 s, so beyond 50 a second some are
+    left out. Sound is dropped. `path` is written whole or not at all; progress=False
+    shows no bar. Raises FileNotFoundError; ValueError on a source that is no clip,
+    damaged or empty, and on a `path`, head, layer or size that cannot be; TypeError
+    where no CLS token attends; ImportError where PyAV is missing.
     """
     path = Path(path).expanduser()
     kind = path.suffix.lower()
@@ -75,7 +78,7 @@ def attention_video(teacher, source: str | Path, path: str | Path, *, layer: int
 
 def write_videos(clip: str | Path, teachers: dict, out: str | Path, *,
                  head: int | str | None = None, size: int | None = None) -> list[Path]:
-    """Write attention-TEACHER.mp4, or .gif of a GIF, for each of the teachers to the folder `out`.
+    """Write attention-TEACHER.mp4, or .gif of a GIF, to `out` for each teacher.
 
     teachers: name -> what `load_teacher` gives; the others as in `attention_video`.
     """
@@ -101,15 +104,16 @@ def _sheets(teacher, frames: Iterator, layer: int, head: int | str | None, size:
         size = as_seen(Image.new("RGB", (9, 9)), teacher.transform, patch)[0].width
     top = None
     before = 0.0
-    seen = ((as_seen(image, teacher.transform, patch, size)[1], _shrink(image, panel), start, end)
-            for image, start, end in frames)
+    seen = ((as_seen(image, teacher.transform, patch, size)[1], _shrink(image, panel),
+             start, end) for image, start, end in frames)
     while batch := list(itertools.islice(seen, BATCH)):
         inputs = torch.stack([x for x, *_ in batch])
         maps = cls_attention(backbone, inputs, layer=layer).cpu()
         maps, names = _choose(maps, head)
         for (_, picture, start, end), of_heads in zip(batch, maps, strict=True):
             means = of_heads.mean((1, 2), keepdim=True)  # (heads, 1, 1)
-            now = of_heads.amax((1, 2), keepdim=True).maximum(VIVID * means).clamp(min=1e-12)
+            largest = of_heads.amax((1, 2), keepdim=True)
+            now = largest.maximum(VIVID * means).clamp(min=1e-12)
             keep = math.exp(before - start)
             top = now if top is None else keep * top + (1 - keep) * now
             before = start
@@ -136,7 +140,7 @@ def _choose(maps: Tensor, head: int | str | None) -> tuple[Tensor, list[str]]:
 
 
 def _sheet(picture: Image.Image, maps: Tensor, names: list[str]) -> Image.Image:
-    """The picture, and the dimmed picture under the colours of each map (h, w) in [0, 1]."""
+    """The picture, and dimmed under the colours of each map (h, w) in [0, 1]."""
     width, height = picture.size
     dimmed = picture.point(lambda value: 0.35 * value)
     panels = [picture, *(_coloured(dimmed, values) for values in maps.numpy())]

@@ -1,4 +1,4 @@
-"""What a network makes of labelled images, all that is said and drawn of it, computed at once."""
+"""What a network makes of labelled images: all that is said and drawn of it."""
 
 from dataclasses import dataclass
 
@@ -34,10 +34,11 @@ def examine(model, probes: Probes, chosen: Tensor, pictures: Tensor,
             thorough: bool = False) -> Findings:
     """Score a network, and take what is to be drawn of it.
 
-    chosen: the queries that stand in the plane. pictures: those whose maps are wanted, of the head
-    that `choose_head` takes, on a grid that is fine enough to look at. scores: those of
-    `Probes.evaluate` and nmi; if thorough, retrieval's mean average precision ("map") and, where
-    there are two classes or more, a linear probe's accuracy too.
+    chosen: the queries that stand in the plane. pictures: those whose maps are wanted,
+    of the head that `choose_head` takes, on a grid that is fine enough to look at.
+    scores: those of `Probes.evaluate` and nmi; if thorough, retrieval's mean average
+    precision ("map") and, where there are two classes or more, a linear probe's
+    accuracy too.
     """
     backbone = backbone_of(model)
     gallery, queries = probes.features(backbone)
@@ -67,10 +68,11 @@ def histogram_knn(probes: Probes) -> tuple[float, float]:
 
 
 def fine_attention(model, images: Tensor, side: int = 16) -> Tensor:
-    """CLS attention of the last layer on a grid of about `side` patches a side, to look at.
+    """The last layer's CLS attention on a grid of about `side` patches a side.
 
-    Where the images give fewer they are enlarged: a ViT takes larger ones than it was trained on.
-    One that refuses shows its own grid. (B, C, H, W) -> (B, heads, h, w); errors: `cls_attention`.
+    Where the images give fewer they are enlarged: a ViT takes larger ones than it was
+    trained on. One that refuses shows its own grid. (B, C, H, W) -> (B, heads, h, w);
+    errors: `cls_attention`.
     """
     maps = cls_attention(model, images)
     times = min(4, round(side / min(maps.shape[-2:])))
