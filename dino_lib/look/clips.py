@@ -1,33 +1,47 @@
 """Clips as streams of frames: read and written one at a time, each with its own time.
 
-PyAV, the extra "video", reads what is no image and writes .mp4; animated images need Pillow alone.
+Animated images are read by Pillow; films are read, and both are written, by PyAV (extra
+"video").
 """
 
 import contextlib
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 
-from PIL import GifImagePlugin, Image, ImageSequence
+import numpy as np
+from PIL import Image, ImageSequence
 
 from dino_lib.data.images import NO_DECODER, to_channels
 
-MOVING = ("GIF", "WEBP", "PNG", "AVIF")  # whose frames follow in time; those of a TIFF or MPO are pages and previews
-CLOCK = 90_000  # ticks a second of a written .mp4: 24, 25, 30 and 60 frames a second are whole numbers of them
+# formats whose frames follow in time; those of a TIFF or MPO are pages and previews
+MOVING = ("GIF", "WEBP", "PNG", "AVIF")
+# ticks a second of what is written: 24, 25, 30 and 60 frames a second divide 90,000
+CLOCKS = {".mp4": 90_000, ".gif": 100}
 
 
-def is_clip(path):
-    """Whether a file is to be seen as a clip: an animated image, or what neither is an image nor is named like one."""
+def is_clip(path: str | Path) -> bool:
+    """Whether a file is to be seen as a clip.
+
+    That is an animated image, or what neither is an image nor is named like one.
+    """
     path = Path(path).expanduser()
     try:
         with Image.open(path) as image:
             return image.format in MOVING and image.is_animated
-    except Exception:  # a decoder may stumble with any exception over what it does not know
-        return path.is_file() and Image.registered_extensions().get(path.suffix.lower()) in (None, *NO_DECODER)
+    except Exception:  # a decoder may stumble with anything
+        kind = Image.registered_extensions().get(path.suffix.lower())
+        return path.is_file() and (kind is None or kind in NO_DECODER)
 
 
 @contextlib.contextmanager
-def read_frames(source):
-    """Opens a clip: yields (iterator of (PIL image, start, end), in seconds; their number, or None)."""
+def read_frames(source: str | Path) -> Iterator[tuple[Iterator, int | None]]:
+    """Opens a clip: yields (iterator of (PIL image, start, end), their number or None).
+
+    Times are in seconds. Raises FileNotFoundError, ValueError on what is no clip or damaged, ImportError
+    without PyAV.
+    """
     source = Path(source).expanduser()
     if not source.is_file():
         raise FileNotFoundError(f"no clip at {source.absolute()}")
@@ -45,91 +59,100 @@ def read_frames(source):
     try:
         container = av.open(str(source))
     except av.FFmpegError as error:
-        raise ValueError(f"{source} (neither a clip that PyAV reads nor an image: {error.strerror})") from error
+        raise ValueError(f"{source} (neither a clip that PyAV reads nor an image: "
+                         f"{error.strerror})") from error
     with container:
-        if not container.streams.video or container.format.name == "tty":  # which shows any text as a film
+        # "tty" shows any text as a film
+        if not container.streams.video or container.format.name == "tty":
             raise ValueError(f"{source} (holds no moving picture)")
-        yield _clip_frames(source, container.decode(video=0), av), container.streams.video[0].frames or None
+        yield _film_frames(source, container, av), container.streams.video[0].frames or None
 
 
-def _image_frames(image):
+def _image_frames(image: Image.Image) -> Iterator[tuple[Image.Image, float, float]]:
     start = 0.0
     for frame in ImageSequence.Iterator(image):
-        end = start + (frame.info.get("duration") or 100) / 1000  # 0 ms is what browsers show for 100
+        milliseconds = frame.info.get("duration") or 100  # browsers show 0 as 100
+        end = start + milliseconds / 1000
         yield to_channels(frame), start, end
         start = end
 
 
-def _clip_frames(source, frames, av):
-    first = time = None
+def _film_frames(source: Path, container, av: ModuleType):
+    first = None
+    start = 0.0
     try:
-        for frame in frames:
-            time = frame.pts * frame.time_base
-            first = first or (time, frame.width, frame.height)
-            image = frame.to_image(width=first[1], height=first[2])  # recorded calls change their size on the way
-            start, end = time - first[0], time - first[0] + (frame.duration or 0) * frame.time_base
-            yield image.rotate(frame.rotation, expand=True), float(start), float(end)  # phones turn their frames
+        for frame in container.decode(video=0):
+            first = first or frame
+            start = float((frame.pts - first.pts) * frame.time_base)
+            end = start + float((frame.duration or 0) * frame.time_base)
+            # recorded calls change their size on the way, and phones turn their frames
+            image = frame.to_image(width=first.width, height=first.height)
+            yield image.rotate(frame.rotation, expand=True), start, end
     except av.FFmpegError as error:
-        when = "at its start" if first is None else f"{float(time - first[0]):.2f} s after its start"
+        when = f"{start:.2f} s after its start" if first else "at its start"
         raise ValueError(f"{source} (damaged {when}: {error.strerror})") from error
 
 
-def _need_av():
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError("clips need PyAV, which is not installed: pip install av") from error
-    return av
-
-
 @contextlib.contextmanager
-def write_mp4(path):
-    """Yields write(PIL image of even sides, start, end)."""
-    av = _need_av()
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("h264", options={"crf": "20", "bf": "0"})  # B-frames blur the last one's time
-        stream.codec_context.time_base, stream.pix_fmt, lasts = Fraction(1, CLOCK), "yuv420p", {}
+def write_clip(path: str | Path, kind: str) -> Iterator[Callable]:
+    """Opens a clip of kind ".mp4" or ".gif": yields write(PIL image, start, end).
 
-        def mux(frame):
+    Times are in seconds. All frames have one size, of even sides in an .mp4. A GIF
+    shows no frame for less than 0.02 s, because browsers would show it for 0.1 s: frames
+    that come sooner are left out.
+    """
+    av = _need_av()
+    ticks = CLOCKS[kind]
+    clock = Fraction(1, ticks)
+    shortest = 2 if kind == ".gif" else 1
+    with av.open(str(path), "w", format=kind[1:]) as container:
+        if kind == ".gif":
+            stream = container.add_stream("gif")
+            stream.pix_fmt = "pal8"
+            to_frame = _with_palette
+        else:  # B-frames blur the last one's time
+            stream = container.add_stream("h264", options={"crf": "20", "bf": "0"})
+            stream.pix_fmt = "yuv420p"
+            to_frame = av.VideoFrame.from_image
+        stream.codec_context.time_base = clock
+        ends: dict[int, int] = {}  # in ticks, by the frames' starts
+        before = -shortest
+
+        def mux(frame) -> None:
             for packet in stream.encode(frame):
-                packet.duration = lasts.pop(packet.pts)  # without it the last frame would be a guess
+                # without a duration the last frame's would be a guess
+                packet.duration = max(ends.pop(packet.pts) - packet.pts, shortest)
                 container.mux(packet)
 
-        def write(image, start, end):
-            frame = av.VideoFrame.from_image(image)
+        def write(image: Image.Image, start: float, end: float) -> None:
+            nonlocal before
+            begins = round(start * ticks)
+            if begins - before < shortest:
+                return
             if not stream.codec_context.is_open:
                 stream.width, stream.height = image.size
-            frame.pts, frame.time_base = round(start * CLOCK), stream.codec_context.time_base
-            lasts[frame.pts] = round((end - start) * CLOCK)
+            frame = to_frame(image)
+            frame.pts, frame.time_base = begins, clock
+            ends[begins] = round(end * ticks)
+            before = begins
             mux(frame)
 
         yield write
         mux(None)
 
 
-@contextlib.contextmanager
-def write_gif(path):
-    """Yields write(PIL image, start, end). Pillow's own save would hold all frames until the last is there."""
-    with open(path, "wb") as file:
-        held, since, until = None, 0, 0  # in 1/100 s: a frame is written when the next begins
-
-        def put(now):
-            if not file.tell():
-                file.writelines(GifImagePlugin.getheader(held, info={"loop": 0})[0])
-            file.writelines(GifImagePlugin.getdata(held, duration=10 * (now - since), include_color_table=True))
-
-        def write(image, start, end):
-            nonlocal held, since, until
-            now, until = round(100 * start), round(100 * end)
-            if held and now - since < 2:  # browsers would show it for 0.1 s
-                return
-            if held:
-                put(now)
-            held, since = image.quantize(), now
-
-        yield write
-        put(max(until, since + 2))
-        file.write(b";")
+def _with_palette(image: Image.Image):
+    """A frame of at most 256 colours, chosen for this image."""
+    image = image.quantize()
+    colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    palette = np.full((256, 4), 255, np.uint8)  # alpha first
+    palette[:len(colours), 1:] = colours
+    return _need_av().VideoFrame.from_ndarray((np.asarray(image), palette), format="pal8")
 
 
-WRITERS = {".mp4": write_mp4, ".gif": write_gif}
+def _need_av() -> ModuleType:
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("clips need PyAV, which is not installed: pip install av") from error
+    return av

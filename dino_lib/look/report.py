@@ -1,167 +1,221 @@
-"""What a teacher is worth: `python -m dino_lib.look.report runs/demo` draws a run's figures and writes report.json.
-
-    python -m dino_lib.look.report photos --data-root data --out runs/photos-again
-    python -m dino_lib.look.report timm:vit_small_patch16_224.dino --dataset caltech101 --out runs/dino
-"""
+"""What a teacher is worth: figures and report.json of a run, or of any other teacher."""
 
 import dataclasses
 import json
 from pathlib import Path
 
-from dino_lib.backbone import backbone_of
-from dino_lib.data.images import InputError
-from dino_lib.look import plots
-from dino_lib.measure.attention import cls_attention
-from dino_lib.measure.clusters import cluster_scores, embed_2d
-from dino_lib.measure.knn import accuracy, color_histogram, knn_predict, linear_probe, nearest, retrieval_map
-from dino_lib.measure.masks import jaccard_one_head, mass_mask, upsample
-from dino_lib.measure.probes import spread
+import torch
+from matplotlib.figure import Figure
+
+from dino_lib.look.curves import training_curves
+from dino_lib.look.features import cluster_plot, neighbour_sheet, thumbnail_plot
+from dino_lib.look.maps import attention_sheet
+from dino_lib.look.style import PALETTE, caption
+from dino_lib.measure.knn import nearest
+from dino_lib.measure.probes import Probes, spread
+from dino_lib.measure.stages import Findings, examine, histogram_knn
 from dino_lib.run.build import build_student, open_probes
-from dino_lib.run.config import PRESETS, OneLineParser
+from dino_lib.run.config import PRESETS, Config
 from dino_lib.run.doctor import read_history
-from dino_lib.teachers.load import find_teacher, load_teacher
+from dino_lib.teachers.load import SHIPPED, load_teacher
 
 
-def histogram_knn(probes):
-    """(overall, per class) 20-NN accuracy of a colour histogram: what any learned feature has to beat."""
-    gallery, queries = color_histogram(probes.gallery), color_histogram(probes.queries)
-    predicted = knn_predict(gallery, probes.gallery_labels, queries, k=min(20, len(gallery)))
-    return accuracy(predicted, probes.query_labels)
+def compare(stages: dict, probes: Probes, *, n_points: int = 500, n_pictures: int = 10,
+            step: int = 1, thorough: bool = False) -> tuple[dict, Figure | None, Figure]:
+    """What several networks make of the same images: (table, attention, clusters).
 
-
-def best_head(maps, masks):
-    """(N, heads, h, w) maps -> (N, h, w) of the head whose mass masks fit best on average, and its number.
-
-    Without masks: the mean over heads, and None.
-    """
-    if masks is None:
-        return maps.mean(1), None
-    head = jaccard_one_head(upsample(mass_mask(maps), masks.shape[-2:]), masks[: len(maps)]).argmax().item()
-    return maps[:, head], head
-
-
-def compare(stages, probes, *, n_points=500, n_pictures=10, step=1, thorough=False):
-    """What several networks make of the same images: the closing section of every notebook and of every run.
-
-    stages: dict of name -> Backbone. Returns (table, attention, clusters): a dict of name -> scores (knn,
-    knn_per_class, nmi, jaccard where there are masks, and if `thorough` the mAP of retrieval and, where there are two
-    classes or more, a linear probe's), and two Figures. The attention shown is of the head whose mass mask fits the
-    objects best, the mean of heads where there are no masks; None without CLS tokens. Its pictures are every `step`-th
-    query: a dataset that is sorted by class would show one class otherwise. In the map of the features the classes
-    have colours, or small pictures stand in it where they are more than the colours, or have no names.
+    stages: name -> teacher or Backbone. table: name -> scores, see
+    `measure.stages.examine`. Then two figures: every `step`-th query with the map of
+    the head that is chosen without masks (of a network without CLS token the pooled
+    similarity; None where no network has patches), and the features in the plane, where
+    the classes have colours, or small pictures stand if there are more classes than
+    colours, or no names.
     """
     chosen = spread(len(probes.queries), n_points)
-    labels, table, panels, rows = probes.query_labels[chosen], {}, {}, {}
-    pictures = slice(0, n_pictures * step, step)
-    for name, backbone in stages.items():
-        features = probes.features(backbone)
-        table[name] = probes.evaluate(backbone, features)
-        table[name]["nmi"] = cluster_scores(features[1][chosen], labels)["nmi"]
-        if thorough:
-            table[name]["map"] = retrieval_map(features[0], probes.gallery_labels, features[1], probes.query_labels)
-        if thorough and len(probes.gallery_labels.unique()) > 1:
-            predicted = linear_probe(features[0], probes.gallery_labels, features[1])
-            table[name]["linear"], table[name]["linear_per_class"] = accuracy(predicted, probes.query_labels)
-        panels[f"{name}: NMI {table[name]['nmi']:.2f}"] = embed_2d(features[1][chosen])
-        if backbone_of(backbone).has_cls:
-            head = best_head(probes.attention(backbone, 200), probes.masks)[1]
-            maps = cls_attention(backbone, probes.normalize(probes.queries[pictures])).cpu()
-            rows[f"{name}\n{'mean of heads' if head is None else f'head {head}'}"] = (
-                maps.mean(1) if head is None else maps[:, head])
-    few = probes.classes is not None and len(probes.classes) <= len(plots.PALETTE)
-    clusters = (plots.cluster_plot(panels, labels, probes.classes) if few else
-                plots.thumbnail_plot(panels, probes.queries[chosen]))
+    pictures = torch.arange(len(probes.queries))[::step][:n_pictures]
+    found = {name: examine(stage, probes, chosen, pictures, thorough)
+             for name, stage in stages.items()}
+    table = {name: findings.scores for name, findings in found.items()}
+    return table, _attention(found, probes, pictures), _clusters(found, probes, chosen)
+
+
+def _attention(found: dict[str, Findings], probes: Probes,
+               pictures: torch.Tensor) -> Figure | None:
+    rows = {f"{name}\n{findings.label}": findings.maps
+            for name, findings in found.items() if findings.maps is not None}
+    if not rows:
+        return None
     masks = None if probes.masks is None else probes.masks[pictures]
-    attention = plots.attention_sheet(probes.queries[pictures], rows, masks=masks) if rows else None
-    return table, attention, clusters
+    return attention_sheet(probes.queries[pictures], rows, masks=masks)
 
 
-def neighbours(backbone, probes, n=8, k=8):
-    """A sheet of n queries, drawn once and for all, and the k images of the gallery nearest to each; a Figure."""
-    gallery, queries = probes.features(backbone)
+def _clusters(found: dict[str, Findings], probes: Probes, chosen: torch.Tensor) -> Figure:
+    panels = {f"{name}: NMI {findings.scores['nmi']:.2f}": findings.points
+              for name, findings in found.items()}
+    if probes.classes and len(probes.classes) <= len(PALETTE):
+        names = [caption(name) for name in probes.classes]
+        return cluster_plot(panels, probes.query_labels[chosen], names)
+    return thumbnail_plot(panels, probes.queries[chosen])
+
+
+def neighbours(model, probes: Probes, n: int = 8, k: int = 8) -> Figure:
+    """n queries, the same every time, and the k images of the gallery nearest to each."""
+    gallery, queries = probes.features(model)
     asked = spread(len(queries), n)
     _, found = nearest(gallery, queries[asked], min(k, len(gallery)))
-    same = probes.gallery_labels[found] == probes.query_labels[asked][:, None]
-    titles = [str(probes.classes[label]) if probes.classes else "" for label in probes.query_labels[asked].tolist()]
-    return plots.neighbour_sheet(probes.queries[asked], probes.gallery[found], same, titles)
+    labels = probes.query_labels[asked]
+    same = probes.gallery_labels[found] == labels[:, None]
+    titles = [caption(probes.classes[label]) for label in labels] if probes.classes else None
+    return neighbour_sheet(probes.queries[asked], probes.gallery[found], same, titles)
 
 
-def report(name, *, dataset=None, data_root=None, out=None):
-    """Score and draw a teacher and, where its settings are known, the same network before training.
+def report(name: str | Path, *, dataset: str | None = None, data_root: str | None = None,
+           out: str | Path | None = None, device: str = "cpu") -> dict:
+    """Score and draw a teacher and, if its settings are known, its network untrained.
 
-    name: what `load_teacher` takes. dataset, data_root: whose labelled images, all of them; without them those that
-    the teacher was trained on (a teacher of others, an official .pth or timm's, needs `dataset`). Writes curves.png (of
-    a run's history), attention.png, clusters.png, neighbours.png and report.json to the folder `out`, without it the
-    run's own; returns the numbers. Datasets without labels get the curves alone.
+    name: what `load_teacher` takes. dataset, data_root: whose labelled images, all of
+    them; without them those that the teacher was trained on (a teacher of others, an
+    official .pth or timm's, needs `dataset`). Writes report.json, and of curves.png (a
+    run's history), attention.png, clusters.png and neighbours.png what can be drawn, to
+    the folder `out`, without it the run's own. Returns the numbers; "figures" names
+    those that were drawn, and "left_out" says in sentences what could not be. Raises
+    FileNotFoundError, ValueError, InputError.
     """
-    run = find_teacher(name)[1]
-    teacher = load_teacher(name)
-    out = Path(out or (name if Path(name).is_dir() else ""))
-    if out == Path():
-        raise ValueError(f"{name} is no run's folder to write to: say where, with --out")
+    teacher = load_teacher(name, device)
+    out = folder_of_report(name, out)
     if teacher.config is None and dataset is None:
-        raise ValueError(f"nothing tells what {name} was trained on: name images with labels, with --dataset")
-    out.mkdir(parents=True, exist_ok=True)
-    config, numbers = teacher.config or _as_it_sees(teacher), {}
-    changed = {key: value for key, value in [("dataset", dataset), ("data_root", data_root)] if value is not None}
+        raise ValueError(f"nothing tells what {name} was trained on: name images with "
+                         "labels, with --dataset")
+    config = teacher.config or _as_it_sees(teacher)
+    numbers = {}
+    figures = {}
+    left_out = []
+    run = _run_folder(name)
     if run:
         history = read_history(run)
-        numbers = {"seconds": sum(r.get("seconds", 0.0) for r in history), "images_seen": teacher.about["images_seen"]}
-        plots.training_curves(history, config.out_dim).savefig(out / "curves.png")
-    probes = open_probes(dataclasses.replace(config, **changed), limit=10**9)
-    if probes is not None:
-        numbers["knn_color_histogram"], numbers["knn_per_class_color_histogram"] = histogram_knn(probes)
-        stages = {"untrained": build_student(config).backbone.eval()} if teacher.config else {}
-        table, attention, clusters = compare({**stages, "trained": teacher}, probes, thorough=True,
-                                              step=max(1, (len(probes.queries) - 1) // 9))
-        numbers |= {f"{key}_{name}": value for name, scores in table.items() for key, value in scores.items()}
-        clusters.savefig(out / "clusters.png")
-        neighbours(teacher, probes).savefig(out / "neighbours.png")
-        if attention is not None:
-            attention.savefig(out / "attention.png")
+        numbers["seconds"] = sum(record.get("seconds", 0.0) for record in history)
+        numbers["images_seen"] = teacher.about["images_seen"]
+        figures["curves.png"] = training_curves(history, config.out_dim)
+    else:
+        left_out.append(f"No training curves: {name} comes without a history.")
+    changes = {"dataset": dataset, "data_root": data_root}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    data = dataclasses.replace(config, **changes)
+    probes = open_probes(data, limit=10**9)
+    if probes is None:
+        left_out.append(f"No scores: the images of {data.dataset} have no labels.")
+    else:
+        stages = {"trained": teacher}
+        if teacher.config:
+            untrained = build_student(config).backbone.eval().to(device)
+            stages = {"untrained": untrained, **stages}
+        else:
+            left_out.append(f"Nothing untrained beside it: {name} comes without settings.")
+        _score_and_draw(stages, probes, numbers, figures, left_out)
+    numbers["figures"] = sorted(figures)
+    if left_out:
+        numbers["left_out"] = left_out
+    out.mkdir(parents=True, exist_ok=True)
+    for file, figure in figures.items():
+        figure.savefig(out / file)
     (out / "report.json").write_text(json.dumps(numbers, indent=2) + "\n")
     return numbers
 
 
-def _as_it_sees(teacher):
-    """Settings of the images of a teacher that has none: its transform's size, mean and deviation."""
+def folder_of_report(name: str | Path, out: str | Path | None = None) -> Path:
+    """The folder that a report is written to; ValueError where there is none."""
+    if out is not None:
+        return Path(out).expanduser()
+    run = _run_folder(name)
+    if run is None or run.is_relative_to(SHIPPED):
+        raise ValueError(f"{name} is no run's folder to write to: say where, with --out")
+    return run
+
+
+def in_words(numbers: dict) -> str:
+    """The report as a few plain sentences."""
+    lines = []
+    if "seconds" in numbers:
+        seconds = f"{numbers['seconds']:.0f} seconds"
+        lines.append(f"{numbers['images_seen']} images seen in {seconds}.")
+    for key, (title, form) in TITLES.items():
+        found = [f"{numbers[f'{key}_{stage}']:{form}} {stage}"
+                 for stage in ("untrained", "trained") if f"{key}_{stage}" in numbers]
+        if key == "knn" and found:
+            found.append(f"{numbers['knn_color_histogram']:{form}} by a colour histogram")
+        if f"{key}_blobs_trained" in numbers:
+            blobs = numbers[f"{key}_blobs_trained"]
+            found.append(f"{blobs:{form}} by blind blobs in the middle")
+        if found:
+            lines.append(f"{title}: {', '.join(found)}.")
+    return "\n".join(lines + numbers.get("left_out", []))
+
+
+TITLES = {
+    "knn": ("20-NN accuracy", ".1%"),
+    "nmi": ("Clusters against classes (NMI)", ".2f"),
+    "map": ("Retrieval (mean average precision)", ".1%"),
+    "linear": ("Linear probe", ".1%"),
+    "above_blind": ("Attention against objects, head chosen without masks "
+                    "(above blind: any fixed map 0, the masks 1)", ".2f"),
+    "auc": ("The same head's AUC", ".2f"),
+    "jaccard": ("The same head's Jaccard", ".2f"),
+}
+
+
+def _score_and_draw(stages: dict, probes: Probes, numbers: dict, figures: dict,
+                    left_out: list[str]) -> None:
+    """Adds to all three."""
+    overall, per_class = histogram_knn(probes)
+    numbers["knn_color_histogram"] = overall
+    numbers["knn_per_class_color_histogram"] = per_class
+    step = max(1, (len(probes.queries) - 1) // 9)  # the last picture is of the last class
+    table, attention, clusters = compare(stages, probes, step=step, thorough=True)
+    for stage, scores in table.items():
+        numbers |= {f"{key}_{stage}": value for key, value in scores.items()}
+    figures["clusters.png"] = clusters
+    figures["neighbours.png"] = neighbours(stages["trained"], probes)
+    if attention is None:
+        left_out.append("No maps: this network gives no grid of patches.")
+    else:
+        figures["attention.png"] = attention
+
+
+def _run_folder(name: str | Path) -> Path | None:
+    """The folder with a teacher's history: a run's or a shipped one's."""
+    # MERGE: teachers.load.find(name) -> (file, folder or None), which load_teacher uses too
+    folders = [Path(name).expanduser()]
+    if "/" not in str(name):
+        folders.insert(0, SHIPPED / name)
+    return next((folder for folder in folders if (folder / "history.jsonl").exists()), None)
+
+
+def _as_it_sees(teacher) -> Config:
+    """Settings of the images of a teacher that has none, from its transform."""
     resize, *_, normalize = teacher.transform.transforms
     return dataclasses.replace(PRESETS["laptop"], global_size=resize.size[0], store_size=None,
                                mean=tuple(normalize.mean), std=tuple(normalize.std))
 
 
-def in_words(numbers):
-    """The report as a few plain sentences."""
-    pairs = [("20-NN accuracy", "knn", ".1%"), ("Clusters against classes (NMI)", "nmi", ".2f"),
-             ("Retrieval (mean average precision)", "map", ".1%"), ("Linear probe", "linear", ".1%"),
-             ("Attention against object masks (Jaccard, best head)", "jaccard", ".2f")]
-    lines = []
-    if "seconds" in numbers:
-        lines.append(f"{numbers['images_seen']} images seen in {numbers['seconds']:.0f} seconds.")
-    for title, key, form in pairs:
-        found = [f"{numbers[f'{key}_{stage}']:{form}} {stage}" for stage in ("untrained", "trained")
-                 if f"{key}_{stage}" in numbers]
-        if found:
-            histogram = f" (a colour histogram: {numbers['knn_color_histogram']:.1%})" if key == "knn" else ""
-            lines.append(f"{title}: {', '.join(found)}{histogram}.")
-    return "\n".join(lines)
+# MERGE: dino_lib/cli.py takes the place of what follows
+def main(words: list[str] | None = None) -> None:
+    from dino_lib.data.images import InputError
+    from dino_lib.run.config import OneLineParser
 
-
-def main(argv=None):
-    """The command line; exits with 2 and one line on what cannot be scored."""
     parser = OneLineParser(prog="dino_lib.look.report", description=report.__doc__.splitlines()[0])
     parser.add_argument("teacher", help="a run's folder, or what else load_teacher takes")
     parser.add_argument("--dataset", help="whose images to score it on; default: the run's")
     parser.add_argument("--data-root", help="where they lie; default: the run's")
     parser.add_argument("--out", help="the folder to write to; default: the run's")
-    options = parser.parse_args(argv)
+    given = parser.parse_args(words)
     try:
-        numbers = report(options.teacher, dataset=options.dataset, data_root=options.data_root, out=options.out)
+        numbers = report(given.teacher, dataset=given.dataset, data_root=given.data_root,
+                         out=given.out)
     except (OSError, ValueError, MemoryError, InputError) as error:
         parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
-    out = Path(options.out or options.teacher)
+    out = folder_of_report(given.teacher, given.out)
     print(in_words(numbers))
-    print("wrote " + ", ".join(map(str, [*sorted(out.glob("*.png")), out / "report.json"])))
+    print("wrote", ", ".join(str(out / file) for file in [*numbers["figures"], "report.json"]))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ import itertools
 import math
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -9,7 +10,7 @@ from PIL import Image, ImageDraw
 from dino_lib.backbone import create_backbone
 from dino_lib.data.transforms import as_seen, eval_transform
 from dino_lib.look import video
-from dino_lib.look.clips import WRITERS, read_frames
+from dino_lib.look.clips import CLOCKS, read_frames
 from dino_lib.look.video import BATCH, attention_video
 from dino_lib.measure.attention import cls_attention
 from dino_lib.teachers.load import load_teacher
@@ -41,19 +42,40 @@ def read(path):
         return list(frames)
 
 
-@pytest.mark.parametrize("suffix", WRITERS)
+@pytest.mark.parametrize("suffix", CLOCKS)
 def test_each_panel_shows_the_attention_of_its_head(demo, clip, tmp_path, suffix):
     frames = read(attention_video(demo, clip, tmp_path / f"seen{suffix}", size=48, panel=120))
-    assert [times for _, *times in frames] == [pytest.approx([0.04 * i, 0.04 * (i + 1)]) for i in range(11)]
+    assert [times for _, *times in frames] == [
+        pytest.approx([0.04 * i, 0.04 * (i + 1)]) for i in range(11)
+    ]
     width, height = 120, 68
     _, x = as_seen(read(clip)[0][0], demo.transform, demo.model.patch_size, 48)
     maps, sheet = cls_attention(demo, x[None])[0], frames[0][0]
-    assert sheet.size == (3 * width, 3 * height) and tuple(maps.shape) == (8, 6, 11)  # the picture and 8 heads
+    assert sheet.size == (3 * width, 3 * height) and tuple(maps.shape) == (
+        8,
+        6,
+        11,
+    )  # the picture and 8 heads
     for i, values in enumerate(maps, start=1):
-        panel = sheet.crop((i % 3 * width, i // 3 * height, (i % 3 + 1) * width, (i // 3 + 1) * height))
-        shown = torch.tensor([[max(panel.getpixel((round((c + 0.5) * width / 11), round((r + 0.5) * height / 6))))
-                               for c in range(11)] for r in range(2, 6)]).float()  # below the label
-        assert torch.corrcoef(torch.stack([shown.flatten(), values[2:].sqrt().flatten()]))[0, 1] > 0.8, i
+        panel = sheet.crop(
+            (i % 3 * width, i // 3 * height, (i % 3 + 1) * width, (i // 3 + 1) * height)
+        )
+        shown = torch.tensor(
+            [
+                [
+                    max(
+                        panel.getpixel(
+                            (round((c + 0.5) * width / 11), round((r + 0.5) * height / 6))
+                        )
+                    )
+                    for c in range(11)
+                ]
+                for r in range(2, 6)
+            ]
+        ).float()  # below the label
+        assert (
+            torch.corrcoef(torch.stack([shown.flatten(), values[2:].sqrt().flatten()]))[0, 1] > 0.8
+        ), i
 
 
 @pytest.mark.parametrize("head, panels", [(None, 9), ("mean", 2), (0, 2), (7, 2)])
@@ -73,18 +95,35 @@ def test_the_colours_do_not_flicker(demo, clip, tmp_path, monkeypatch):
     """The head's maximum jumps from frame to frame; the scale is its average of the last second."""
     tops = iter([1.0] + [3.0, 1.0] * 5)
     shown = []
-    monkeypatch.setattr(video, "cls_attention", lambda model, x, layer: torch.stack(
-        [torch.tensor([[[0.5, next(tops)]]]) for _ in x]))
+    monkeypatch.setattr(
+        video,
+        "cls_attention",
+        lambda model, x, layer: torch.stack(
+            [torch.tensor([[[0.5, next(tops), *[0.0] * 14]]]) for _ in x]
+        ),
+    )
     monkeypatch.setattr(video, "_sheet", lambda picture, maps, names: shown.append(maps) or picture)
     attention_video(demo, clip, tmp_path / "seen.gif", panel=32)
     scale, keep = 1.0, math.exp(-0.04)
     for i, maps in enumerate(shown):
         scale = keep * scale + (1 - keep) * (3.0 if i % 2 else 1.0)
-        assert maps.flatten().tolist() == pytest.approx([0.5 / scale, min(1, (3 if i % 2 else 1) / scale)], rel=1e-5)
+        assert maps.flatten()[:2].tolist() == pytest.approx(
+            [0.5 / scale, min(1, (3 if i % 2 else 1) / scale)], rel=1e-5
+        )
     assert all(abs(a[0, 0, 0] - b[0, 0, 0]) < 0.05 for a, b in itertools.pairwise(shown))
 
 
-@pytest.mark.parametrize("suffix", WRITERS)
+def test_a_map_that_is_all_but_even_is_not_bright(demo, clip, tmp_path, monkeypatch):
+    even = 1 / 64 + torch.linspace(-1, 1, 64).view(1, 1, 8, 8) / 1000
+    monkeypatch.setattr(
+        video, "cls_attention", lambda model, x, layer: even.expand(len(x), 1, 8, 8)
+    )
+    frames = read(attention_video(demo, clip, tmp_path / "seen.gif", panel=64))
+    panel = np.asarray(frames[0][0].crop((64, 12, 128, 36)))  # below the label
+    assert panel.mean() < 100 and panel.reshape(-1, 3).std(0).max() < 15
+
+
+@pytest.mark.parametrize("suffix", CLOCKS)
 def test_frames_are_let_go(demo, tmp_path, monkeypatch, suffix):
     made, alive = [], []
 
@@ -115,7 +154,9 @@ def test_frames_of_any_size(demo, tmp_path, size):
     images = [Image.new("RGB", size, colour) for colour in ("red", "blue")]
     images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:])
     for name in ("b.mp4", "b.gif"):
-        frames = read(attention_video(demo, tmp_path / "a.gif", tmp_path / name, head="mean", panel=64))
+        frames = read(
+            attention_video(demo, tmp_path / "a.gif", tmp_path / name, head="mean", panel=64)
+        )
         assert len(frames) == 2 and max(frames[0][0].width / 2, frames[0][0].height) == 64
 
 
@@ -124,10 +165,14 @@ def test_what_cannot_be_is_refused_and_leaves_no_file(demo, clip, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     for source, name, options, reason in [
-            (clip, "a.avi", {}, r"\.mp4 or \.gif"), (clip, "a.mp4", {"head": 8}, "0 to 7"),
-            (clip, "a.gif", {"head": "best"}, "'mean'"), (clip, "a.mp4", {"layer": 4}, "4 such blocks"),
-            (clip, "a.mp4", {"size": 5}, "one patch"), (clip, "a.mp4", {"panel": 8}, "16 pixels"),
-            (tmp_path / "text.mp4", "a.mp4", {}, r"text\.mp4")]:
+        (clip, "a.avi", {}, r"\.mp4 or \.gif"),
+        (clip, "a.mp4", {"head": 8}, "0 to 7"),
+        (clip, "a.gif", {"head": "best"}, "'mean'"),
+        (clip, "a.mp4", {"layer": 4}, "4 such blocks"),
+        (clip, "a.mp4", {"size": 5}, "one patch"),
+        (clip, "a.mp4", {"panel": 8}, "16 pixels"),
+        (tmp_path / "text.mp4", "a.mp4", {}, r"text\.mp4"),
+    ]:
         with pytest.raises(ValueError, match=reason):
             attention_video(demo, source, out / name, **options)
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -147,7 +192,7 @@ def test_a_clip_without_frames_is_refused(demo, tmp_path, monkeypatch):
             pass
 
     monkeypatch.setattr(video, "read_frames", Empty)
-    for suffix in WRITERS:
+    for suffix in CLOCKS:
         with pytest.raises(ValueError, match="holds no frame"):
             attention_video(demo, "clip", tmp_path / f"a{suffix}")
 
@@ -159,7 +204,9 @@ def test_models_that_cannot_look(clip, tmp_path):
     model.transform = eval_transform(64, (0.5,) * 3, (0.5,) * 3)
     with pytest.raises(TypeError, match=r"no CLS token.*pooled_similarity"):
         attention_video(model, clip, tmp_path / "a.gif")
-    fixed = create_backbone("beitv2_base_patch16_224", depth=1, embed_dim=48, num_heads=2, img_size=64)
+    fixed = create_backbone(
+        "beitv2_base_patch16_224", depth=1, embed_dim=48, num_heads=2, img_size=64
+    )
     fixed.transform = model.transform
     with pytest.raises(ValueError, match=r"img_size=\(48, 80\)"):
         attention_video(fixed, clip, tmp_path / "a.gif")

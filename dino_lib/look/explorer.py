@@ -1,0 +1,269 @@
+"""The attention explorer: what teachers see in a few images, as one HTML file.
+
+The page needs no kernel and no network. Beside the CLS token's attention it shows that
+of any patch in the last layer, and what resembles a patch.
+"""
+
+import base64
+import html
+import io
+import json
+import os
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+from tqdm.auto import tqdm
+
+from dino_lib.backbone import Backbone, backbone_of
+from dino_lib.data.images import FolderOfImages, SkipUnreadable, read_image, to_channels
+from dino_lib.data.transforms import as_seen
+from dino_lib.look.maps import attention_sheet, heads_of
+from dino_lib.look.packing import compress, factorise, quantise, to_base64, to_short
+from dino_lib.look.style import readable
+from dino_lib.look.video import file_word
+from dino_lib.measure.attention import every_layer, pooled_similarity
+from dino_lib.measure.features import eval_mode
+
+PAGE = Path(__file__).with_name("explorer.html")
+SCRIPTS = (PAGE.with_name("explorer-data.js"), PAGE.with_name("explorer.js"))
+# for the patch attention of a page: 15 dimensions a head for two ViT-S/8 and 12 images
+FACTOR_BYTES = 3_500_000
+
+
+class Explorer:
+    """A page that was written to `path`; a notebook shows it as the value of a cell.
+
+    `seen` is a dict of teacher -> list of (picture, maps): the PIL image as the teacher
+    saw it, and float32 maps (layers, heads, h, w), CLS attention or, with one layer and
+    one head, the pooled similarity.
+    """
+
+    def __init__(self, path: Path, page: str, seen: dict[str, list[tuple[Image.Image, Tensor]]]):
+        self.path = path
+        self.html = page
+        self.seen = seen
+
+    def _repr_html_(self) -> str:
+        return (f'<iframe srcdoc="{html.escape(self.html)}" title="attention explorer" '
+                'loading="lazy" style="width: 100%; height: 860px; border: 0"></iframe>')
+
+
+def explore(teacher, images, *, path: str | Path = "explorer.html", size: int | None = None,
+            limit: int = 12, progress: bool = True) -> Explorer:
+    """Write the explorer of `images` as seen by `teacher` to `path`.
+
+    teacher: what `load_teacher` gives, or a dict of name -> teacher, several stages of
+    one run too, {"step 0": ..., "step 100": ...}; one without `.transform`, such as an
+    untrained network, takes that of the first which has one. A teacher of several that
+    has no patches to show is left out, and a printed line says so. images: a PIL image,
+    a path, a list of these, or a folder, of which at most `limit` readable images are
+    taken, evenly spread. size: None for the teacher's own transform (the middle
+    square), or the whole image is seen, resized to about size x size pixels in all, its
+    aspect kept but for rounding to whole patches. progress=False shows no bar. Raises
+    UnreadableImage, FileNotFoundError, ValueError, and TypeError where there are no
+    patches.
+    """
+    teachers = teacher if isinstance(teacher, dict) else {"teacher": teacher}
+    transforms = [t.transform for t in teachers.values() if hasattr(t, "transform")]
+    if not transforms:
+        raise ValueError("no teacher has a .transform(PIL image): set one, as "
+                         "data.transforms.eval_transform makes it")
+    names, images = _gather(images, limit)
+    room = FACTOR_BYTES / (len(images) * len(teachers))
+    pictures: list[str] = []
+    entries = []
+    seen = {}
+    hidden = None if progress else True  # None: hidden in a file, shown on a screen
+    for name, model in teachers.items():
+        transform = getattr(model, "transform", transforms[0])
+        bar = tqdm(images, desc=f"{name} looks", leave=False, disable=hidden)
+        try:
+            looks = [_look(backbone_of(model), image, transform, size) for image in bar]
+        except TypeError as error:
+            if len(teachers) == 1:
+                raise
+            print(f"{name} is left out: {error}")
+            continue
+        entries.append(_entry(str(name), looks, pictures, room))
+        seen[name] = [(look["picture"], look["maps"]) for look in looks]
+    if not seen:
+        raise TypeError("none of the teachers has patches to show")
+    page = {"names": names, "pictures": pictures, "teachers": entries}
+    data = json.dumps(page, separators=(",", ":")).replace("<", "\\u003c")  # ends no script
+    script = "\n".join(file.read_text("utf-8") for file in SCRIPTS)
+    text = PAGE.read_text("utf-8").replace("{{script}}", script).replace("{{data}}", data)
+    path = Path(path).expanduser()
+    path.write_text(text, "utf-8")
+    return Explorer(path, text, seen)
+
+
+def write_explorer(images: str | Path, teachers: dict, out: str | Path, *,
+                   size: int | None = None, limit: int = 12) -> list[Path]:
+    """Write explorer.html and the heads' figures to the folder `out`; the files' paths.
+
+    Of one image each teacher gets heads.png, its heads large (heads-TEACHER.png where
+    there are several); of more images heads.png is a sheet of all. Arguments as in
+    `explore`.
+    """
+    out = Path(out).expanduser()
+    out.mkdir(parents=True, exist_ok=True)
+    page = explore(teachers, images, path=out / "explorer.html", size=size, limit=limit)
+    paths = [page.path]
+    large = {name: looks[0] for name, looks in page.seen.items()
+             if len(looks) == 1 and looks[0][1].shape[1] > 1}
+    for name, (picture, maps) in large.items():
+        suffix = f"-{file_word(name)}" if len(page.seen) > 1 else ""
+        paths.append(out / f"heads{suffix}.png")
+        figure = heads_of(pil_to_tensor(picture), maps[-1])
+        figure.savefig(paths[-1])
+    if len(large) < len(page.seen):
+        paths.append(out / "heads.png")
+        others = {name: looks for name, looks in page.seen.items() if name not in large}
+        _sheet(others).savefig(paths[-1])
+    return paths
+
+
+def _sheet(seen: dict[str, list[tuple[Image.Image, Tensor]]]):
+    """All heads of all teachers, a row each, below the first one's pictures."""
+    rows = {}
+    for name, looks in seen.items():
+        heads = looks[0][1].shape[1]
+        for head in range(heads):
+            what = f"head {head}" if heads > 1 else "similarity"
+            rows[f"{name}\n{what}"] = [maps[-1, head] for _, maps in looks]
+    first = next(iter(seen.values()))
+    return attention_sheet([pil_to_tensor(picture) for picture, _ in first], rows)
+
+
+@torch.no_grad()
+def _look(backbone: Backbone, image: Image.Image, transform, size: int | None) -> dict:
+    """What a teacher sees of one image.
+
+    `picture`, `kind` of the maps, `maps` (layers, heads, h, w), `attention` between all
+    tokens (heads, T, T) or None, `features` of the patches (h * w, D).
+    """
+    picture, x = as_seen(image, transform, backbone.patch_size, size)
+    x = x[None].to(next(backbone.parameters()).device)
+    with eval_mode(backbone):
+        features = backbone.patch_tokens(x).float().flatten(0, 2).cpu()
+    try:
+        maps, attention = every_layer(backbone, x)
+    except TypeError:  # a CNN has no attention
+        maps = attention = None
+    kind = "CLS attention"
+    if maps is None:
+        kind = "pooled similarity"
+        maps = pooled_similarity(backbone, x)[:, None]
+    if attention is not None:  # it is None where the CLS token alone asks
+        attention = attention[0].cpu()
+    return {"picture": picture, "kind": kind, "maps": maps[:, 0].cpu(), "attention": attention,
+            "features": features}
+
+
+def _entry(name: str, looks: list[dict], pictures: list[str], room: float) -> dict:
+    """One teacher's part of the page's data; new pictures are added to `pictures`."""
+    features, scale = compress(torch.cat([look["features"] for look in looks]))
+    features = features.split([len(look["features"]) for look in looks])
+    images = []
+    for look, packed in zip(looks, features, strict=True):
+        uri = _data_uri(look["picture"])
+        if uri not in pictures:
+            pictures.append(uri)
+        values, low, step = quantise(look["maps"].flatten(2))
+        image = {
+            "picture": pictures.index(uri), "grid": look["maps"].shape[2:],
+            "maps": to_base64(values), "low": to_short(low), "step": to_short(step),
+            "features": to_base64(packed),
+        }
+        if look["attention"] is not None:
+            queries, keys, widths, off = factorise(look["attention"], len(packed), room)
+            image |= {
+                "queries": to_base64(queries), "keys": to_base64(keys), "scale": to_short(widths),
+                "rank": keys.shape[2], "tokens": keys.shape[1], "off": round(off, 5),
+            }
+        images.append(image)
+    layers, heads = looks[0]["maps"].shape[:2]
+    return {"name": readable(name), "map": looks[0]["kind"], "layers": layers, "heads": heads,
+            "features": to_short(scale), "images": images}
+
+
+def _gather(images, limit: int) -> tuple[list[str], list[Image.Image]]:
+    """(names, PIL images) of one image or path, of a list of them, or of a folder."""
+    is_path = isinstance(images, str | os.PathLike)
+    if is_path and not Path(images).expanduser().is_file():
+        return _from_folder(images, limit)
+    images = [images] if is_path or isinstance(images, Image.Image) else list(images)
+    if not images:
+        raise ValueError("no images to look at: the list is empty")
+    names = []
+    pictures = []
+    for i, image in enumerate(images):
+        if isinstance(image, str | os.PathLike):
+            image = Path(image).expanduser()
+            names.append(readable(image.name))
+            pictures.append(read_image(image))
+        else:
+            names.append(f"image {i}")
+            pictures.append(to_channels(image))
+    return names, pictures
+
+
+def _from_folder(path: str | Path, limit: int) -> tuple[list[str], list[Image.Image]]:
+    if limit < 1:
+        raise ValueError(f"limit={limit} must be at least 1")
+    folder = FolderOfImages(path)
+    count = min(limit, len(folder))
+    chosen = torch.linspace(0, len(folder) - 1, count).round().long().tolist()
+    safe = SkipUnreadable(folder)
+    found = {}
+    for i in chosen:
+        image, _, used = safe[i]
+        found[used] = image
+    if safe.bad:
+        print(readable(safe.report()))
+    names = [readable(folder.paths[i].relative_to(folder.root)) for i in found]
+    return names, list(found.values())
+
+
+def _data_uri(picture: Image.Image) -> str:
+    kind = "png" if max(picture.size) <= 128 else "jpeg"  # small ones are enlarged
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, quality=90)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+# MERGE: dino_lib/cli.py takes the place of what follows
+def main(words: list[str] | None = None) -> None:
+    from dino_lib.data.images import InputError
+    from dino_lib.look.clips import is_clip
+    from dino_lib.look.video import write_videos
+    from dino_lib.run.config import OneLineParser
+    from dino_lib.teachers.load import load_teacher
+
+    parser = OneLineParser("dino_lib.look.explorer", description=explore.__doc__.splitlines()[0])
+    parser.add_argument("images", help="an image, a folder of them, or a clip")
+    parser.add_argument("--teacher", action="append", help="what load_teacher takes")
+    parser.add_argument("--out", default="explorer", help="the folder to write to")
+    parser.add_argument("--size", type=int, help="see whole images at about size x size pixels")
+    parser.add_argument("--head", help='of a clip: one head\'s number, or "mean"')
+    parser.add_argument("--limit", type=int, default=12, help="the most images of a folder")
+    given = parser.parse_args(words)
+    head = int(given.head) if given.head and given.head.isdecimal() else given.head
+    try:
+        teachers = {name: load_teacher(name) for name in given.teacher or ["demo"]}
+        if is_clip(given.images):
+            paths = write_videos(given.images, teachers, given.out, head=head, size=given.size)
+        else:
+            paths = write_explorer(given.images, teachers, given.out, size=given.size,
+                                   limit=given.limit)
+    except (OSError, ValueError, TypeError, ImportError, InputError) as error:
+        parser.error(str(error))
+    for path in paths:
+        print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    main()

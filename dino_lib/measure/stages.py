@@ -1,0 +1,98 @@
+"""What a network makes of labelled images: all that is said and drawn of it."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dino_lib.backbone import Backbone, backbone_of
+from dino_lib.measure.attention import cls_attention, pooled_similarity
+from dino_lib.measure.clusters import cluster_scores, embed_2d
+from dino_lib.measure.heads import choose_head
+from dino_lib.measure.knn import (
+    accuracy,
+    color_histogram,
+    knn_predict,
+    linear_probe,
+    retrieval_map,
+)
+from dino_lib.measure.probes import Probes
+
+
+@dataclass
+class Findings:
+    """What one network makes of the probes."""
+
+    scores: dict[str, float]
+    points: Tensor  # float32 (n, 2), the chosen queries in the plane
+    maps: Tensor | None  # (pictures, h, w), None where there are no patches
+    label: str  # what the maps are: "head 3", or why there are none
+
+
+def examine(model, probes: Probes, chosen: Tensor, pictures: Tensor,
+            thorough: bool = False) -> Findings:
+    """Score a network, and take what is to be drawn of it.
+
+    chosen: the queries that stand in the plane. pictures: those whose maps are wanted,
+    of the head that `choose_head` takes, on a grid that is fine enough to look at.
+    scores: those of `Probes.evaluate` and nmi; if thorough, retrieval's mean average
+    precision ("map") and, where there are two classes or more, a linear probe's
+    accuracy too.
+    """
+    backbone = backbone_of(model)
+    gallery, queries = probes.features(backbone)
+    labels = probes.gallery_labels, probes.query_labels
+    scores = probes.evaluate(backbone, (gallery, queries))
+    scores["nmi"] = cluster_scores(queries[chosen], labels[1][chosen])["nmi"]
+    if thorough:
+        scores["map"] = retrieval_map(gallery, labels[0], queries, labels[1])
+    if thorough and len(labels[0].unique()) > 1:
+        predicted = linear_probe(gallery, labels[0], queries)
+        scores["linear"], scores["linear_per_class"] = accuracy(predicted, labels[1])
+    images = probes.normalize(probes.queries[pictures])
+    maps, label = _maps(backbone, probes, images, scores.get("head"))
+    return Findings(scores, embed_2d(queries[chosen]), maps, label)
+
+
+def histogram_knn(probes: Probes) -> tuple[float, float]:
+    """20-NN accuracy of a colour histogram, overall and mean over the classes.
+
+    It is what any learned feature has to beat.
+    """
+    gallery = color_histogram(probes.gallery)
+    queries = color_histogram(probes.queries)
+    k = min(20, len(gallery))
+    predicted = knn_predict(gallery, probes.gallery_labels, queries, k=k)
+    return accuracy(predicted, probes.query_labels)
+
+
+def fine_attention(model, images: Tensor, side: int = 16) -> Tensor:
+    """The last layer's CLS attention on a grid of about `side` patches a side.
+
+    Where the images give fewer they are enlarged: a ViT takes larger ones than it was
+    trained on. One that refuses shows its own grid. (B, C, H, W) -> (B, heads, h, w);
+    errors: `cls_attention`.
+    """
+    maps = cls_attention(model, images)
+    times = min(4, round(side / min(maps.shape[-2:])))
+    if times < 2:
+        return maps
+    try:
+        return cls_attention(model, F.interpolate(images, scale_factor=times, mode="bicubic"))
+    except ValueError:
+        return maps
+
+
+def _maps(backbone: Backbone, probes: Probes, images: Tensor,
+          head: int | None) -> tuple[Tensor | None, str]:
+    """Maps to draw, (B, h, w) on the CPU, and what they are."""
+    try:
+        if not backbone.has_cls:
+            return pooled_similarity(backbone, images)[:, 0].cpu(), "similarity"
+        maps = torch.cat([fine_attention(backbone, part).cpu() for part in images.split(16)])
+    except TypeError as error:
+        return None, str(error)
+    if head is None:
+        head = choose_head(probes.attention(backbone, 200))
+    return maps[:, head], f"head {head}"
