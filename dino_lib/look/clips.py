@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import GifImagePlugin, Image, ImageSequence
 
-from dino_lib.data.images import NO_DECODER, to_channels
+from dino_lib.data.folders import NO_DECODER
+from dino_lib.data.images import to_channels
 
 MOVING = ("GIF", "WEBP", "PNG", "AVIF")  # whose frames follow in time; those of a TIFF or MPO are pages and previews
 CLOCK = 90_000  # ticks a second of a written .mp4: 24, 25, 30 and 60 frames a second are whole numbers of them

@@ -24,7 +24,9 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm.auto import tqdm
 
-from dino_lib.data.images import FolderOfImages, InputError, SkipUnreadable, read_image, to_channels
+from dino_lib.data.folders import FolderOfImages
+from dino_lib.data.images import InputError, read_image, to_channels
+from dino_lib.data.items import SkipUnreadable
 from dino_lib.data.transforms import as_seen
 from dino_lib.look.clips import is_clip
 from dino_lib.look.plots import attention_sheet
@@ -68,7 +70,7 @@ def explore(teacher, images, *, path="explorer.html", size=None, limit=12, progr
     teachers = teacher if isinstance(teacher, dict) else {"teacher": teacher}
     transforms = [t.transform for t in teachers.values() if hasattr(t, "transform")]
     if not transforms:
-        raise ValueError("no teacher has a .transform(PIL image): set one, checkpoint.eval_transform(size, mean, std)")
+        raise ValueError("no teacher has a .transform(PIL image): set one, EvalTransform(size, mean, std)")
     names, images = _gather(images, limit)
     pictures, entries, seen = [], [], {}
     room = FACTOR_BYTES / (len(images) * len(teachers))

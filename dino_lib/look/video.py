@@ -42,7 +42,7 @@ def attention_video(teacher, source, path, *, layer=-1, head=None, size=None, pa
     if path.suffix.lower() not in WRITERS:
         raise ValueError(f"{path}: the attention of a clip is written as {' or '.join(WRITERS)}")
     if not hasattr(teacher, "transform"):
-        raise ValueError("the teacher has no .transform: set one, checkpoint.eval_transform(size, mean, std)")
+        raise ValueError("the teacher has no .transform: set one, EvalTransform(size, mean, std)")
     if panel < 16:
         raise ValueError(f"panel={panel}: 16 pixels are the least")
     if size is None:  # its own is the side of the square that it crops

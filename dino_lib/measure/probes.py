@@ -2,7 +2,9 @@
 
 import torch
 
-from dino_lib.data.datasets import decode_store, open_dataset
+from dino_lib.data.datasets import open_dataset
+from dino_lib.data.store import decode_store
+from dino_lib.data.transforms import normalize
 from dino_lib.measure.attention import cls_attention, mass_mask, upsample
 from dino_lib.measure.evaluate import accuracy, extract_features, jaccard, knn_predict
 
@@ -47,8 +49,7 @@ class Probes:
 
     def normalize(self, images):
         """uint8 (N, C, S, S) -> float32, normalised."""
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
-        return (images.float() / 255 - mean) / std
+        return normalize(images, self.mean, self.std)
 
     def features(self, backbone, dtype=torch.float32):
         """(gallery features, query features), L2-normalised on the CPU; `dtype` as in `extract_features`."""

@@ -3,10 +3,16 @@
 import ctypes
 import os
 import sys
+from pathlib import Path
 
 import torch
 
+from dino_lib.augment import BatchMultiCrop, MultiCrop
 from dino_lib.backbone import create_backbone
+from dino_lib.data.datasets import open_dataset
+from dino_lib.data.items import Pictures, check_dataset
+from dino_lib.data.loaders import StoreViews, WorkerViews, seeded
+from dino_lib.data.store import STORES, decode_store
 from dino_lib.head import DINOHead, MultiCropModel, OriginalHead
 from dino_lib.measure.evaluate import eval_mode
 from dino_lib.schedules import cosine_schedule, linear_warmup
@@ -126,3 +132,33 @@ def parameter_groups(model):
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [{"params": [p for p in parameters if p.ndim > 1]},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+
+
+def multicrop_settings(config):
+    """The arguments of MultiCrop and BatchMultiCrop that a config holds."""
+    names = ["global_size", "local_size", "n_local", "global_scale", "local_scale", "color_jitter",
+             "gray_p", "blur_p", "solarize_p", "mean", "std"]
+    return {name: getattr(config, name) for name in names}
+
+
+def open_views(config, dataset, device):
+    """The views that a config describes: of `dataset`, or (None) of the one that the config names.
+
+    Raises InputError where there is nothing that can be read, TypeError on what is no dataset.
+    """
+    channels = len(config.mean)
+    if dataset is None:
+        dataset = open_dataset(
+            config.dataset, config.data_root, "train", channels, config.download)
+    check_dataset(dataset)
+    if config.limit is not None and config.limit < len(dataset):
+        dataset = Pictures(dataset, range(config.limit), channels=channels)
+    settings = multicrop_settings(config)
+    if config.store_size is None:
+        return WorkerViews(dataset, MultiCrop(**settings), seed=config.seed, device=device,
+                           num_workers=config.num_workers)
+    with seeded(config.seed):  # a dataset may draw from the global generators
+        images, _, skipped = decode_store(
+            dataset, config.store_size, channels, cache=Path(config.data_root) / STORES)
+    return StoreViews(images, BatchMultiCrop(**settings), seed=config.seed, device=device,
+                      skipped=skipped)

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from dino_lib.data.transforms import eval_transform
+from dino_lib.data.transforms import EvalTransform
 from dino_lib.run.build import build_backbone
 from dino_lib.run.checkpoint import read_checkpoint, write_atomically
 from dino_lib.run.config import Config
@@ -84,6 +84,6 @@ def load_strictly(module, state, path):
 
 
 def ready(backbone, device, size, mean, std, config=None, about=None):
-    backbone.transform = eval_transform(size, mean, std)  # a Module too, so before eval()
+    backbone.transform = EvalTransform(size, mean, std)  # a Module too, so before eval()
     backbone.config, backbone.about = config, about or {}
     return backbone.requires_grad_(False).eval().to(device)

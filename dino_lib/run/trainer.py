@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from dino_lib.data.datasets import open_dataset
 from dino_lib.data.images import InputError
-from dino_lib.data.loaders import epoch_order, open_views
+from dino_lib.data.loaders import epoch_order
 from dino_lib.loss import DINOLoss, teacher_entropies
 from dino_lib.measure.probes import Probes
 from dino_lib.run.build import (
@@ -26,6 +26,7 @@ from dino_lib.run.build import (
     build_student,
     check_sizes,
     keep_freed_memory,
+    open_views,
     parameter_groups,
     pick_device,
     pick_kernels,

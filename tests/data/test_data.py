@@ -16,19 +16,13 @@ import torchvision.datasets as tv
 from PIL import Image, ImageFile
 from torch.utils.data import DataLoader
 
-from dino_lib.data import datasets as data
-from dino_lib.data import images
-from dino_lib.data.datasets import Pictures, decode_store, open_dataset
-from dino_lib.data.images import (
-    FolderOfImages,
-    InputError,
-    SkipUnreadable,
-    UnreadableImage,
-    read_image,
-    report_skipped,
-    to_channels,
-)
+from dino_lib.data import datasets, images, store
+from dino_lib.data.datasets import open_dataset
+from dino_lib.data.folders import FolderOfImages
+from dino_lib.data.images import InputError, UnreadableImage, read_image, to_channels
+from dino_lib.data.items import Pictures, SkipUnreadable, report_skipped
 from dino_lib.data.shapes import Shapes
+from dino_lib.data.store import decode_store
 
 ORIENTATION = 0x0112  # the EXIF tag
 
@@ -515,9 +509,9 @@ def test_imagenette(tmp_path):
 
 
 def test_shapes(monkeypatch):
-    assert data._shapes(10, seed=3) is data._shapes(10, seed=3)  # drawn once
+    assert datasets._shapes(10, seed=3) is datasets._shapes(10, seed=3)  # drawn once
     # a hundredth of the images: drawing all takes seconds
-    monkeypatch.setattr(data, "_shapes", lambda n, **options: Shapes(n // 100, **options))
+    monkeypatch.setattr(datasets, "_shapes", lambda n, **options: Shapes(n // 100, **options))
     train, gallery, test = (open_dataset("shapes", None, split) for split in ("train", "gallery", "test"))
     assert torch.equal(train.images, Shapes(40, seed=0).images) and torch.equal(gallery.images, train.images)
     assert torch.equal(test.images, Shapes(10, seed=1).images)
@@ -668,7 +662,7 @@ def test_images_of_the_right_size_are_used_as_they_are(capsys):
 
 
 def test_a_store_that_does_not_fit_is_refused(monkeypatch):
-    monkeypatch.setattr(data, "_available_memory", lambda: 2**20)
+    monkeypatch.setattr(store, "available_memory", lambda: 2**20)
     image = (noise(), 0)
     assert len(decode_store(Items(*[image] * 6), 224, progress=False)[0]) == 6
     with pytest.raises(MemoryError, match="8 images at 224 px need 1 MiB of memory, 1 MiB are free"):
@@ -676,7 +670,7 @@ def test_a_store_that_does_not_fit_is_refused(monkeypatch):
 
 
 def test_available_memory_is_that_of_a_machine():
-    assert 2**26 < data._available_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 2**26 < store.available_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize(("v2", "limit", "stat"), [(True, "memory.max", "inactive_file 300\n"),
@@ -684,13 +678,13 @@ def test_available_memory_is_that_of_a_machine():
 def test_available_memory_honours_a_containers_limit(tmp_path, monkeypatch, v2, limit, stat):
     folder = tmp_path if v2 else tmp_path / "memory"
     folder.mkdir(exist_ok=True)
-    monkeypatch.setattr(data, "CGROUPS", tmp_path)
+    monkeypatch.setattr(store, "CGROUPS", tmp_path)
     (folder / ("memory.current" if v2 else "memory.usage_in_bytes")).write_text("1000\n")
     (folder / "memory.stat").write_text(f"anon 5\n{stat}")
     (folder / limit).write_text("2000\n")
-    assert data._available_memory() == 1300
+    assert store.available_memory() == 1300
     (folder / limit).write_text("max\n")
-    assert data._available_memory() > 2**26
+    assert store.available_memory() > 2**26
 
 
 def photo_folder(root, n=6):
@@ -751,7 +745,7 @@ def test_an_interrupted_store_is_not_taken_for_whole(tmp_path, how, capsys):
 
 
 def test_a_full_disk_is_said_before_building(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
     with pytest.raises(OSError, match="6 images at 16 px need"):
         decode_store(FolderOfImages(photo_folder(tmp_path / "photos")), 16, progress=False, cache=tmp_path / "stores")
     assert not list((tmp_path / "stores").iterdir())

@@ -8,14 +8,8 @@ import torch
 from PIL import Image
 
 from dino_lib.augment import BatchMultiCrop, MultiCrop, view_uniforms
-from dino_lib.data.loaders import (
-    StoreViews,
-    WorkerViews,
-    default_workers,
-    epoch_order,
-    multicrop_settings,
-    open_views,
-)
+from dino_lib.data.loaders import StoreViews, WorkerViews, epoch_order, share_of_workers
+from dino_lib.run.build import multicrop_settings, open_views
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from PIL import Image
 from dino_lib.backbone import create_backbone
 from dino_lib.data.images import UnreadableImage
 from dino_lib.data.shapes import Shapes
-from dino_lib.data.transforms import eval_transform
+from dino_lib.data.transforms import EvalTransform
 from dino_lib.look.clips import WRITERS, read_frames
 from dino_lib.look.explore import compress, explore, factorise, main, quantise
 from dino_lib.look.video import attention_video
@@ -40,7 +40,7 @@ def page(demo, images, tmp_path_factory):
 def with_transform(name, size, **options):
     torch.manual_seed(0)
     model = create_backbone(name, **options)
-    model.transform = eval_transform(size, (0.5,) * 3, (0.5,) * 3)
+    model.transform = EvalTransform(size, (0.5,) * 3, (0.5,) * 3)
     return model
 
 
@@ -183,7 +183,7 @@ def test_a_teacher_without_transform_takes_that_of_another(tmp_path, demo, image
     bare = create_backbone("vit_tiny_patch16_224", img_size=48, patch_size=6, depth=1)
     data = data_of(explore({"untrained": bare, "trained": demo}, images, path=tmp_path / "a.html"))
     assert [t["name"] for t in data["teachers"]] == ["untrained", "trained"] and len(data["pictures"]) == 3
-    with pytest.raises(ValueError, match="eval_transform"):
+    with pytest.raises(ValueError, match="EvalTransform"):
         explore(bare, images, path=tmp_path / "b.html")
 
 
