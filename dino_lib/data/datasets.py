@@ -99,7 +99,8 @@ def _open_stl10(root: Path, split: str, channels: int, download: bool) -> InMemo
     part = {"train": "unlabeled", "gallery": "train", "test": "test"}[split]
     dataset = tv.STL10(root, part, download=download)
     labels = torch.as_tensor(dataset.labels).long()
-    return InMemory(torch.as_tensor(dataset.data), labels, dataset.classes)
+    classes = getattr(dataset, "classes", None)  # in a file of its own, which may be missing
+    return InMemory(torch.as_tensor(dataset.data), labels, classes)
 
 
 def _open_cifar10(root: Path, split: str, channels: int, download: bool) -> InMemory:

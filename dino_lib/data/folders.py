@@ -36,7 +36,6 @@ class Files(Dataset):
 
     def __init__(self, paths: Sequence[Path], labels: Sequence[int], classes: Sequence[str],
                  channels: int = 3):
-        check_channels(channels)
         self.paths = paths
         self.labels = labels
         self.classes = classes
@@ -64,6 +63,7 @@ class FolderOfImages(Files):
     """
 
     def __init__(self, root: str | os.PathLike, channels: int = 3):
+        check_channels(channels)
         self.root = Path(os.path.expanduser(root))
         self.left_out = Counter()
         if not self.root.is_dir():
@@ -201,15 +201,15 @@ def _say_what_is_left(folder: FolderOfImages, where: dict[str, list[int]]) -> No
     held_back = [part for part in ("val", "test") if where[part]]
     notes = [f"{len(where[part])} held back ({part})" for part in held_back]
     if where[""]:
-        notes.append(f"{len(where[''])} left out, since they lie beside train")
+        notes.append(f"{len(where[''])} left out, which lie beside these")
     suspects = [name for name in folder.classes if _looks_like(name)]
     if suspects:
-        notes.append(f"{', '.join(suspects)} taken for a class like the others")
+        notes.append(f"{', '.join(suspects)} taken for a class")
     if folder.left_out:
-        notes.append(f"left out {folder.unread()}")
+        notes.append(f"besides {folder.unread()}")
     if notes:
-        print(printable(f"{folder.root}: {len(where['train'])} images to train on, "
-                        f"{'; '.join(notes)}"))
+        trained = f"{len(where['train'])} of {len(folder)} images are trained on"
+        print(printable(f"{folder.root}: {trained}; {'; '.join(notes)}"))
 
 
 def _why_no_queries(folder: FolderOfImages) -> str:

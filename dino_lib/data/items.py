@@ -124,8 +124,13 @@ class InMemory(Dataset):
     `masks` bool (N, H, W), True on the object, or None. Items are (PIL image, label).
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, classes: Sequence[str],
-                 masks: Tensor | None = None):
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        classes: Sequence[str] | None = None,
+        masks: Tensor | None = None,
+    ):
         self.images = images
         self.labels = labels
         self.classes = classes

@@ -138,9 +138,9 @@ CALLS = {
         lambda f: trainer(f, dataset="cifar10", data_root=str(f), download=False), InputError, "By hand: get cifar-10"),
     "a part that there is not": (lambda f: open_dataset("shapes", f, "val"), ValueError, "split='val' must be"),
     "an empty dataset": (lambda f: trainer(f, []), ValueError, "the dataset holds no images"),
-    "a stream": (lambda f: trainer(f, (i for i in range(9))), TypeError, "dataset is a generator: expected PIL images"),
+    "a stream": (lambda f: trainer(f, (i for i in range(9))), TypeError, "dataset is a generator: expected pictures by number"),
     "tensors for images": (
-        lambda f: trainer(f, [rows(3, 24, 24)] * 20), TypeError, "image 0: expected a PIL image, got Tensor"),
+        lambda f: trainer(f, [rows(3, 24, 24)] * 20), InputError, "float32 (3, 24, 24) with values outside of [0, 1]"),
     "a dataset that fails": (
         lambda f: trainer(f, dict.fromkeys([0, *range(2, 20)], Image.new("RGB", (9, 9)))),
         InputError, "item 1 of the dataset raised KeyError"),
