@@ -8,11 +8,13 @@ cannot be resumed exactly.
 
 import contextlib
 import math
+import multiprocessing.queues
 import os
 import pickle
 import random
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -153,7 +155,7 @@ class WorkerViews:
         self._loader = None
         self._loaded = None
         if self.num_workers and loaded is not None:
-            # torch waits for each in turn, and its SIGTERM is not heard (`_leave_signals`)
+            # torch waits for each in turn, and its SIGTERM is not heard (`_begin_worker`)
             end = threading.Timer(PATIENCE, lambda: [worker.kill() for worker in loaded._workers])
             end.start()
             loaded._shutdown_workers()
@@ -167,7 +169,7 @@ class WorkerViews:
                 self.dataset,
                 batch_sampler=self._asked,
                 num_workers=self.num_workers,
-                worker_init_fn=_leave_signals,
+                worker_init_fn=_begin_worker,
                 pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),  # its own, or the loader would advance the global one
                 **(workers if self.num_workers else {}),
@@ -203,7 +205,7 @@ class WorkerViews:
             raise InputError(text.rsplit("InputError: ")[-1]) from error
         died = "DataLoader worker" in text and "exited" in text
         if died or NO_ROOM.search(text):
-            last = text.splitlines()[-1] + (": mostly for lack of memory" if died else "")
+            last = text.splitlines()[-1] + (": mostly for lack of memory or files" if died else "")
             raise InputError(
                 f"{last}; take num_workers=0, or fewer than num_workers={self.num_workers}, or in "
                 f"a container more shared memory (docker run --shm-size=8g). {RESTART}"
@@ -267,14 +269,21 @@ def _to_device(images: Tensor, device: torch.device) -> Tensor:
     return images.to(device)
 
 
-def _leave_signals(worker: int) -> None:
-    """A terminal's Ctrl-C and a scheduler's SIGTERM reach the workers too.
+def _begin_worker(worker: int) -> None:
+    """In a worker, before its first image: which signals it hears, and when it gives up.
 
-    The trainer acts on them once its update is whole. It would find its workers gone before; it
-    ends them itself.
+    A terminal's Ctrl-C and a scheduler's SIGTERM reach the workers too. The trainer acts on them
+    once its update is whole. It would find its workers gone before; it ends them itself.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    # the threads that hand over would only print their errors, and the trainer wait for ever
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)
+    sys.excepthook = _end_worker
+
+
+def _end_worker(*error: object) -> None:
+    os._exit(1)
 
 
 @contextlib.contextmanager
