@@ -16,64 +16,41 @@ from dino_lib.data.images import InputError, check_channels
 from dino_lib.data.items import InMemory, Pictures
 from dino_lib.data.shapes import Shapes
 
-NO_DOWNLOAD = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    EOFError,
-    HTTPException,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-)
+NO_DOWNLOAD = (OSError, RuntimeError, ValueError, EOFError, HTTPException,
+               tarfile.TarError, zipfile.BadZipFile)
 BY_HAND = {  # name: (archive, its page, what lies under the root once it is unpacked)
-    "stl10": (
-        "stl10_binary.tar.gz",
-        "https://cs.stanford.edu/~acoates/stl10/",
-        "stl10_binary/train_X.bin",
-    ),
-    "cifar10": (
-        "cifar-10-python.tar.gz",
-        "https://www.cs.toronto.edu/~kriz/cifar.html",
-        "cifar-10-batches-py/data_batch_1",
-    ),
-    "caltech101": (
-        "caltech-101.zip (and unpack the 101_ObjectCategories.tar.gz in it)",
-        "https://data.caltech.edu/records/mzrjq-6wc02",
-        "caltech101/101_ObjectCategories/accordion",
-    ),
-    "imagenette": (
-        "imagenette2-160.tgz",
-        "https://github.com/fastai/imagenette",
-        "imagenette2-160/train",
-    ),
+    "stl10": ("stl10_binary.tar.gz", "https://cs.stanford.edu/~acoates/stl10/",
+              "stl10_binary/train_X.bin"),
+    "cifar10": ("cifar-10-python.tar.gz", "https://www.cs.toronto.edu/~kriz/cifar.html",
+                "cifar-10-batches-py/data_batch_1"),
+    "caltech101": ("caltech-101.zip (and unpack the 101_ObjectCategories.tar.gz in it)",
+                   "https://data.caltech.edu/records/mzrjq-6wc02",
+                   "caltech101/101_ObjectCategories/accordion"),
+    "imagenette": ("imagenette2-160.tgz", "https://github.com/fastai/imagenette",
+                   "imagenette2-160/train"),
 }
 
 
-def open_dataset(
-    name_or_path: str | os.PathLike,
-    root: str | os.PathLike | None,
-    split: str,
-    channels: int = 3,
-    download: bool = True,
-) -> Dataset | None:
-    """One role of a dataset: split "train" (what DINO trains on), "gallery" (labelled, for k-NN) or
-    "test" (the queries).
+def open_dataset(name_or_path: str | os.PathLike, root: str | os.PathLike | None, split: str,
+                 channels: int = 3, download: bool = True) -> Dataset | None:
+    """One role of a dataset: "train" (what DINO trains on), "gallery" (labelled, for k-NN) or
+    "test" (the queries, never trained on).
 
-    Items are (PIL image, label), the image with `channels` channels, the label -1 where there is
-    none. What is held back as test is never trained on.
+    Items are (PIL image, label), the image with `channels` channels, the label -1 where
+    there is none.
 
     - "shapes": the embedded one, 4000 images of seed 0; test: 1000 of seed 1.
     - "stl10": train is its unlabelled part, gallery its labelled training set.
     - "cifar10", "imagenette" (160 px; test is its "val"): gallery is train.
-    - "caltech101": without Faces_easy (crops of Faces); of the rest, in torchvision's order, every
-      fifth image (i % 5 == 0) is test. Labels are torchvision's: Faces_easy keeps its number.
-    - the path of a folder: FolderOfImages. Folders that look like a split are one, as in ImageNet's
-      layout: test is val, or else test, and labels are told apart by name. Without a split every
-      fifth image with a label is test. Without labels there is no evaluation: a line says why,
-      gallery and test are None, train is everything.
+    - "caltech101": without Faces_easy (crops of Faces); of the rest, in torchvision's order,
+      every fifth image is test. Labels are torchvision's: Faces_easy keeps its number.
+    - the path of a folder: FolderOfImages. Folders that look like a split are one, as in
+      ImageNet's layout; test is val, or else test. Without a split every fifth image with a
+      label is test. Without labels a line says why there is no evaluation: gallery and test
+      are None, train is everything.
 
-    torchvision's datasets lie under `root` and are downloaded there if they do not. Raises
-    InputError with what to fetch by hand where that fails, ValueError on an unknown name or split.
+    torchvision's datasets lie under `root` and are downloaded if they do not. Raises
+    InputError with what to fetch by hand where that fails, ValueError on an unknown name.
     """
     check_channels(channels)
     if split not in ("train", "gallery", "test"):
@@ -128,12 +105,8 @@ def _open_imagenette(root: Path, split: str, channels: int, download: bool) -> F
     return Files(paths, labels, [synonyms[0] for synonyms in dataset.classes], channels)
 
 
-OPENERS = {
-    "stl10": _open_stl10,
-    "cifar10": _open_cifar10,
-    "caltech101": _open_caltech101,
-    "imagenette": _open_imagenette,
-}
+OPENERS = {"stl10": _open_stl10, "cifar10": _open_cifar10,
+           "caltech101": _open_caltech101, "imagenette": _open_imagenette}
 
 
 def _downloaded(name, root, split, channels, download):
@@ -151,6 +124,6 @@ def _downloaded(name, root, split, channels, download):
         archive, page, inside = BY_HAND[name]
         what = "could not be downloaded" if download else "is not there, and download=False"
         raise InputError(
-            f"{name} {what} ({error}). By hand: get {archive} from {page} and unpack it so that "
-            f"{root / inside} exists; if something incomplete lies there, remove it first."
-        ) from error
+            f"{name} {what} ({error}). By hand: get {archive} from {page} and unpack it so "
+            f"that {root / inside} exists; if something incomplete lies there, remove it "
+            "first.") from error

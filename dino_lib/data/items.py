@@ -16,27 +16,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from dino_lib.data.images import (
-    InputError,
-    UnreadableImage,
-    check_channels,
-    check_machine,
-    printable,
-    to_channels,
-)
+from dino_lib.data import images
+from dino_lib.data.images import InputError, UnreadableImage, check_channels, to_channels
 
 IMAGE_KEYS = ("image", "img")
 LABEL_KEYS = ("label", "labels", "fine_label")
 # what a dataset raises on a broken file; anything else is a mistake in its code, and ends the run
-BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
+          Image.DecompressionBombError)
 
 
 def check_dataset(dataset: Any) -> None:
@@ -65,8 +52,8 @@ def read_item(dataset: Any, index: int, channels: int = 3) -> tuple[Image.Image,
     except (UnreadableImage, InputError):
         raise
     except BROKEN as error:
-        check_machine(error)
-        raise UnreadableImage(f"image {index} ({printable(error)})") from error
+        images.check_machine(error)
+        raise UnreadableImage(f"image {index} ({images.printable(error)})") from error
     except Exception as error:
         raise InputError(f"item {index} of the dataset raised {type(error).__name__}: {error}; "
                          "mend the dataset's __getitem__ or its data") from error
@@ -99,14 +86,13 @@ class Pictures(Dataset):
     def __init__(self, dataset: Any, indices: Sequence[int] | None = None, *, channels: int = 3):
         check_channels(channels)
         check_dataset(dataset)
-        self.dataset = dataset
-        self.channels = channels
+        self.dataset, self.channels = dataset, channels
         self.indices = range(len(dataset)) if indices is None else [int(i) for i in indices]
         names = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
         # the first of several synonyms
         self.classes = names and [name if isinstance(name, str) else name[0] for name in names]
-        images = getattr(dataset, "images", None)
-        if isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] == channels:
+        ready = getattr(dataset, "images", None)
+        if isinstance(ready, Tensor) and ready.ndim == 4 and ready.shape[1] == channels:
             for name in ("images", "labels", "masks"):
                 rows = getattr(dataset, name, None)
                 setattr(self, name, rows if rows is None or indices is None else rows[self.indices])
@@ -124,17 +110,10 @@ class InMemory(Dataset):
     `masks` bool (N, H, W), True on the object, or None. Items are (PIL image, label).
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        classes: Sequence[str] | None = None,
-        masks: Tensor | None = None,
-    ):
-        self.images = images
-        self.labels = labels
-        self.classes = classes
-        self.masks = masks
+    def __init__(self, images: Tensor, labels: Tensor,
+                 classes: Sequence[str] | None = None, masks: Tensor | None = None):
+        self.images, self.labels = images, labels
+        self.classes, self.masks = classes, masks
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -146,11 +125,11 @@ class InMemory(Dataset):
 class SkipUnreadable(Dataset):
     """A dataset in which the next readable image stands in for an unreadable one.
 
-    Item i -> (PIL image, label, used): `used` is i, or the first readable index after it, wrapping
-    around, so batches keep their size and the choice is the same in every run. `bad` maps
-    unreadable indices to "file (reason)". Worker processes fill copies of it: tell the main process
-    by `note(asked, used)` for each batch. Raises InputError if no image can be read and if the
-    dataset fails otherwise, ValueError if there are no images, TypeError if it is no dataset.
+    Item i -> (PIL image, label, used): `used` is i, or the first readable index after it,
+    so batches keep their size and the choice is the same in every run. `bad` maps unreadable
+    indices to "file (reason)". Worker processes fill copies of it: tell the main process by
+    `note(asked, used)`. Raises InputError if no image can be read or the dataset fails
+    otherwise, ValueError if there are no images, TypeError if it is no dataset.
     """
 
     def __init__(self, dataset: Any, channels: int = 3):
@@ -158,8 +137,7 @@ class SkipUnreadable(Dataset):
         check_dataset(dataset)
         if len(dataset) == 0:
             raise ValueError("the dataset holds no images")
-        self.dataset = dataset
-        self.channels = channels
+        self.dataset, self.channels = dataset, channels
         self.bad = {}
 
     def __len__(self) -> int:
@@ -205,4 +183,4 @@ def report_skipped(skipped: Sequence[tuple[int, str]], total: int, limit: int = 
     if len(skipped) > limit:
         names.append(f"and {len(skipped) - limit} more")
     count = f"{len(skipped)} of {total} images could not be read and were skipped"
-    return printable(f"{count}: {', '.join(names)}")
+    return images.printable(f"{count}: {', '.join(names)}")

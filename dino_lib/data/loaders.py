@@ -1,9 +1,9 @@
-"""Where a training step's views come from: a store in memory, or images decoded in workers.
+"""Where a step's views come from: a store in memory, or images decoded in workers.
 
-Both give the same views for the same (seed, epoch, index), in whatever batch, worker or process. So
-does a dataset that draws from Python's, NumPy's or torch's global generator (a store decodes it
-once, in the same way each time); one with a generator object of its own does not, and its runs
-cannot be resumed exactly.
+Both give the same views for the same (seed, epoch, index), in whatever batch, worker or
+process. So does a dataset that draws from Python's, NumPy's or torch's global generator (a
+store decodes it once, in the same way each time); one with a generator of its own does
+not, and its runs cannot be resumed exactly.
 """
 
 import contextlib
@@ -28,20 +28,17 @@ from dino_lib.augment import BatchMultiCrop, MultiCrop, view_uniforms
 from dino_lib.data.images import InputError
 from dino_lib.data.items import SkipUnreadable, report_skipped
 
-PIECE = 8  # images that a worker hands over at a time: bounds the shared memory, whatever the batch
+PIECE = 8  # images that a worker hands over at a time: this bounds the shared memory
 AHEAD = 4  # pieces that each worker prepares
-POLL = 1.0  # seconds between two looks at whether a hanging worker should be left
+POLL = 1.0  # seconds between two looks at whether to go on waiting
 PATIENCE = 2.0  # seconds for workers to end by themselves
-RESTART = (
-    "Where workers are started anew (macOS, Windows, Python 3.14) a script needs a main guard, and "
-    "the dataset's class a module of its own; num_workers=0 does without workers"
-)
+RESTART = ("Where workers are started anew (macOS, Windows, Python 3.14) a script needs a "
+           "main guard, and the dataset's class a module of its own; num_workers=0 does "
+           "without workers")
 # what torch and the system say when there is no room to hand something over
-NO_ROOM = re.compile(
-    "shared memory|shm|no space left|too many open files|bus error|ancdata|ancillary"
-    "|can(no|')t allocate|resource temporarily unavailable",
-    re.IGNORECASE,
-)
+NO_ROOM = re.compile("shared memory|no space left|too many open files|bus error|ancdata"
+                     "|can(no|')t allocate|temporarily unavailable", re.IGNORECASE)
+Interrupted = Callable[[], bool]
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
@@ -55,31 +52,18 @@ class StoreViews:
     skipped: what `decode_store` had to leave out.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        multicrop: BatchMultiCrop,
-        *,
-        seed: int,
-        device: torch.device,
-        skipped: Sequence[tuple[int, str]] = (),
-    ):
-        self.images = images
-        self.multicrop = multicrop
-        self.seed = seed
+    def __init__(self, images: Tensor, multicrop: BatchMultiCrop, *, seed: int,
+                 device: torch.device, skipped: Sequence[tuple[int, str]] = ()):
+        self.images, self.skipped = images, skipped
+        self.multicrop, self.seed = multicrop, seed
         self.device = device
-        self.skipped = skipped
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def batches(
-        self,
-        epoch: int,
-        batches: Sequence[np.ndarray],
-        interrupted: Callable[[], bool] = lambda: False,
-    ) -> Iterator[list[Tensor]]:
-        """For each array of indices in `batches`: a list of (B, C, h, w) views on the device."""
+    def batches(self, epoch: int, batches: Sequence[np.ndarray],
+                interrupted: Interrupted = lambda: False) -> Iterator[list[Tensor]]:
+        """For each array of indices in `batches`: a list of (B, C, h, w) views."""
         for indices in batches:
             rows = torch.from_numpy(indices).to(self.images.device)
             images = _to_device(self.images.index_select(0, rows), self.device)
@@ -90,48 +74,33 @@ class StoreViews:
         """What could not be read, in one sentence."""
         return report_skipped(self.skipped, len(self.images) + len(self.skipped))
 
-    def close(self) -> None:
-        """Nothing: there are no workers."""
-
 
 class WorkerViews:
     """Views of a dataset of pictures, one image at a time in worker processes.
 
-    num_workers: over all processes of this machine; None: chosen from its cores. The workers stay
-    from one epoch to the next, until `close()`.
+    num_workers: over all processes of this machine; None: chosen from its cores. The
+    workers stay from one epoch to the next, until `close()`.
     """
 
-    def __init__(
-        self,
-        dataset: Any,
-        multicrop: MultiCrop,
-        *,
-        seed: int,
-        device: torch.device,
-        num_workers: int | None = None,
-    ):
+    def __init__(self, dataset: Any, multicrop: MultiCrop, *, seed: int,
+                 device: torch.device, num_workers: int | None = None):
         self.images = SkipUnreadable(dataset, len(multicrop.mean))
         self.dataset = _ImageViews(self.images, multicrop, seed)
         self.device = device
         self.num_workers = share_of_workers(num_workers)
-        self._asked = []  # the pieces of the epoch under way; the loader reads this very list
-        self._loader = None
-        self._loaded = None
+        self._asked = []  # the epoch's pieces; the loader reads this very list
+        self._loader = self._loaded = None
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def batches(
-        self,
-        epoch: int,
-        batches: Sequence[np.ndarray],
-        interrupted: Callable[[], bool] = lambda: False,
-    ) -> Iterator[list[Tensor]]:
-        """For each array of indices in `batches`: a list of (B, C, h, w) views on the device.
+    def batches(self, epoch: int, batches: Sequence[np.ndarray],
+                interrupted: Interrupted = lambda: False) -> Iterator[list[Tensor]]:
+        """For each array of indices in `batches`: a list of (B, C, h, w) views.
 
-        Raises InputError if a worker process cannot start, dies or finds the dataset at fault, and
-        KeyboardInterrupt if `interrupted()` turns true while the next batch does not come: always
-        between two batches. Left early, in whatever way, it ends the workers.
+        Raises InputError if a worker cannot start, dies or finds the dataset at fault,
+        and KeyboardInterrupt if `interrupted()` turns true while the next batch does
+        not come: always between two batches. Left early, it ends the workers.
         """
         pieces = [np.array_split(batch, math.ceil(len(batch) / PIECE)) for batch in batches]
         self._asked[:] = [[(epoch, int(i)) for i in piece] for own in pieces for piece in own]
@@ -152,11 +121,10 @@ class WorkerViews:
     def close(self) -> None:
         """End the workers, those that hang too."""
         loaded = self._loaded
-        self._loader = None
-        self._loaded = None
+        self._loader = self._loaded = None
         if self.num_workers and loaded is not None:
-            # torch waits for each in turn, and its SIGTERM is not heard (`_begin_worker`)
-            end = threading.Timer(PATIENCE, lambda: [worker.kill() for worker in loaded._workers])
+            workers = loaded._workers  # they hear no SIGTERM, which torch sends in the end
+            end = threading.Timer(PATIENCE, lambda: [worker.kill() for worker in workers])
             end.start()
             loaded._shutdown_workers()
             end.cancel()
@@ -164,23 +132,20 @@ class WorkerViews:
     def _start(self) -> None:
         """Begin an epoch, in new workers where there are none."""
         if self._loader is None:
-            workers = {"persistent_workers": True, "prefetch_factor": AHEAD, "timeout": POLL}
+            workers = {}
+            if self.num_workers:
+                workers = dict(persistent_workers=True, prefetch_factor=AHEAD, timeout=POLL)
             self._loader = DataLoader(
-                self.dataset,
-                batch_sampler=self._asked,
-                num_workers=self.num_workers,
-                worker_init_fn=_begin_worker,
-                pin_memory=self.device.type == "cuda",
-                generator=torch.Generator(),  # its own, or the loader would advance the global one
-                **(workers if self.num_workers else {}),
-            )
+                self.dataset, batch_sampler=self._asked, num_workers=self.num_workers,
+                worker_init_fn=_begin_worker, pin_memory=self.device.type == "cuda",
+                generator=torch.Generator(),  # or it would advance the global one
+                **workers)
         try:
             with _without_sigchld_handler():
                 self._loaded = iter(self._loader)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise InputError(
-                f"the dataset cannot be handed to worker processes ({error}). {RESTART}"
-            ) from error
+            raise InputError("the dataset cannot be handed to worker processes "
+                             f"({error}). {RESTART}") from error
         except (RuntimeError, OSError) as error:
             self._explain(error)
             raise
@@ -205,20 +170,18 @@ class WorkerViews:
             raise InputError(text.rsplit("InputError: ")[-1]) from error
         died = "DataLoader worker" in text and "exited" in text
         if died or NO_ROOM.search(text):
-            last = text.splitlines()[-1] + (": mostly for lack of memory or files" if died else "")
+            why = ": mostly for lack of memory or files" if died else ""
             raise InputError(
-                f"{last}; take num_workers=0, or fewer than num_workers={self.num_workers}, or in "
-                f"a container more shared memory (docker run --shm-size=8g). {RESTART}"
-            ) from error
+                f"{text.splitlines()[-1]}{why}; take num_workers=0, or fewer than "
+                f"num_workers={self.num_workers}, or in a container more shared memory "
+                f"(docker run --shm-size=8g). {RESTART}") from error
 
 
 class _ImageViews(Dataset):
     """(epoch, index) -> (views, index of the image used), as a worker makes them."""
 
     def __init__(self, images: SkipUnreadable, multicrop: MultiCrop, seed: int):
-        self.images = images
-        self.multicrop = multicrop
-        self.seed = seed
+        self.images, self.multicrop, self.seed = images, multicrop, seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[list[Tensor], int]:
         epoch, index = key
@@ -232,10 +195,9 @@ class _ImageViews(Dataset):
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Python's, NumPy's and torch's global generators start from `seed` inside, and are afterwards
-    as they were."""
-    python = random.getstate()
-    numpy = np.random.get_state()
+    """Python's, NumPy's and torch's global generators start from `seed` inside, and are
+    afterwards as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
         np.random.seed(seed % 2**32)
@@ -248,9 +210,9 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def share_of_workers(num_workers: int | None) -> int:
-    """The workers of this process, of so many over all training processes of this machine.
+    """The workers of this process, of so many over all processes of this machine.
 
-    None: one worker a core that may be used, less one for each process that trains; at most 16.
+    None: one a core that may be used, less the one that trains; at most 16.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if num_workers is not None:
@@ -263,21 +225,21 @@ def share_of_workers(num_workers: int | None) -> int:
 
 
 def _to_device(images: Tensor, device: torch.device) -> Tensor:
-    """A copy beside the computation is safe from pinned memory alone, and only CUDA has that."""
+    """A copy beside the computation is safe from pinned memory alone, on CUDA."""
     if device.type == "cuda" and images.device.type == "cpu":
         return images.pin_memory().to(device, non_blocking=True)
     return images.to(device)
 
 
 def _begin_worker(worker: int) -> None:
-    """In a worker, before its first image: which signals it hears, and when it gives up.
+    """In a worker, before its first image: which signals it hears, when it gives up.
 
-    A terminal's Ctrl-C and a scheduler's SIGTERM reach the workers too. The trainer acts on them
-    once its update is whole. It would find its workers gone before; it ends them itself.
+    A terminal's Ctrl-C and a scheduler's SIGTERM reach the workers too. The trainer acts
+    on them once its update is whole, and ends its workers itself.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    # the threads that hand over would only print their errors, and the trainer wait for ever
+    # what hands over would only print its error, and the trainer would wait for ever
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)
     sys.excepthook = _end_worker
 
@@ -290,10 +252,11 @@ def _end_worker(*error: object) -> None:
 def _without_sigchld_handler() -> Iterator[None]:
     """Inside, torch sets its handler of SIGCHLD; afterwards it is gone.
 
-    It would raise a worker's death wherever the main process is, in the midst of an update too.
-    Without it, the next batch finds it out.
+    It would raise a worker's death anywhere, in the midst of an update too. Without it,
+    the next batch finds it out.
     """
-    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+    here = threading.current_thread() is threading.main_thread()
+    if not here or not hasattr(signal, "SIGCHLD"):
         yield
         return
     before = signal.getsignal(signal.SIGCHLD)

@@ -37,27 +37,18 @@ CGROUP_MEMORY = [  # a container's limit, what it uses, and details: version 2, 
 Store = tuple[Tensor, Tensor, list[tuple[int, str]]]  # images, labels, what was skipped
 
 
-def decode_store(
-    dataset: Any,
-    size: int,
-    channels: int = 3,
-    progress: bool = True,
-    num_workers: int = 0,
-    cache: str | os.PathLike | None = None,
-) -> Store:
-    """Decode a dataset of pictures once: uint8 (N, channels, size, size), labels int64 (N,), what
-    was skipped.
+def decode_store(dataset: Any, size: int, channels: int = 3, progress: bool = True,
+                 num_workers: int = 0, cache: str | os.PathLike | None = None) -> Store:
+    """A dataset's `middle_square`s: uint8 (N, channels, size, size), labels int64 (N,), and
+    what was skipped, [(index, "file (reason)")] for `report_skipped`: N counts the others.
 
-    Each image becomes its `middle_square`. Unreadable ones are left out: N counts the others, the
-    third value is [(index, "file (reason)")] for `report_skipped`. A label that is no whole number
-    becomes -1. A dataset whose `images` have that shape already is used as it is.
-
-    Images in files that this library reads itself (Files, FolderOfImages, Pictures of them) are
-    kept in the folder `cache`, if one is given, as a memory-mapped file that may be larger than the
-    memory; the next call reads it as long as no file has changed. All others, and all where `cache`
-    cannot be written, are kept in memory. Prints the size of the store beforehand. Raises
-    MemoryError naming it if the memory does not suffice, InputError if no image is readable.
-    torch's global generator is not drawn from.
+    A label that is no whole number becomes -1. A dataset whose `images` have that shape
+    already is used as it is. Images in files that this library reads itself (Files,
+    FolderOfImages, Pictures of them) are kept in the folder `cache`, if one is given, as a
+    memory-mapped file that may be larger than the memory; the next call reads it as long as
+    no file has changed. All others, and all where `cache` cannot be written, are kept in
+    memory. Prints the size of the store. Raises MemoryError naming it if the memory does
+    not suffice, InputError if no image is readable.
     """
     check_dataset(dataset)
     if size < 1:
@@ -92,16 +83,16 @@ def available_memory() -> int:
 
 
 def _store_key(dataset: Any, size: int, channels: int) -> str | None:
-    """A name made of all that decides the store's pixels; None where that cannot be known, as with
-    a dataset of another library, which may read and change its images in any way."""
+    """A name made of all that decides the store's pixels; None where that is not known: a
+    dataset of another library may read and change its images in any way."""
     sources = _sources(dataset)
     if sources is None:
         return None
     digest = hashlib.sha256(repr((FORMAT, PIL.__version__, size, channels)).encode())
     for path, *how in sources:
         try:
-            state = os.stat(path)
-            state = (state.st_size, state.st_mtime_ns)
+            found = os.stat(path)
+            state = (found.st_size, found.st_mtime_ns)
         except OSError:  # gone: it will count as unreadable
             state = None
         digest.update(repr((os.path.abspath(path), state, how)).encode())
@@ -140,9 +131,7 @@ def _read(folder: Path) -> Store:
     return images[: len(labels)], labels, [tuple(pair) for pair in rest["skipped"]]
 
 
-def _decode(
-    dataset: Any, size: int, channels: int, progress: bool, num_workers: int, file: Path | None
-) -> Store:
+def _decode(dataset, size, channels, progress, num_workers, file) -> Store:
     """The store, in `file` or (None) in memory."""
     n = len(dataset)
     safe = SkipUnreadable(dataset, channels)
@@ -153,13 +142,9 @@ def _decode(
     else:
         images = torch.from_numpy(np.lib.format.open_memmap(file, "w+", np.uint8, shape))
     labels = []
-    loader = DataLoader(
-        safe,
-        batch_size=32,
-        num_workers=num_workers,
-        collate_fn=functools.partial(_collate, size),
-        generator=torch.Generator(),  # its own, or the loader would advance the global one
-    )
+    loader = DataLoader(safe, batch_size=32, num_workers=num_workers,
+                        collate_fn=functools.partial(_collate, size),
+                        generator=torch.Generator())  # or it would advance the global one
     orders = torch.arange(n).split(loader.batch_size)
     hidden = None if progress else True  # None: hidden in a file, shown on a screen
     bar = tqdm(loader, desc="decoding", leave=False, disable=hidden)
@@ -180,9 +165,9 @@ def _check_room(shape: Sequence[int], file: Path | None) -> None:
         place, free, error = "disk", shutil.disk_usage(file.parent).free, OSError
     what = f"{shape[0]} images at {shape[-1]} px"
     if need > free:
-        raise error(
-            f"{what} need {need / 2**20:.0f} MiB of {place}, {free / 2**20:.0f} MiB are free: take "
-            "a smaller size, fewer images, or read them from disk while training")
+        raise error(f"{what} need {need / 2**20:.0f} MiB of {place}, {free / 2**20:.0f} MiB "
+                    "are free: take a smaller size, fewer images, or read them from disk "
+                    "while training")
     print(f"decoding {what}: {need / 2**20:.1f} MiB of {place}")
 
 
