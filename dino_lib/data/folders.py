@@ -96,8 +96,8 @@ class FolderOfImages(Files):
     def unread(self) -> str:
         """What was left out because PIL cannot read it, in words."""
         counts = [f"{n} {extension}" for extension, n in sorted(self.left_out.items())]
-        remedy = "pip install pillow-heif" if set(self.left_out) & {".heic", ".heif", ".hif"} else (
-            "convert them to .png or .jpg")
+        heic = {".heic", ".heif", ".hif"} & set(self.left_out)
+        remedy = "pip install pillow-heif" if heic else "convert them to .png or .jpg"
         return f"{', '.join(counts)} that PIL cannot read ({remedy})"
 
 
@@ -154,7 +154,10 @@ def _files_below(root: Path) -> Iterator[Path]:
 
 def _looks_like(name: str) -> str | None:
     """The part of a split that a folder's name speaks of."""
-    return next((part for part, words in SPLIT_NAMES.items() if words.search(name.lower())), None)
+    for part, words in SPLIT_NAMES.items():
+        if words.search(name.lower()):
+            return part
+    return None
 
 
 def _split(names: set[str], inside: bool) -> dict[str, str]:
@@ -164,7 +167,7 @@ def _split(names: set[str], inside: bool) -> dict[str, str]:
     """
     parts = {name: _looks_like(name) for name in names}
     if {"valid", "invalid"} <= {name.lower() for name in names}:  # two classes
-        parts = {name: part if name.lower() != "valid" else None for name, part in parts.items()}
+        return {}
     held_back = {name: part for name, part in parts.items() if part in ("val", "test")}
     if held_back and "train" in parts.values():
         return {name: part or "" for name, part in parts.items()}
