@@ -45,7 +45,7 @@ def measure(name, size, source, out):
     import torch
 
     from dino_lib.backbone import create_backbone
-    from dino_lib.data.transforms import eval_transform
+    from dino_lib.data.transforms import EvalTransform
     from dino_lib.look.video import attention_video
     from dino_lib.run.teacher_file import Teacher
     from dino_lib.teachers.load import load_teacher
@@ -53,7 +53,7 @@ def measure(name, size, source, out):
     if name.startswith("untrained:"):
         torch.manual_seed(0)
         backbone = create_backbone(name.removeprefix("untrained:"))
-        teacher = Teacher(backbone, eval_transform(224, (0.5,) * 3, (0.5,) * 3))
+        teacher = Teacher(backbone, EvalTransform(224, (0.5,) * 3, (0.5,) * 3))
     else:
         teacher = load_teacher(name)
     clock = time.perf_counter()

@@ -10,7 +10,7 @@ from dino_lib.data.batch_views import BatchMultiCrop, view_uniforms
 from dino_lib.data.images import PHOTOS, FolderOfImages
 from dino_lib.data.loaders import multicrop_settings
 from dino_lib.data.shapes import Shapes
-from dino_lib.data.transforms import eval_transform
+from dino_lib.data.transforms import EvalTransform
 from dino_lib.look import plots
 from dino_lib.look.report import compare
 from dino_lib.measure.attention import cls_attention
@@ -106,7 +106,7 @@ def data_flow(config):
 
 def photographs(teacher, side=96):
     """The heads of a teacher's last block over eight of the photographs that it has never seen."""
-    transform = eval_transform(side, teacher.config.mean, teacher.config.std)
+    transform = EvalTransform(side, teacher.config.mean, teacher.config.std)
     x = torch.stack([transform(image) for image, _ in FolderOfImages(PHOTOS)])[[1, 2, 7, 8, 9, 10, 11, 14]]
     mean, std = (torch.tensor(v)[:, None, None] for v in (teacher.config.mean, teacher.config.std))
     maps = cls_attention(teacher, x)

@@ -22,7 +22,7 @@ from playwright.sync_api import TimeoutError, sync_playwright
 from dino_lib.backbone import create_backbone
 from dino_lib.data.images import PHOTOS
 from dino_lib.data.shapes import Shapes
-from dino_lib.data.transforms import eval_transform
+from dino_lib.data.transforms import EvalTransform
 from dino_lib.look.explorer import explore
 from dino_lib.run.build import build_student
 from dino_lib.teachers.load import load_teacher
@@ -61,7 +61,7 @@ def make_page(path, large, photos):
 def _vit(seed):
     torch.manual_seed(seed)
     vit = create_backbone("vit_small_patch8_224")
-    vit.transform = eval_transform(224, (0.5,) * 3, (0.5,) * 3)
+    vit.transform = EvalTransform(224, (0.5,) * 3, (0.5,) * 3)
     return vit
 
 

@@ -1,1 +1,1 @@
-"""What comes in: datasets, images as they are, and the views that are made of them."""
+"""What comes in: datasets, any picture as it is, and where a step's views come from."""

@@ -1,133 +1,192 @@
-"""Where a training step's views come from: a store in memory, or images decoded in worker processes.
+"""Where a step's views come from: a store in memory, or images decoded in workers.
 
-Both give the same views for the same (seed, epoch, index), in whatever batch, worker or process. So does a dataset
-that draws from Python's, NumPy's or torch's global generator (a store decodes it once, in the same way each time); one
-with a generator object of its own does not, and its runs cannot be resumed exactly.
+Both give the same views for the same (seed, epoch, index), in whatever batch, worker or
+process. So does a dataset that draws from Python's, NumPy's or torch's global generator (a
+store decodes it once, in the same way each time); one with a generator of its own does
+not, and its runs cannot be resumed exactly.
 """
 
 import contextlib
+import math
+import multiprocessing.queues
 import os
 import pickle
 import random
+import re
 import signal
+import sys
 import threading
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from dino_lib.augment import MultiCrop
-from dino_lib.data.batch_views import BatchMultiCrop, view_uniforms
-from dino_lib.data.datasets import STORES, decode_store, open_dataset
-from dino_lib.data.images import InputError, SkipUnreadable, report_skipped
+from dino_lib.augment import BatchMultiCrop, MultiCrop, view_uniforms
+from dino_lib.data.images import InputError
+from dino_lib.data.items import SkipUnreadable, report_skipped
 
-REMEDY = ("Where workers are started anew (macOS, Windows, Python 3.14) a script needs a main guard, and "
-          "the dataset's class a module of its own; num_workers=0 does without workers")
+PIECE = 8  # images that a worker hands over at a time: this bounds the shared memory
+AHEAD = 4  # pieces that each worker prepares
+POLL = 1.0  # seconds between two looks at whether to go on waiting
+PATIENCE = 2.0  # seconds for workers to end by themselves
+RESTART = ("Where workers are started anew (macOS, Windows, Python 3.14) a script needs a "
+           "main guard, and the dataset's class a module of its own; num_workers=0 does "
+           "without workers")
+# what torch and the system say when there is no room to hand something over
+NO_ROOM = re.compile("shared memory|no space left|too many open files|bus error|ancdata"
+                     "|can(no|')t allocate|temporarily unavailable", re.IGNORECASE)
+Interrupted = Callable[[], bool]
 
 
-def multicrop_settings(config):
-    """The arguments of MultiCrop and BatchMultiCrop that a config holds."""
-    names = ["global_size", "local_size", "n_local", "global_scale", "local_scale", "color_jitter", "gray_p", "blur_p",
-             "solarize_p", "mean", "std"]
-    return {name: getattr(config, name) for name in names}
-
-
-def epoch_order(seed, epoch, n):
+def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     """The order of n images in this epoch: (n,) int64, the same on every process."""
     return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 class StoreViews:
-    """Views of a dataset decoded once into a uint8 store (N, C, S, S), made for a whole batch on the device."""
+    """Views of a store, uint8 images (N, C, S, S), made for a whole batch on the device.
 
-    def __init__(self, dataset, config, device):
-        with seeded(config.seed):
-            self.images, _, self.skipped = decode_store(dataset, config.store_size, len(config.mean),
-                                                        cache=Path(config.data_root) / STORES)
-        self.n_asked, self.seed, self.device = len(dataset), config.seed, device
-        self.multicrop = BatchMultiCrop(**multicrop_settings(config))
+    skipped: what `decode_store` had to leave out.
+    """
 
-    def __len__(self):
+    def __init__(self, images: Tensor, multicrop: BatchMultiCrop, *, seed: int,
+                 device: torch.device, skipped: Sequence[tuple[int, str]] = ()):
+        self.images, self.skipped = images, skipped
+        self.multicrop, self.seed = multicrop, seed
+        self.device = device
+
+    def __len__(self) -> int:
         return len(self.images)
 
-    def batches(self, epoch, batches):
-        """For each array of indices in `batches`: a list of (B, C, h, w) views on the device."""
+    def batches(self, epoch: int, batches: Sequence[np.ndarray],
+                interrupted: Interrupted = lambda: False) -> Iterator[list[Tensor]]:
+        """For each array of indices in `batches`: a list of (B, C, h, w) views."""
         for indices in batches:
             rows = torch.from_numpy(indices).to(self.images.device)
-            images = self.images.index_select(0, rows).to(self.device, non_blocking=True)
-            yield self.multicrop(images, uniforms=view_uniforms(self.seed, epoch, indices, self.multicrop.n_uniforms))
+            images = _to_device(self.images.index_select(0, rows), self.device)
+            uniforms = view_uniforms(self.seed, epoch, indices, self.multicrop.n_uniforms)
+            yield self.multicrop(images, uniforms=uniforms)
 
-    def report(self):
+    def report(self) -> str:
         """What could not be read, in one sentence."""
-        return report_skipped(self.skipped, self.n_asked)
+        return report_skipped(self.skipped, len(self.images) + len(self.skipped))
 
 
 class WorkerViews:
-    """Views of a dataset of PIL images, one image at a time in worker processes."""
+    """Views of a dataset of pictures, one image at a time in worker processes.
 
-    def __init__(self, dataset, config, device):
-        self.dataset, self.device = _ImageViews(SkipUnreadable(dataset, len(config.mean)), config), device
-        self.num_workers = default_workers() if config.num_workers is None else config.num_workers
+    num_workers: over all processes of this machine; None: chosen from its cores. The
+    workers stay from one epoch to the next, until `close()`.
+    """
 
-    def __len__(self):
-        return len(self.dataset.images)
+    def __init__(self, dataset: Any, multicrop: MultiCrop, *, seed: int,
+                 device: torch.device, num_workers: int | None = None):
+        self.images = SkipUnreadable(dataset, len(multicrop.mean))
+        self.dataset = _ImageViews(self.images, multicrop, seed)
+        self.device = device
+        self.num_workers = share_of_workers(num_workers)
+        self._asked = []  # the epoch's pieces; the loader reads this very list
+        self._loader = self._loaded = None
 
-    def batches(self, epoch, batches):
-        """For each array of indices in `batches`: a list of (B, C, h, w) views on the device.
+    def __len__(self) -> int:
+        return len(self.images)
 
-        Raises InputError, always between two batches, if a worker process cannot start, dies or finds the dataset at
-        fault.
+    def batches(self, epoch: int, batches: Sequence[np.ndarray],
+                interrupted: Interrupted = lambda: False) -> Iterator[list[Tensor]]:
+        """For each array of indices in `batches`: a list of (B, C, h, w) views.
+
+        Raises InputError if a worker cannot start, dies or finds the dataset at fault,
+        and KeyboardInterrupt if `interrupted()` turns true while the next batch does
+        not come: always between two batches. Left early, it ends the workers.
         """
-        asked = [[(epoch, int(i)) for i in indices] for indices in batches]
-        loader = torch.utils.data.DataLoader(
-            self.dataset, batch_sampler=asked, num_workers=self.num_workers, worker_init_fn=_leave_signals,
-            pin_memory=self.device.type == "cuda", prefetch_factor=4 if self.num_workers else None)
-        loaded = self._start(loader)
-        for indices in batches:
-            views, used = self._next(loaded)
-            self.dataset.images.note(indices, used)
-            yield [view.to(self.device, non_blocking=True) for view in views]
+        pieces = [np.array_split(batch, math.ceil(len(batch) / PIECE)) for batch in batches]
+        self._asked[:] = [[(epoch, int(i)) for i in piece] for own in pieces for piece in own]
+        try:
+            self._start()
+            for batch, own in zip(batches, pieces, strict=True):
+                parts, used = zip(*[self._next(interrupted) for _ in own], strict=True)
+                self.images.note(batch, torch.cat(used))
+                yield [torch.cat(view) for view in zip(*parts, strict=True)]
+        except BaseException:
+            self.close()
+            raise
 
-    def report(self):
+    def report(self) -> str:
         """What could not be read, in one sentence."""
-        return self.dataset.images.report()
+        return self.images.report()
 
-    def _start(self, loader):
-        """iter(loader), without torch's handler of SIGCHLD: it would raise a worker's death wherever the main process
-        is, in the midst of an update too. Left alone, the next batch finds it out."""
-        watched = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
-        before = signal.getsignal(signal.SIGCHLD) if watched else None
+    def close(self) -> None:
+        """End the workers, those that hang too."""
+        loaded = self._loaded
+        self._loader = self._loaded = None
+        if self.num_workers and loaded is not None:
+            workers = loaded._workers  # they hear no SIGTERM, which torch sends in the end
+            end = threading.Timer(PATIENCE, lambda: [worker.kill() for worker in workers])
+            end.start()
+            loaded._shutdown_workers()
+            end.cancel()
+
+    def _start(self) -> None:
+        """Begin an epoch, in new workers where there are none."""
+        if self._loader is None:
+            workers = {}
+            if self.num_workers:
+                workers = dict(persistent_workers=True, prefetch_factor=AHEAD, timeout=POLL)
+            self._loader = DataLoader(
+                self.dataset, batch_sampler=self._asked, num_workers=self.num_workers,
+                worker_init_fn=_begin_worker, pin_memory=self.device.type == "cuda",
+                generator=torch.Generator(),  # or it would advance the global one
+                **workers)
         try:
-            return iter(loader)
+            with _without_sigchld_handler():
+                self._loaded = iter(self._loader)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise InputError(f"the dataset cannot be handed to worker processes ({error}). {REMEDY}") from error
-        finally:
-            if watched:
-                mine = getattr(before, "__module__", "").startswith("torch.utils.data") or before is None
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL if mine else before)
+            raise InputError("the dataset cannot be handed to worker processes "
+                             f"({error}). {RESTART}") from error
+        except (RuntimeError, OSError) as error:
+            self._explain(error)
+            raise
 
-    def _next(self, loaded):
-        try:
-            return next(loaded)
-        except InputError as error:  # from a worker it comes with a traceback before it
-            raise InputError(str(error).rsplit("InputError: ")[-1].strip()) from error
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error) or "exited" not in str(error):
-                raise
-            raise InputError(f"{error}: mostly for lack of memory; take fewer than num_workers={self.num_workers}. "
-                             f"{REMEDY}") from error
+    def _next(self, interrupted: Callable[[], bool]) -> tuple[list[Tensor], Tensor]:
+        """(views, used indices) of the next piece."""
+        while True:
+            try:
+                views, used = next(self._loaded)
+                return [_to_device(view, self.device) for view in views], used
+            except (RuntimeError, OSError) as error:
+                if "DataLoader timed out" not in str(error):
+                    self._explain(error)
+                    raise
+            if interrupted():
+                raise KeyboardInterrupt
+
+    def _explain(self, error: Exception) -> None:
+        """Raise the InputError that an error of the loader stands for, if it stands for one."""
+        text = str(error).strip()
+        if isinstance(error, InputError):  # from a worker it comes with a traceback before it
+            raise InputError(text.rsplit("InputError: ")[-1]) from error
+        died = "DataLoader worker" in text and "exited" in text
+        if died or NO_ROOM.search(text):
+            why = ": mostly for lack of memory or files" if died else ""
+            raise InputError(
+                f"{text.splitlines()[-1]}{why}; take num_workers=0, or fewer than "
+                f"num_workers={self.num_workers}, or in a container more shared memory "
+                f"(docker run --shm-size=8g). {RESTART}") from error
 
 
-class _ImageViews(torch.utils.data.Dataset):
-    """(epoch, index) -> (views, index of the image used). A plain class: worker processes may be spawned."""
+class _ImageViews(Dataset):
+    """(epoch, index) -> (views, index of the image used), as a worker makes them."""
 
-    def __init__(self, images, config):
-        self.images, self.seed = images, config.seed
-        self.multicrop = MultiCrop(**multicrop_settings(config))
+    def __init__(self, images: SkipUnreadable, multicrop: MultiCrop, seed: int):
+        self.images, self.multicrop, self.seed = images, multicrop, seed
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: tuple[int, int]) -> tuple[list[Tensor], int]:
         epoch, index = key
-        seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)[0] >> 1)
+        state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)
+        seed = int(state[0] >> 1)
         with seeded(seed):
             image, _, used = self.images[index]
             torch.manual_seed(seed)  # the views, whatever the dataset drew before
@@ -135,8 +194,9 @@ class _ImageViews(torch.utils.data.Dataset):
 
 
 @contextlib.contextmanager
-def seeded(seed):
-    """Python's, NumPy's and torch's global generators start from `seed` inside, and are afterwards as they were."""
+def seeded(seed: int) -> Iterator[None]:
+    """Python's, NumPy's and torch's global generators start from `seed` inside, and are
+    afterwards as they were."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
@@ -149,42 +209,59 @@ def seeded(seed):
             np.random.set_state(numpy)
 
 
-def _leave_signals(worker):
-    """A terminal's Ctrl-C and a scheduler's SIGTERM reach the workers too. The trainer, which sees to them after its
-    update, would find its workers gone before; it ends them itself."""
+def share_of_workers(num_workers: int | None) -> int:
+    """The workers of this process, of so many over all processes of this machine.
+
+    None: one a core that may be used, less the one that trains; at most 16.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if num_workers is not None:
+        return math.ceil(num_workers / processes)
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return min(max(cores // processes - 1, 1), 16)
+
+
+def _to_device(images: Tensor, device: torch.device) -> Tensor:
+    """A copy beside the computation is safe from pinned memory alone, on CUDA."""
+    if device.type == "cuda" and images.device.type == "cpu":
+        return images.pin_memory().to(device, non_blocking=True)
+    return images.to(device)
+
+
+def _begin_worker(worker: int) -> None:
+    """In a worker, before its first image: which signals it hears, when it gives up.
+
+    A terminal's Ctrl-C and a scheduler's SIGTERM reach the workers too. The trainer acts
+    on them once its update is whole, and ends its workers itself.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    # what hands over would only print its error, and the trainer would wait for ever
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)
+    sys.excepthook = _end_worker
 
 
-def open_views(config, dataset, device):
-    """The views that a config describes: of `dataset`, or where that is None of the one that the config names."""
-    if dataset is not None and not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        raise TypeError(f"dataset is a {type(dataset).__name__}: expected PIL images by number, with len(dataset) and "
-                        "dataset[i]")
-    if dataset is None:
-        dataset = open_dataset(config.dataset, config.data_root, "train", len(config.mean), config.download)
-    if config.limit and config.limit < len(dataset):
-        dataset = First(dataset, config.limit)
-    return (StoreViews if config.store_size else WorkerViews)(dataset, config, device)
+def _end_worker(*error: object) -> None:
+    os._exit(1)
 
 
-class First(torch.utils.data.Dataset):
-    """The first n items of a dataset, and of its `images`, `labels` and `masks` where it has them."""
+@contextlib.contextmanager
+def _without_sigchld_handler() -> Iterator[None]:
+    """Inside, torch sets its handler of SIGCHLD; afterwards it is gone.
 
-    def __init__(self, dataset, n):
-        self.dataset, self.n = dataset, n
-        for name in ("images", "labels", "masks"):
-            if torch.is_tensor(getattr(dataset, name, None)):
-                setattr(self, name, getattr(dataset, name)[:n])
-
-    def __len__(self):
-        return min(self.n, len(self.dataset))
-
-    def __getitem__(self, i):
-        return self.dataset[range(len(self))[i]]
-
-
-def default_workers():
-    """One worker a core that this process may use, less the one that trains; at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores - 1, 1), 16)
+    It would raise a worker's death anywhere, in the midst of an update too. Without it,
+    the next batch finds it out.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    if not here or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        of_torch = getattr(before, "__module__", "").startswith("torch.utils.data")
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if of_torch or before is None else before)

@@ -13,7 +13,8 @@ from types import ModuleType
 import numpy as np
 from PIL import Image, ImageSequence
 
-from dino_lib.data.images import NO_DECODER, to_channels
+from dino_lib.data.folders import NO_DECODER
+from dino_lib.data.images import to_channels
 
 # formats whose frames follow in time; those of a TIFF or MPO are pages and previews
 MOVING = ("GIF", "WEBP", "PNG", "AVIF")

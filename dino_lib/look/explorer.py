@@ -70,7 +70,7 @@ def explore(teacher, images, *, path: str | Path = "explorer.html", size: int | 
     transforms = [t.transform for t in teachers.values() if hasattr(t, "transform")]
     if not transforms:
         raise ValueError("no teacher has a .transform(PIL image): set one, as "
-                         "data.transforms.eval_transform makes it")
+                         "data.transforms.EvalTransform makes it")
     names, images = _gather(images, limit)
     room = FACTOR_BYTES / (len(images) * len(teachers))
     pictures: list[str] = []

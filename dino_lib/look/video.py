@@ -55,7 +55,7 @@ def attention_video(teacher, source: str | Path, path: str | Path, *, layer: int
         raise ValueError(f"{path}: the attention of a clip is written as {' or '.join(CLOCKS)}")
     if not hasattr(teacher, "transform"):
         raise ValueError("the teacher has no .transform: set one, as "
-                         "data.transforms.eval_transform makes it")
+                         "data.transforms.EvalTransform makes it")
     if panel < 16:
         raise ValueError(f"panel={panel}: 16 pixels are the least")
     part = path.with_name(path.name + ".part")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dino_lib.backbone import backbone_of
+from dino_lib.data.transforms import normalize
 from dino_lib.measure.attention import cls_attention
 from dino_lib.measure.features import extract_features
 from dino_lib.measure.heads import choose_head
@@ -48,9 +49,7 @@ class Probes:
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (N, C, S, S) -> float32, normalised."""
-        mean = torch.tensor(self.mean)[:, None, None]
-        std = torch.tensor(self.std)[:, None, None]
-        return (images.float() / 255 - mean) / std
+        return normalize(images, self.mean, self.std)
 
     def batches(self, images: Tensor) -> Iterator[Tensor]:
         """Normalised batches, one at a time: floats take four times the room of uint8."""

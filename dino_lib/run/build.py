@@ -3,14 +3,23 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from dino_lib.augment import MultiCrop
 from dino_lib.backbone import Backbone, create_backbone
+from dino_lib.data.batch_views import BatchMultiCrop
+from dino_lib.data.datasets import open_dataset
+from dino_lib.data.items import Pictures, check_dataset
+from dino_lib.data.loaders import StoreViews, WorkerViews, seeded
+from dino_lib.data.store import STORES, decode_store
 from dino_lib.head import DINOHead, MultiCropModel, OriginalHead
-from dino_lib.measure.evaluate import eval_mode
+from dino_lib.measure.features import eval_mode
+from dino_lib.measure.probes import Probes, spread
 from dino_lib.run.config import Config
 from dino_lib.run.weights import load_weights
 from dino_lib.schedules import cosine_schedule, linear_warmup
@@ -94,10 +103,10 @@ def build_student(config: Config) -> MultiCropModel:
     backbone.requires_grad_(config.train_backbone)
     backbone.train(config.train_backbone)  # a frozen one's batch norm stands still too
     if config.head == "original":
-        head = OriginalHead(backbone.feature_dim, config.out_dim, hidden_dim=config.hidden_dim)
+        head = OriginalHead(backbone.num_features, config.out_dim, hidden_dim=config.hidden_dim)
     else:
         head = DINOHead(
-            backbone.feature_dim,
+            backbone.num_features,
             config.out_dim,
             hidden_dim=config.hidden_dim,
             bottleneck_dim=config.bottleneck_dim,
@@ -176,3 +185,80 @@ def parameter_groups(model: nn.Module) -> list[dict]:
     decayed = [p for p in parameters if p.ndim > 1]
     others = [p for p in parameters if p.ndim <= 1]
     return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+
+
+def multicrop_settings(config: Config) -> dict[str, Any]:
+    """The arguments of MultiCrop and BatchMultiCrop that a config holds."""
+    sizes = ["global_size", "local_size", "n_local", "global_scale", "local_scale"]
+    colours = ["color_jitter", "gray_p", "blur_p", "solarize_p", "mean", "std"]
+    return {name: getattr(config, name) for name in sizes + colours}
+
+
+def open_views(
+    config: Config, dataset: Any, device: torch.device
+) -> StoreViews | WorkerViews:
+    """The views that a config describes: of `dataset`, or (None) of the one that the config names.
+
+    Raises InputError where there is nothing that can be read, TypeError on what is no dataset.
+    """
+    channels = len(config.mean)
+    if dataset is None:
+        dataset = open_dataset(
+            config.dataset, config.data_root, "train", channels, config.download
+        )
+    check_dataset(dataset)
+    if config.limit is not None and config.limit < len(dataset):
+        dataset = Pictures(dataset, range(config.limit), channels=channels)
+    settings = multicrop_settings(config)
+    if config.store_size is None:
+        return WorkerViews(
+            dataset,
+            MultiCrop(**settings),
+            seed=config.seed,
+            device=device,
+            num_workers=config.num_workers,
+        )
+    with seeded(config.seed):  # a dataset may draw from the global generators
+        images, _, skipped = decode_store(
+            dataset, config.store_size, channels, cache=Path(config.data_root) / STORES
+        )
+    multicrop = BatchMultiCrop(**settings)
+    return StoreViews(images, multicrop, seed=config.seed, device=device, skipped=skipped)
+
+
+def open_probes(config: Config, limit: int | None = None) -> Probes | None:
+    """The gallery and queries of a config's dataset at its `eval_size`.
+
+    At most `limit` gallery images and half as many queries (None: the config's eval_limit). None
+    where the dataset has no labels.
+    """
+    limit = limit or config.eval_limit
+    parts = []
+    for split, n in [("gallery", limit), ("test", max(1, limit // 2))]:
+        dataset = open_dataset(
+            config.dataset, config.data_root, split, len(config.mean), config.download
+        )
+        if dataset is None:
+            return None
+        parts.append(_decoded(dataset, spread(len(dataset), n), config))
+    (gallery, gallery_labels, _), (queries, query_labels, masks) = parts
+    return Probes(
+        gallery,
+        gallery_labels,
+        queries,
+        query_labels,
+        masks,
+        config.mean,
+        config.std,
+        getattr(dataset, "classes", None),
+    )
+
+
+def _decoded(dataset: Any, chosen: Tensor, config: Config) -> tuple[Tensor, Tensor, Any]:
+    """(images, labels, masks or None) of the chosen items."""
+    masks = getattr(dataset, "masks", None)
+    if masks is not None and dataset.images.shape[-1] == config.eval_size:
+        return dataset.images[chosen], dataset.labels[chosen], masks[chosen]
+    part = Pictures(dataset, chosen.tolist(), channels=len(config.mean))
+    images, labels, _ = decode_store(part, config.eval_size, len(config.mean))
+    return images, labels, None

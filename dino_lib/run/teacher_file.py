@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dino_lib.backbone import Backbone
-from dino_lib.data.transforms import eval_transform
+from dino_lib.data.transforms import EvalTransform
 from dino_lib.run.build import build_backbone
 from dino_lib.run.checkpoint import NAMES, read_checkpoint, write_atomically
 from dino_lib.run.config import Config
@@ -82,7 +82,7 @@ def read_teacher(path: str | Path, device: str | torch.device = "cpu") -> Teache
     except Exception as error:  # whatever timm makes of odd options
         raise ValueError(f"{path} asks for a network that cannot be built: {error}") from error
     load_strictly(backbone, weights, path)
-    transform = eval_transform(config.eval_size, config.mean, config.std)
+    transform = EvalTransform(config.eval_size, config.mean, config.std)
     backbone.requires_grad_(False).eval().to(device)
     return Teacher(backbone, transform, config, about)
 

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 
 from dino_lib.data.datasets import open_dataset
 from dino_lib.data.images import InputError
-from dino_lib.data.loaders import open_views
+from dino_lib.run.build import open_views
 from dino_lib.loss import DINOLoss
 from dino_lib.measure.probes import Probes
 from dino_lib.run.build import (
@@ -114,7 +114,7 @@ def _open_probes(config: Config) -> Any:
     if not config.eval_every:
         return None
     try:
-        probes = Probes.open(config)
+        probes = open_probes(config)
     except (ValueError, OSError, InputError) as error:
         raise type(error)(f"{error}. That is for evaluations; eval_every=0 trains without "
                           "them") from error

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dino_lib.augment import IMAGENET
 from dino_lib.backbone import Backbone, create_backbone
-from dino_lib.data.transforms import eval_transform
+from dino_lib.data.transforms import EvalTransform
 from dino_lib.run.teacher_file import Teacher
 from dino_lib.run.weights import load_strictly, read_weights
 
@@ -47,7 +47,7 @@ def read_foreign(path: Path, device: Any = "cpu", num_heads: int | None = None) 
     load_strictly(backbone.model, state, path)
     seen = _beside(path, "preprocessor_config.json")
     mean, std = seen.get("image_mean", IMAGENET[0]), seen.get("image_std", IMAGENET[1])
-    transform = eval_transform(_side(backbone), tuple(mean), tuple(std))
+    transform = EvalTransform(_side(backbone), tuple(mean), tuple(std))
     backbone.requires_grad_(False).eval().to(device)
     return Teacher(backbone, transform, about={"what": what})
 

@@ -7,7 +7,7 @@ from typing import Any
 import timm
 
 from dino_lib.backbone import create_backbone
-from dino_lib.data.transforms import eval_transform
+from dino_lib.data.transforms import EvalTransform
 from dino_lib.run.teacher_file import Teacher, is_run_file, read_teacher
 from dino_lib.teachers.foreign import read_foreign
 
@@ -71,6 +71,6 @@ def _of_timm(name: str, device: Any) -> Teacher:
         reason = " ".join(str(error).split())
         raise OSError(f"the weights of {name} could not be downloaded: {reason[:200]}") from error
     data = timm.data.resolve_model_data_config(backbone.model)
-    transform = eval_transform(data["input_size"][-1], data["mean"], data["std"])
+    transform = EvalTransform(data["input_size"][-1], data["mean"], data["std"])
     backbone.requires_grad_(False).eval().to(device)
     return Teacher(backbone, transform, about={"what": f"timm's {name}"})

@@ -1,13 +1,18 @@
 """Worker processes: the same run however they are started, and what happens when one dies or the dataset fails."""
 
 import os
+import resource
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from dino_lib.augment import MultiCrop
+from dino_lib.data import loaders
 from dino_lib.data.images import InputError
+from dino_lib.data.loaders import WorkerViews
 from dino_lib.data.shapes import Shapes
 from dino_lib.run.checkpoint import load_newest
 from dino_lib.run.train import train
@@ -63,12 +68,12 @@ def test_spawned_forked_and_no_workers_train_the_same_run(workers, pictures, tmp
 
 
 @pytest.mark.parametrize(("kind", "count", "message"), [
-    ("kill", 2, r"exited unexpectedly: mostly for lack of memory; take fewer than num_workers=2"),
+    ("kill", 2, r"exited unexpectedly: mostly for lack of memory or files; take num_workers=0, or fewer than num_workers=2"),
     ("raise", 2, r"^item 13 of the dataset raised KeyError: 'no such picture'; mend"),
     ("raise", 0, r"^item 13 of the dataset raised KeyError: 'no such picture'; mend")])
 def test_a_run_whose_input_fails_is_saved_and_goes_on(workers, tmp_path, monkeypatch, assert_same, kind, count,
                                                       message):
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)  # seconds; 5 otherwise
+    monkeypatch.setattr(loaders, "POLL", 0.3)  # seconds; a death is found out then
     flag, config = tmp_path / "flag", replace(workers, num_workers=count, save_every=100)
     whole = replace(config, output_dir=str(tmp_path / "whole"))
     train(whole, Failing(flag, kind))
@@ -87,7 +92,7 @@ def test_a_run_whose_input_fails_is_saved_and_goes_on(workers, tmp_path, monkeyp
 
 def test_a_death_during_an_update_waits_for_its_end(workers, tmp_path, monkeypatch):
     """torch would raise in the middle of it, and what is saved would be a half-done update."""
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
+    monkeypatch.setattr(loaders, "POLL", 0.3)
     inside, steps = Trainer.train_step, []
 
     def train_step(self, views):
@@ -113,3 +118,140 @@ def test_what_cannot_be_handed_to_a_spawned_worker_is_told(workers, start_method
     start_method("spawn")
     with pytest.raises(InputError, match=r"the dataset cannot be handed to worker processes .*Local.* num_workers=0"):
         train(workers, Local(Failing(None, "", index=-1).pictures[i] for i in range(32)))
+
+
+# --- workers that hang, and machines that are full ---
+
+
+class Hanging(torch.utils.data.Dataset):
+    """32 pictures; from the ninth on reading them never ends, as long as the file is there."""
+
+    def __init__(self, flag):
+        self.pictures = Shapes(32, size=24)
+        self.flag = flag
+
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, i):
+        while i >= 8 and self.flag.exists():
+            signal.pause()  # SIGTERM and SIGINT are not heard in a worker
+        return self.pictures[i]
+
+
+BATCHES = list(np.arange(32).reshape(4, 8))
+
+
+@pytest.fixture
+def hanging(tmp_path, monkeypatch):
+    monkeypatch.setattr(loaders, "POLL", 0.2)
+    monkeypatch.setattr(loaders, "PATIENCE", 0.2)
+    flag = tmp_path / "hang"
+    flag.touch()
+    yield WorkerViews(Hanging(flag), MultiCrop(24, 12, 2), seed=0, device=torch.device("cpu"),
+                      num_workers=2)
+    assert not torch.multiprocessing.active_children()  # no orphans, whatever happened
+
+
+def alarm(*args):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("how", ["asked", "raised", "closed", "thrown away"])
+def test_waiting_for_a_hanging_worker_can_be_ended(hanging, how):
+    asked = []
+    found = hanging.batches(0, BATCHES, interrupted=lambda: bool(asked))
+    assert len(next(found)[0]) == 8
+    workers = torch.multiprocessing.active_children()
+    assert len(workers) == 2
+    if how == "asked":
+        asked.append(True)
+    if how in ("asked", "raised"):
+        before = signal.signal(signal.SIGALRM, alarm)
+        if how == "raised":  # as a handler of Ctrl-C does, while the next batch is waited for
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                next(found)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    elif how == "closed":
+        found.close()
+    else:
+        hanging.close()
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_after_a_hang_the_same_views_come(hanging):
+    asked = []
+    found = hanging.batches(0, BATCHES, interrupted=lambda: bool(asked))
+    before = [next(found)]
+    asked.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        next(found)
+    hanging.images.dataset.flag.unlink()
+    again = list(hanging.batches(0, BATCHES))
+    assert [torch.equal(a, b) for a, b in zip(before[0], again[0], strict=True)] == [True] * 4
+    assert len(again) == 4
+    hanging.close()
+
+
+class Leaking(torch.utils.data.Dataset):
+    """32 pictures; each leaves files open, and a worker may have few more than it began with."""
+
+    def __init__(self):
+        self.pictures = Shapes(32, size=24)
+        self.open = []
+
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, i):
+        if torch.utils.data.get_worker_info():
+            if not self.open:
+                free = os.open(os.devnull, os.O_RDONLY)  # the lowest number that is free
+                resource.setrlimit(resource.RLIMIT_NOFILE, (free + 60, free + 60))
+            self.open += [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
+        return self.pictures[i]
+
+
+def test_too_many_open_files_in_a_worker_name_the_remedy(workers, tmp_path):
+    with pytest.raises(InputError, match=r"(Too many open files|exited unexpectedly).*take num_workers=0"):
+        train(workers, Leaking())
+    assert not torch.multiprocessing.active_children()
+
+
+class Full:
+    """A multi-crop in a worker that has no room to hand over its views."""
+
+    mean = (0.5, 0.5, 0.5)
+
+    def __init__(self, error):
+        self.error = error
+
+    def __call__(self, image):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [
+    RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"),
+    RuntimeError("unable to write to file </torch_1>: No space left on device (28)"),
+    OSError(24, "Too many open files"),
+    RuntimeError("received 0 items of ancdata"),
+    OSError(12, "Cannot allocate memory"),
+])
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_machine_that_is_full_is_told_with_the_remedy(pictures, error, count):
+    views = WorkerViews(pictures, Full(error), seed=0, device=torch.device("cpu"), num_workers=count)
+    with pytest.raises(InputError, match=r"take num_workers=0.*--shm-size=8g") as found:
+        next(views.batches(0, BATCHES))
+    assert error.args[-1] in str(found.value) and "\n" not in str(found.value)
+
+
+def test_another_error_of_a_worker_stays_what_it_is(pictures):
+    views = WorkerViews(pictures, Full(ZeroDivisionError("mine")), seed=0,
+                        device=torch.device("cpu"), num_workers=1)
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        next(views.batches(0, BATCHES))
+    assert not torch.multiprocessing.active_children()

@@ -16,7 +16,7 @@ from PIL import Image
 from dino_lib.backbone import backbone_of, create_backbone
 from dino_lib.data.images import UnreadableImage
 from dino_lib.data.shapes import Shapes
-from dino_lib.data.transforms import eval_transform
+from dino_lib.data.transforms import EvalTransform
 from dino_lib.look.clips import read_frames, write_clip
 from dino_lib.look.explorer import explore, write_explorer
 from dino_lib.look.packing import compress, factorise, quantise
@@ -43,7 +43,7 @@ def page(demo, images, tmp_path_factory):
 def with_transform(name, size, **options):
     torch.manual_seed(0)
     model = create_backbone(name, **options)
-    model.transform = eval_transform(size, (0.5,) * 3, (0.5,) * 3)
+    model.transform = EvalTransform(size, (0.5,) * 3, (0.5,) * 3)
     return model
 
 
@@ -240,7 +240,7 @@ def test_a_teacher_without_transform_takes_that_of_another(tmp_path, demo, image
     assert [t["name"] for t in data["teachers"]] == ["untrained", "trained"] and len(
         data["pictures"]
     ) == 3
-    with pytest.raises(ValueError, match="eval_transform"):
+    with pytest.raises(ValueError, match="EvalTransform"):
         explore(bare, images, path=tmp_path / "b.html")
 
 
@@ -373,7 +373,7 @@ def test_a_network_without_patches_is_left_out_with_a_line(tmp_path, demo, image
 
 def test_grey_networks_go_through_everything(tmp_path, folder):
     grey = create_backbone("vit_tiny_patch16_224", img_size=48, patch_size=8, depth=1, in_chans=1)
-    grey.transform = eval_transform(48, (0.5,), (0.5,))
+    grey.transform = EvalTransform(48, (0.5,), (0.5,))
     for images in (folder, folder / "0.png"):
         for path in write_explorer(images, {"grey": grey}, tmp_path / "out"):
             assert path.stat().st_size > 1000

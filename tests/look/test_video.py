@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from dino_lib.backbone import create_backbone
-from dino_lib.data.transforms import as_seen, eval_transform
+from dino_lib.data.transforms import as_seen, EvalTransform
 from dino_lib.look import video
 from dino_lib.look.clips import CLOCKS, read_frames
 from dino_lib.look.video import BATCH, attention_video
@@ -199,9 +199,9 @@ def test_a_clip_without_frames_is_refused(demo, tmp_path, monkeypatch):
 
 def test_models_that_cannot_look(clip, tmp_path):
     model = create_backbone("resnet10t")
-    with pytest.raises(ValueError, match="eval_transform"):
+    with pytest.raises(ValueError, match="EvalTransform"):
         attention_video(model, clip, tmp_path / "a.gif")
-    model.transform = eval_transform(64, (0.5,) * 3, (0.5,) * 3)
+    model.transform = EvalTransform(64, (0.5,) * 3, (0.5,) * 3)
     with pytest.raises(TypeError, match=r"no CLS token.*pooled_similarity"):
         attention_video(model, clip, tmp_path / "a.gif")
     fixed = create_backbone(

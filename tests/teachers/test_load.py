@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dino_lib.backbone import backbone_of
-from dino_lib.data.transforms import eval_transform
+from dino_lib.data.transforms import EvalTransform
 from dino_lib.measure.attention import cls_attention
 from dino_lib.measure.evaluate import extract_features
 from dino_lib.run.build import build_backbone
@@ -94,7 +94,7 @@ def test_the_eval_transform_keeps_the_middle_square(size):
     image = Image.new("RGB", size)
     side = min(size)
     image.paste("white", ((w - side) // 2, (h - side) // 2, (w + side) // 2, (h + side) // 2))
-    x = eval_transform(32, (0.0,) * 3, (1.0,) * 3)(image)
+    x = EvalTransform(32, (0.0,) * 3, (1.0,) * 3)(image)
     assert x.shape == (3, 32, 32)
     assert x[:, 2:-2, 2:-2].min() > 0.99
 

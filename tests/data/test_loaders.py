@@ -7,16 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_lib.augment import MultiCrop
-from dino_lib.data.batch_views import BatchMultiCrop, view_uniforms
-from dino_lib.data.loaders import (
-    StoreViews,
-    WorkerViews,
-    default_workers,
-    epoch_order,
-    multicrop_settings,
-    open_views,
-)
+from dino_lib.augment import BatchMultiCrop, MultiCrop, view_uniforms
+from dino_lib.data import loaders
+from dino_lib.data.loaders import StoreViews, WorkerViews, epoch_order, share_of_workers
+from dino_lib.run.build import multicrop_settings, open_views
 
 CPU = torch.device("cpu")
 
@@ -160,16 +154,93 @@ def test_workers_tell_the_main_process_what_they_could_not_read(tiny, pictures, 
     assert "1 of 4 images" in views.report() and "1.png" in views.report()
 
 
-def test_default_workers_leave_a_core_and_are_at_most_16(monkeypatch):
+def test_workers_leave_a_core_and_are_at_most_16(monkeypatch):
     for cores, workers in [(1, 1), (2, 1), (8, 7), (64, 16)]:
         monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: range(cores), raising=False)
-        assert default_workers() == workers
+        assert share_of_workers(None) == workers
     monkeypatch.delattr("os.sched_getaffinity")
     monkeypatch.setattr("os.cpu_count", lambda: 5)
-    assert default_workers() == 4
+    assert share_of_workers(None) == 4
+
+
+@pytest.mark.parametrize("asked, share", [(0, 0), (1, 1), (16, 4), (18, 5), (None, 7)])
+def test_the_processes_of_a_machine_share_its_workers(monkeypatch, asked, share):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(32), raising=False)
+    assert share_of_workers(asked) == share
 
 
 def test_workers_are_chosen_from_the_machine_unless_given(tiny, pictures, monkeypatch):
-    monkeypatch.setattr("dino_lib.data.loaders.default_workers", lambda: 3)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(4), raising=False)
     assert opened(tiny, items(pictures), store_size=None, num_workers=None).num_workers == 3
     assert opened(tiny, items(pictures), store_size=None, num_workers=0).num_workers == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_is_made_of_pieces_in_order(tiny, pictures, workers):
+    views = opened(tiny, items(pictures), store_size=None, num_workers=workers)
+    order = np.random.default_rng(0).permutation(32)
+    whole = all_views(views, 0, [order[:21], order[21:]])
+    one_by_one = all_views(views, 0, [[i] for i in order])
+    views.close()
+    assert len(whole[0]) == 32 and same(whole, one_by_one)
+
+
+def test_workers_are_handed_small_pieces_of_a_batch(tiny, pictures, monkeypatch):
+    """So that the shared memory that they fill does not grow with the batch."""
+    views, largest = opened(tiny, items(pictures), store_size=None, num_workers=1), []
+    loader = loaders.DataLoader
+
+    def spy(*args, batch_sampler, **options):
+        largest.append(max(len(piece) for piece in batch_sampler))
+        return loader(*args, batch_sampler=batch_sampler, **options)
+
+    monkeypatch.setattr(loaders, "DataLoader", spy)
+    (batch,) = views.batches(0, [np.arange(32)])
+    views.close()
+    assert largest == [loaders.PIECE] and len(batch[0]) == 32
+
+
+def test_workers_stay_from_epoch_to_epoch(tiny, pictures):
+    views = opened(tiny, items(pictures), store_size=None, num_workers=2)
+    seen = []
+    for epoch in range(2):
+        first = all_views(views, epoch, [[1, 2], [3]])
+        seen.append({child.pid for child in torch.multiprocessing.active_children()})
+        assert same(first, all_views(opened(tiny, items(pictures), store_size=None), epoch,
+                                     [[1, 2], [3]]))
+    assert seen[0] == seen[1] and len(seen[0]) == 2
+    views.close()
+    assert not torch.multiprocessing.active_children()
+    assert len(all_views(views, 0, [[1]])) == 4  # and it can begin again
+    views.close()
+
+
+def test_views_leave_the_callers_generator_alone(config, pictures):
+    state = torch.get_rng_state()
+    list(opened(config, items(pictures)).batches(0, [np.arange(5)]))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_only_pinned_memory_is_copied_beside_the_computation(tiny, pictures, monkeypatch):
+    """Elsewhere the source may be gone before it is read."""
+    device, asked, to = torch.device("meta"), [], torch.Tensor.to
+
+    def spy(tensor, *args, **options):
+        asked.append((args, options))
+        return to(tensor, *args, **options)
+
+    class AsTheyAre:
+        n_uniforms = 1
+
+        def __call__(self, images, uniforms):
+            return [images]
+
+    store = StoreViews(pictures.images, AsTheyAre(), seed=0, device=device)
+    workers = WorkerViews(items(pictures), MultiCrop(24, 12, 2), seed=0, device=device, num_workers=0)
+    monkeypatch.setattr(torch.Tensor, "to", spy)
+    for views in (store, workers):
+        asked.clear()
+        (batch,) = views.batches(0, [np.arange(3)])
+        assert batch[0].device == device and (((device,), {}) in asked)
+        assert not any(options.get("non_blocking") for _, options in asked)
