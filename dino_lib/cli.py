@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import difflib
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -94,7 +93,7 @@ def report(words: Sequence[str]) -> None:
     _add_device(parser)
     given = parser.parse_all(words)
 
-    from dino_lib.look.report import in_words, report
+    from dino_lib.look.report import folder_of_report, in_words, report
 
     numbers = report(
         given.teacher,
@@ -103,10 +102,9 @@ def report(words: Sequence[str]) -> None:
         out=given.out,
         device=_device(given.device),
     )
-    out = Path(given.out or given.teacher).expanduser()
-    figures = [str(path) for path in sorted(out.glob("*.png"))]
+    out = folder_of_report(given.teacher, given.out)
     print(in_words(numbers))
-    print("wrote " + ", ".join([*figures, str(out / "report.json")]))
+    print("wrote " + ", ".join(str(out / file) for file in [*numbers["figures"], "report.json"]))
 
 
 def explore(words: Sequence[str]) -> None:
@@ -120,17 +118,14 @@ def explore(words: Sequence[str]) -> None:
     given = parser.parse_all(words)
 
     from dino_lib.look.clips import is_clip
-    from dino_lib.look.explore import explore, heads_sheet
+    from dino_lib.look.explorer import write_explorer
 
     if is_clip(given.images):
         raise ValueError(f"{given.images} is a clip: `dino video` makes a clip of it")
-    teachers, out = _look(given)
-    page = explore(
-        teachers, given.images, path=out / "explorer.html", size=given.size, limit=given.limit
+    teachers = _teachers(given)
+    _wrote(
+        write_explorer(given.images, teachers, given.out, size=given.size, limit=given.limit)
     )
-    heads_sheet(page).savefig(out / "heads.png")
-    _wrote(page.path)
-    _wrote(out / "heads.png")
 
 
 def video(words: Sequence[str]) -> None:
@@ -143,16 +138,10 @@ def video(words: Sequence[str]) -> None:
     if given.head is not None and given.head != "mean" and not given.head.isdecimal():
         raise ValueError(f"--head {given.head!r} must be a number, or mean")
 
-    from dino_lib.look.video import attention_video
+    from dino_lib.look.video import write_videos
 
-    teachers, out = _look(given)
     head = int(given.head) if given.head and given.head.isdecimal() else given.head
-    suffix = ".gif" if Path(given.clip).suffix.lower() == ".gif" else ".mp4"
-    for name, teacher in teachers.items():
-        plain = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
-        path = out / f"attention-{plain}{suffix}"
-        attention_video(teacher, given.clip, path, head=head, size=given.size)
-        _wrote(path)
+    _wrote(write_videos(given.clip, _teachers(given), given.out, head=head, size=given.size))
 
 
 def doctor(words: Sequence[str]) -> None:
@@ -188,19 +177,17 @@ def _device(name: str) -> Any:
     return pick_device(name)
 
 
-def _look(given: argparse.Namespace) -> tuple[dict[str, Any], Path]:
-    """The teachers by name, and the folder to write to."""
+def _teachers(given: argparse.Namespace) -> dict[str, Any]:
+    """The teachers that were asked for, by name."""
     from dino_lib.teachers.load import load_teacher
 
     device = _device(given.device)
-    teachers = {name: load_teacher(name, device) for name in given.teacher or ["demo"]}
-    out = Path(given.out).expanduser()
-    out.mkdir(parents=True, exist_ok=True)
-    return teachers, out
+    return {name: load_teacher(name, device) for name in given.teacher or ["demo"]}
 
 
-def _wrote(path: Path) -> None:
-    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+def _wrote(paths: Sequence[Path]) -> None:
+    for path in paths:
+        print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 COMMANDS = {

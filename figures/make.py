@@ -16,8 +16,8 @@ from dino_lib.look.report import compare
 from dino_lib.measure.attention import cls_attention
 from dino_lib.measure.probes import Probes
 from dino_lib.run.build import build_student
-from dino_lib.run.presets import PRESETS
 from dino_lib.run.history import read_history
+from dino_lib.run.presets import PRESETS
 from dino_lib.teachers.load import SHIPPED, load_teacher
 
 HERE = Path(__file__).parent

@@ -233,37 +233,3 @@ def _data_uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, kind, quality=90)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-# MERGE: dino_lib/cli.py takes the place of what follows
-def main(words: list[str] | None = None) -> None:
-    from dino_lib.data.images import InputError
-    from dino_lib.look.clips import is_clip
-    from dino_lib.look.video import write_videos
-    from dino_lib.run.config import OneLineParser
-    from dino_lib.teachers.load import load_teacher
-
-    parser = OneLineParser("dino_lib.look.explorer", description=explore.__doc__.splitlines()[0])
-    parser.add_argument("images", help="an image, a folder of them, or a clip")
-    parser.add_argument("--teacher", action="append", help="what load_teacher takes")
-    parser.add_argument("--out", default="explorer", help="the folder to write to")
-    parser.add_argument("--size", type=int, help="see whole images at about size x size pixels")
-    parser.add_argument("--head", help='of a clip: one head\'s number, or "mean"')
-    parser.add_argument("--limit", type=int, default=12, help="the most images of a folder")
-    given = parser.parse_args(words)
-    head = int(given.head) if given.head and given.head.isdecimal() else given.head
-    try:
-        teachers = {name: load_teacher(name) for name in given.teacher or ["demo"]}
-        if is_clip(given.images):
-            paths = write_videos(given.images, teachers, given.out, head=head, size=given.size)
-        else:
-            paths = write_explorer(given.images, teachers, given.out, size=given.size,
-                                   limit=given.limit)
-    except (OSError, ValueError, TypeError, ImportError, InputError) as error:
-        parser.error(str(error))
-    for path in paths:
-        print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
-
-
-if __name__ == "__main__":
-    main()

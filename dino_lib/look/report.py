@@ -15,8 +15,10 @@ from dino_lib.measure.knn import nearest
 from dino_lib.measure.probes import Probes, spread
 from dino_lib.measure.stages import Findings, examine, histogram_knn
 from dino_lib.run.build import build_student, open_probes
-from dino_lib.run.config import PRESETS, Config
-from dino_lib.run.doctor import read_history
+from dino_lib.run.config import Config
+from dino_lib.run.history import read_history
+from dino_lib.run.presets import PRESETS
+from dino_lib.run.teacher_file import Teacher
 from dino_lib.teachers.load import SHIPPED, load_teacher
 
 
@@ -90,7 +92,7 @@ def report(name: str | Path, *, dataset: str | None = None, data_root: str | Non
     numbers = {}
     figures = {}
     left_out = []
-    run = _run_folder(name)
+    run = find_teacher(name)[1]
     if run:
         history = read_history(run)
         numbers["seconds"] = sum(record.get("seconds", 0.0) for record in history)
@@ -126,7 +128,7 @@ def folder_of_report(name: str | Path, out: str | Path | None = None) -> Path:
     """The folder that a report is written to; ValueError where there is none."""
     if out is not None:
         return Path(out).expanduser()
-    run = _run_folder(name)
+    run = find_teacher(name)[1]
     if run is None or run.is_relative_to(SHIPPED):
         raise ValueError(f"{name} is no run's folder to write to: say where, with --out")
     return run
@@ -181,42 +183,13 @@ def _score_and_draw(stages: dict, probes: Probes, numbers: dict, figures: dict,
         figures["attention.png"] = attention
 
 
-def _run_folder(name: str | Path) -> Path | None:
-    """The folder with a teacher's history: a run's or a shipped one's."""
-    # MERGE: teachers.load.find(name) -> (file, folder or None), which load_teacher uses too
-    folders = [Path(name).expanduser()]
-    if "/" not in str(name):
-        folders.insert(0, SHIPPED / name)
-    return next((folder for folder in folders if (folder / "history.jsonl").exists()), None)
-
-
-def _as_it_sees(teacher) -> Config:
+def _as_it_sees(teacher: Teacher) -> Config:
     """Settings of the images of a teacher that has none, from its transform."""
-    resize, *_, normalize = teacher.transform.transforms
-    return dataclasses.replace(PRESETS["laptop"], global_size=resize.size[0], store_size=None,
-                               mean=tuple(normalize.mean), std=tuple(normalize.std))
-
-
-# MERGE: dino_lib/cli.py takes the place of what follows
-def main(words: list[str] | None = None) -> None:
-    from dino_lib.data.images import InputError
-    from dino_lib.run.config import OneLineParser
-
-    parser = OneLineParser(prog="dino_lib.look.report", description=report.__doc__.splitlines()[0])
-    parser.add_argument("teacher", help="a run's folder, or what else load_teacher takes")
-    parser.add_argument("--dataset", help="whose images to score it on; default: the run's")
-    parser.add_argument("--data-root", help="where they lie; default: the run's")
-    parser.add_argument("--out", help="the folder to write to; default: the run's")
-    given = parser.parse_args(words)
-    try:
-        numbers = report(given.teacher, dataset=given.dataset, data_root=given.data_root,
-                         out=given.out)
-    except (OSError, ValueError, MemoryError, InputError) as error:
-        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
-    out = folder_of_report(given.teacher, given.out)
-    print(in_words(numbers))
-    print("wrote", ", ".join(str(out / file) for file in [*numbers["figures"], "report.json"]))
-
-
-if __name__ == "__main__":
-    main()
+    transform = teacher.transform
+    return dataclasses.replace(
+        PRESETS["laptop"],
+        global_size=transform.size,
+        store_size=None,
+        mean=transform.mean,
+        std=transform.std,
+    )

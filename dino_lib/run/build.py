@@ -20,7 +20,7 @@ from dino_lib.data.store import STORES, decode_store
 from dino_lib.head import DINOHead, MultiCropModel, OriginalHead
 from dino_lib.measure.features import eval_mode
 from dino_lib.measure.probes import Probes, spread
-from dino_lib.run.config import Config
+from dino_lib.run.config import Config, multicrop_settings
 from dino_lib.run.weights import load_weights
 from dino_lib.schedules import cosine_schedule, linear_warmup
 
@@ -185,13 +185,6 @@ def parameter_groups(model: nn.Module) -> list[dict]:
     decayed = [p for p in parameters if p.ndim > 1]
     others = [p for p in parameters if p.ndim <= 1]
     return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-
-
-def multicrop_settings(config: Config) -> dict[str, Any]:
-    """The arguments of MultiCrop and BatchMultiCrop that a config holds."""
-    sizes = ["global_size", "local_size", "n_local", "global_scale", "local_scale"]
-    colours = ["color_jitter", "gray_p", "blur_p", "solarize_p", "mean", "std"]
-    return {name: getattr(config, name) for name in sizes + colours}
 
 
 def open_views(

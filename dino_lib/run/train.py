@@ -13,14 +13,13 @@ import torch.multiprocessing as mp
 
 from dino_lib.data.datasets import open_dataset
 from dino_lib.data.images import InputError
-from dino_lib.run.build import open_views
 from dino_lib.loss import DINOLoss
-from dino_lib.measure.probes import Probes
 from dino_lib.run.build import (
     build_schedules,
     build_student,
     check_sizes,
     float32_by_default,
+    open_views,
     parameter_groups,
     pick_device,
     pick_kernels,

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from dino_lib.augment import MultiCrop
-from dino_lib.data.batch_views import BatchMultiCrop
 from dino_lib.backbone import create_backbone
+from dino_lib.data.batch_views import BatchMultiCrop
 from dino_lib.data.datasets import open_dataset
 from dino_lib.data.folders import FolderOfImages
 from dino_lib.data.images import PHOTOS, InputError, read_image

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from dino_lib.backbone import create_backbone
-from dino_lib.data.transforms import as_seen, EvalTransform
+from dino_lib.data.transforms import EvalTransform, as_seen
 from dino_lib.look import video
 from dino_lib.look.clips import CLOCKS, read_frames
 from dino_lib.look.video import BATCH, attention_video

@@ -7,7 +7,15 @@ from torch.utils._pytree import tree_leaves
 from dino_lib.measure.clusters import cluster_scores
 from dino_lib.measure.heads import choose_head, head_table, mirror_agreement, variety
 from dino_lib.measure.knn import accuracy, color_histogram, knn_predict, linear_probe, retrieval_map
-from dino_lib.measure.masks import above_blind, auc, jaccard, jaccard_table, mass_mask, patch_masks, upsample
+from dino_lib.measure.masks import (
+    above_blind,
+    auc,
+    jaccard,
+    jaccard_table,
+    mass_mask,
+    patch_masks,
+    upsample,
+)
 from dino_lib.measure.patches import mutual_matches, patch_pca
 
 

@@ -4,7 +4,13 @@ import torch.nn.functional as F
 
 from dino_lib.backbone import create_backbone
 from dino_lib.measure.attention import queries_keys_values
-from dino_lib.measure.patches import best_matches, mutual_matches, patch_features, patch_pca, patch_similarity
+from dino_lib.measure.patches import (
+    best_matches,
+    mutual_matches,
+    patch_features,
+    patch_pca,
+    patch_similarity,
+)
 
 
 def randn(*shape, seed=0):
