@@ -148,22 +148,28 @@ BREAKS = {
         "the center is forgotten when a run resumes": ("run/folder.py", '"teacher", "loss", "opt', '"teacher", "opt'),
     },
     "06": {
+        "no division by the root": ("measure/attention.py", " / q.shape[-1] ** 0.5 + bias)", " + bias)"),
+        "queries and keys are not normalised": (
+            "measure/attention.py", "q, k = attn.q_norm(q), attn.k_norm(k)", "q, k = q, k"),
         "the first patch's row, not the CLS token's": (
-            "measure/attention.py", "matrix[:, :, 0].clone()", "matrix[:, :, 1].clone()"),
+            "measure/attention.py", "_row(model, images, layer, lambda grid: 0)", "_row(model, images, layer, lambda grid: 1)"),
         "prefix tokens in the map, patches out of it": (
-            "measure/attention.py", "rows[..., -grid[0] * grid[1] :]", "rows[..., : grid[0] * grid[1]]"),
+            "measure/attention.py", "rows[:, :, 0, -grid[0] * grid[1] :]", "rows[:, :, 0, : grid[0] * grid[1]]"),
         "the map is made to sum to 1": (
-            "measure/attention.py", "    return _patches(rows, grid)",
-            "    return F.normalize(_patches(rows, grid), p=1, dim=(-2, -1))"),
-        "always the last block": ("measure/attention.py", "return attentions[layer]", "return attentions[-1]"),
-        "the keys for the values": ("measure/attention.py", "attention.k_norm(k), v", "attention.k_norm(k), k"),
-        "the mask takes the smallest first": ("measure/masks.py", "descending=True, stable=True", "stable=True"),
-        "the mask stops short of the share": ("measure/masks.py", "before < wanted", "before + mass < wanted"),
-        "the mass is not divided by its sum": ("measure/masks.py", " * mass.sum(-1, keepdim=True)", ""),
+            "measure/attention.py", "_patches(_softmax(*seen, token(grid)), grid)",
+            "F.normalize(_patches(_softmax(*seen, token(grid)), grid), p=1, dim=(-2, -1))"),
+        "always the last block": ("measure/attention.py", "_look(model, images, [layer])\n    return _patches",
+                                  "_look(model, images, [-1])\n    return _patches"),
+        "the keys for the values": ("measure/attention.py", "return q.float(), k.float(), v.float()",
+                                    "return q.float(), k.float(), k.float()"),
+        "the mask takes the smallest first": ("measure/attention.py", "descending=True, stable=True", "stable=True"),
+        "the mask stops short of the share": (
+            "measure/attention.py", "inside = before < keep", "inside = before + mass < keep"),
+        "the mass is not divided by its sum": ("measure/attention.py", " * mass.sum(-1, keepdim=True)", ""),
         "the mask is enlarged upside down": (
-            "measure/masks.py", "maps[..., rows[:, None], cols]", "maps[..., rows.flip(0)[:, None], cols]"),
-        "the mean head counts": ("measure/masks.py", "_iou(masks, truth).amax(1)", "_iou(masks, truth).mean(1)"),
-        "the union is the object alone": ("measure/masks.py", "(masks | truth).sum((2, 3))",
+            "measure/attention.py", "maps[..., rows[:, None], cols]", "maps[..., rows.flip(0)[:, None], cols]"),
+        "the mean head counts": ("measure/evaluate.py", "_iou(masks, truth).amax(1)", "_iou(masks, truth).mean(1)"),
+        "the union is the object alone": ("measure/evaluate.py", "(masks | truth).sum((2, 3))",
                                           "truth.expand_as(masks).sum((2, 3))"),
     },
 }
