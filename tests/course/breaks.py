@@ -581,7 +581,7 @@ def _():
 @breaks("the mean head counts", "06")
 def _():
     def wrong(right, masks, truth):
-        return find("jaccard_by_head")(masks, truth).mean().item()
+        return find("jaccard_one_head")(masks, truth).mean().item()
 
     change("jaccard", wrong)
 
@@ -592,7 +592,7 @@ def _():
         shared = (masks & truth[:, None]).sum((-2, -1)).double()
         return (shared / truth[:, None].sum((-2, -1)).clamp(min=1)).mean(0).float()
 
-    change("jaccard_by_head", wrong)
+    change("jaccard_one_head", wrong)
 
 
 def smaller():
