@@ -7,15 +7,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from dino_lib.data.batch_views import BatchMultiCrop, view_uniforms
-from dino_lib.data.images import PHOTOS, FolderOfImages
+from dino_lib.data.folders import FolderOfImages
+from dino_lib.data.images import PHOTOS
 from dino_lib.data.loaders import multicrop_settings
 from dino_lib.data.shapes import Shapes
 from dino_lib.data.transforms import EvalTransform
 from dino_lib.look import plots
 from dino_lib.look.report import compare
 from dino_lib.measure.attention import cls_attention
-from dino_lib.measure.probes import Probes
-from dino_lib.run.build import build_student
+from dino_lib.run.build import build_student, open_probes
 from dino_lib.run.history import read_history
 from dino_lib.run.presets import PRESETS
 from dino_lib.teachers.load import SHIPPED, load_teacher
@@ -125,7 +125,7 @@ def main():
     views = multicrop(shapes.images[3:4], uniforms=view_uniforms(0, 0, [3], multicrop.n_uniforms))
     plots.show_views([v[0] for v in views], config.mean, config.std).savefig(HERE / "views.png")
     torch.manual_seed(config.seed)
-    probes = Probes.open(config, limit=10**9)
+    probes = open_probes(config, limit=10**9)
     untrained = build_student(teacher.config).backbone.eval()
     _, attention, clusters = compare({"untrained": untrained, "trained": teacher}, probes)
     attention.savefig(HERE / "attention.png")

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dino_lib.augment import BatchMultiCrop, MultiCrop, view_uniforms
+from dino_lib.augment import MultiCrop
+from dino_lib.data.batch_views import BatchMultiCrop, view_uniforms
 from dino_lib.data.images import InputError
 from dino_lib.data.items import SkipUnreadable, report_skipped
 

@@ -18,7 +18,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm.auto import tqdm
 
 from dino_lib.backbone import Backbone, backbone_of
-from dino_lib.data.images import FolderOfImages, SkipUnreadable, read_image, to_channels
+from dino_lib.data.folders import FolderOfImages
+from dino_lib.data.images import read_image, to_channels
+from dino_lib.data.items import SkipUnreadable
 from dino_lib.data.transforms import as_seen
 from dino_lib.look.maps import attention_sheet, heads_of
 from dino_lib.look.packing import compress, factorise, quantise, to_base64, to_short

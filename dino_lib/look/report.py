@@ -19,7 +19,7 @@ from dino_lib.run.config import Config
 from dino_lib.run.history import read_history
 from dino_lib.run.presets import PRESETS
 from dino_lib.run.teacher_file import Teacher
-from dino_lib.teachers.load import SHIPPED, load_teacher
+from dino_lib.teachers.load import SHIPPED, find_teacher, load_teacher
 
 
 def compare(stages: dict, probes: Probes, *, n_points: int = 500, n_pictures: int = 10,

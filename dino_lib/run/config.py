@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, PlainValidator, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from dino_lib.augment import IMAGENET, BatchMultiCrop
+from dino_lib.augment import IMAGENET, Recipe
 from dino_lib.run.one_line import in_one_line
 
 Positive = Annotated[float, Field(gt=0)]
@@ -211,7 +211,7 @@ class Config:
         """What no setting shows alone. The views' own rules are those of `dino_lib.augment`."""
         wrong = []
         try:
-            BatchMultiCrop(**multicrop_settings(self))
+            Recipe(**multicrop_settings(self))
         except ValueError as error:
             wrong.append(str(error))
         if self.warmup_epochs > self.epochs:

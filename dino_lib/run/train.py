@@ -19,6 +19,7 @@ from dino_lib.run.build import (
     build_student,
     check_sizes,
     float32_by_default,
+    open_probes,
     open_views,
     parameter_groups,
     pick_device,

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_lib.augment import BatchMultiCrop, MultiCrop, view_uniforms
+from dino_lib.augment import MultiCrop
 from dino_lib.data import loaders
+from dino_lib.data.batch_views import BatchMultiCrop, view_uniforms
 from dino_lib.data.loaders import StoreViews, WorkerViews, epoch_order, share_of_workers
 from dino_lib.run.build import multicrop_settings, open_views
 
