@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 
-from dino_lib.data import batch_views
+from dino_lib.data import batch_views, colours
 from dino_lib.head import DINOHead, MultiCropModel
 from dino_lib.loss import DINOLoss, teacher_entropies
 from dino_lib.schedules import cosine_schedule, half_life, linear_warmup
@@ -205,13 +205,13 @@ def check_saturation(your_function):
     """your_function(x, factor), x (3, H, W) in [0, 1] -> the same shape, in [0, 1]."""
     x = torch.rand(3, 6, 7, generator=torch.Generator().manual_seed(0))
     cases = [(x, factor) for factor in (0.0, 0.5, 1.0, 1.6)]
-    gray, mean = batch_views.gray(x[None])[0].expand_as(x), x.mean(0).expand_as(x)
+    gray, mean = colours.gray(x[None])[0].expand_as(x), x.mean(0).expand_as(x)
 
     def blends(other):
         return [torch.lerp(other, x, factor).clamp(0, 1) for _, factor in cases]
 
     _verdict("saturation", _each(your_function, cases),
-             [batch_views.adjust_saturation(x[None].clone(), torch.tensor([factor]))[0] for _, factor in cases], {
+             [colours.adjust_saturation(x[None].clone(), torch.tensor([factor]))[0] for _, factor in cases], {
         "factor and 1 - factor look exchanged: factor 1 must leave the image as it is": [
             torch.lerp(x, gray, factor).clamp(0, 1) for _, factor in cases],
         "the grey looks like the plain mean of the channels: green must weigh most and blue least": blends(mean),

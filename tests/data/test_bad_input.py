@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from dino_lib.augment import MultiCrop
-from dino_lib.data.batch_views import BatchMultiCrop
 from dino_lib.backbone import create_backbone
+from dino_lib.data.batch_views import BatchMultiCrop
 from dino_lib.data.datasets import decode_store, open_dataset
 from dino_lib.data.images import FolderOfImages, InputError, read_image
 from dino_lib.data.shapes import Shapes
