@@ -8,7 +8,7 @@ from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as F
 
 from dino_lib.augment import IMAGENET, MultiCrop
-from dino_lib.data import batch_views
+from dino_lib.data import batch_views, colours
 from dino_lib.data.batch_views import CROP_TRIES, WIDTHS, BatchMultiCrop, crop_boxes, view_uniforms
 from dino_lib.data.shapes import Shapes
 
@@ -152,10 +152,10 @@ def test_each_kind_of_view_has_its_size_and_its_share_of_the_image(kind):
 
 FACTORS = torch.tensor([0.0, 0.6, 0.8, 1.0, 1.4])
 OPERATIONS = [
-    (batch_views.adjust_brightness, F.adjust_brightness, FACTORS),
-    (batch_views.adjust_contrast, F.adjust_contrast, FACTORS),
-    (batch_views.adjust_saturation, F.adjust_saturation, FACTORS),
-    (batch_views.adjust_hue, F.adjust_hue, torch.tensor([-0.5, -0.1, 0.0, 0.1, 0.37])),
+    (colours.adjust_brightness, F.adjust_brightness, FACTORS),
+    (colours.adjust_contrast, F.adjust_contrast, FACTORS),
+    (colours.adjust_saturation, F.adjust_saturation, FACTORS),
+    (colours.adjust_hue, F.adjust_hue, torch.tensor([-0.5, -0.1, 0.0, 0.1, 0.37])),
 ]
 
 
@@ -177,13 +177,13 @@ def test_colour_operation_on_grey_images_is_torchvisions(ours, theirs, factors):
 
 def test_gray_is_torchvisions():
     x = textured(2, 16, 20)
-    torch.testing.assert_close(batch_views.gray(x), F.rgb_to_grayscale(x), rtol=0, atol=1e-4)
+    torch.testing.assert_close(colours.gray(x), F.rgb_to_grayscale(x), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [8, 12, 24, 96])
 def test_blur_is_torchvisions(size):
     x, sigmas = textured(4, size, size), torch.tensor([0.1, 0.5, 1.3, 2.0])
-    for image, sigma, y in zip(x, sigmas.tolist(), batch_views.blur(x, sigmas), strict=True):
+    for image, sigma, y in zip(x, sigmas.tolist(), colours.blur(x, sigmas), strict=True):
         expected = F.gaussian_blur(image, [13, 13], [sigma, sigma])  # three sigmas of 2 to each side
         torch.testing.assert_close(y, expected, rtol=0, atol=1e-4)
 
@@ -266,7 +266,7 @@ def test_operations_are_drawn_independently_of_each_other_and_of_the_other_views
     candidates += [torch.where(c >= 128 / 255, 1 - c, c) for c in candidates]
     candidates = torch.stack(candidates + [c.flip(-1) for c in candidates])  # (flip, solarize, gray) as a number
     for v, view in enumerate(views):
-        soft = [batch_views.blur(y, torch.full((len(y),), 2.0)).flatten(1) for y in (view, candidates)]
+        soft = [colours.blur(y, torch.full((len(y),), 2.0)).flatten(1) for y in (view, candidates)]
         best = torch.cdist(*soft).argmin(1)
         flags += [best % 2 == 1, best >= 4]
         if "blur_p" in more:
@@ -283,7 +283,7 @@ def test_blur_sigmas_fill_their_range_evenly():
     point[:, 8, 8] = 1
     views, _ = whole_views(BatchMultiCrop, 1500, point, blur_p=(1.0, 0.0, 0.0))
     sigmas = torch.linspace(0.1, 2.0, 2000)
-    peaks = batch_views.blur(point.expand(2000, -1, -1, -1), sigmas).amax((1, 2, 3))  # falls as sigma rises
+    peaks = colours.blur(point.expand(2000, -1, -1, -1), sigmas).amax((1, 2, 3))  # falls as sigma rises
     drawn = sigmas[torch.searchsorted(peaks.flip(0), views[0].amax((1, 2, 3))).sub(1999).neg().clamp(0, 1999)]
     drawn = drawn[drawn > 0.35]  # below it the peak is 1, whatever the sigma
     assert len(drawn) / 1500 == pytest.approx(1.65 / 1.9, abs=0.04)
