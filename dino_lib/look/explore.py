@@ -24,6 +24,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm.auto import tqdm
 
+from dino_lib.backbone import backbone_of
 from dino_lib.data.folders import FolderOfImages
 from dino_lib.data.images import InputError, read_image, to_channels
 from dino_lib.data.items import SkipUnreadable
@@ -31,7 +32,6 @@ from dino_lib.data.transforms import as_seen
 from dino_lib.look.clips import is_clip
 from dino_lib.look.plots import attention_sheet
 from dino_lib.look.video import attention_video
-from dino_lib.backbone import backbone_of
 from dino_lib.measure.attention import every_layer, pooled_similarity
 from dino_lib.measure.evaluate import eval_mode
 from dino_lib.run.config import OneLineParser

@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dino_lib.data.loaders import StoreViews, epoch_order
-from dino_lib.run.build import open_views
 from dino_lib.loss import DINOLoss
 from dino_lib.measure import probes
 from dino_lib.run import folder as run_folder
@@ -34,6 +33,7 @@ from dino_lib.run import trainer as loop
 from dino_lib.run.build import (
     build_schedules,
     build_student,
+    open_views,
     parameter_groups,
     pick_device,
     pick_kernels,
