@@ -32,6 +32,7 @@ from dino_lib.run import trainer as loop
 from dino_lib.run.build import (
     build_schedules,
     build_student,
+    open_views,
     parameter_groups,
     pick_device,
     pick_kernels,
