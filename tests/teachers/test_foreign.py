@@ -377,7 +377,8 @@ def test_weights_that_do_not_fit_are_listed_shortly(tmp_path):
     state["blocks.1.extra"], state["norm.weight"] = torch.ones(64), torch.ones(7)
     words = refused(written(tmp_path / "x.pth", state), num_heads=4)
     missing = "blocks.0.norm1.bias, blocks.0.norm1.weight, blocks.1.norm1.bias and 3 more"
-    for part in (f"missing {missing}", "wrong shapes norm.weight (7,) for (64,)", "unexpected blocks.1.extra"):
+    for part in (f"missing {missing}", "wrong shapes norm.weight (7,) for (64,)",
+                 "unexpected blocks.1.extra"):
         assert part in words
 
 
