@@ -65,7 +65,7 @@ def dinov2(state):
     """facebookresearch/dinov2: registers apart, and a place for the CLS token in any case."""
     state = {**state, "mask_token": torch.ones(1, 64)}
     if "reg_token" in state:
-        place = torch.full((1, 1, 64), 0.3)
+        place = torch.linspace(-1, 1, 64)[None, None]  # a constant would vanish in the norms
         state["register_tokens"] = state.pop("reg_token")
         state["cls_token"] = state["cls_token"] - place
         state["pos_embed"] = torch.cat([place, state["pos_embed"]], 1)
