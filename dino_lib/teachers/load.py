@@ -58,7 +58,7 @@ def find_teacher(name_or_path: str | os.PathLike) -> tuple[Path | None, Path | N
     if weights is None:
         raise FileNotFoundError(
             f"no teacher {name!r}: expected one that ships ({', '.join(sorted(shipped))}), a run's "
-            "folder with teacher.safetensors in it, weights (.safetensors, .pth, .ckpt, .bin, ...), "
+            "folder with teacher.safetensors in it, weights (.safetensors, .pth, .ckpt, .bin), "
             "timm:MODEL or hf-hub:OWNER/MODEL")
     is_runs = weights.name == IN_A_FOLDER[0] and (weights.parent / "history.jsonl").is_file()
     return weights, weights.parent if is_runs else None

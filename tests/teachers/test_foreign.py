@@ -65,7 +65,7 @@ def dinov2(state):
     """facebookresearch/dinov2: registers apart, and a place for the CLS token in any case."""
     state = {**state, "mask_token": torch.ones(1, 64)}
     if "reg_token" in state:
-        place = torch.full((1, 1, 64), 0.3)
+        place = torch.linspace(-1, 1, 64)[None, None]  # a constant would vanish in the norms
         state["register_tokens"] = state.pop("reg_token")
         state["cls_token"] = state["cls_token"] - place
         state["pos_embed"] = torch.cat([place, state["pos_embed"]], 1)
@@ -377,7 +377,8 @@ def test_weights_that_do_not_fit_are_listed_shortly(tmp_path):
     state["blocks.1.extra"], state["norm.weight"] = torch.ones(64), torch.ones(7)
     words = refused(written(tmp_path / "x.pth", state), num_heads=4)
     missing = "blocks.0.norm1.bias, blocks.0.norm1.weight, blocks.1.norm1.bias and 3 more"
-    for part in (f"missing {missing}", "wrong shapes norm.weight (7,) for (64,)", "unexpected blocks.1.extra"):
+    for part in (f"missing {missing}", "wrong shapes norm.weight (7,) for (64,)",
+                 "unexpected blocks.1.extra"):
         assert part in words
 
 
