@@ -1,137 +1,171 @@
-"""The pictures in this folder, from the shipped teacher and its history: `make figures`."""
+"""The pictures in this folder, from the shipped teachers and a history: `make figures`."""
 
 from pathlib import Path
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from dino_lib.data.batch_views import BatchMultiCrop, view_uniforms
 from dino_lib.data.folders import FolderOfImages
 from dino_lib.data.images import PHOTOS
-from dino_lib.data.loaders import multicrop_settings
 from dino_lib.data.shapes import Shapes
-from dino_lib.data.transforms import EvalTransform
-from dino_lib.look import plots
+from dino_lib.data.transforms import EvalTransform, middle_square
+from dino_lib.look.curves import training_curves
+from dino_lib.look.maps import attention_sheet
+from dino_lib.look.pictures import show_images, show_views
 from dino_lib.look.report import compare
 from dino_lib.measure.attention import cls_attention
 from dino_lib.run.build import build_student, open_probes
+from dino_lib.run.config import Config, multicrop_settings
 from dino_lib.run.history import read_history
 from dino_lib.run.presets import PRESETS
+from dino_lib.run.teacher_file import Teacher
 from dino_lib.teachers.load import SHIPPED, load_teacher
 
 HERE = Path(__file__).parent
+STUDENT, TEACHER, PLAIN = "#cfe2f3", "#fce5cd", "#eeeeee"  # fillings
+DARK, BLUE, BROWN = "#333333", "#1155cc", "#b45f06"  # lines and words
+EIGHT = [1, 2, 7, 8, 9, 10, 11, 14]  # of the sixteen photographs
 
 
-def box(axis, x, y, width, text, color):
+def box(axis: Axes, x: float, y: float, width: float, text: str, color: str) -> None:
     """A rounded box of height 0.7 with its left middle at (x, y)."""
-    axis.add_patch(FancyBboxPatch((x, y - 0.35), width, 0.7, boxstyle="round,pad=0.02,rounding_size=0.12",
-                                  facecolor=color, edgecolor="#333333", linewidth=1))
+    shape = "round,pad=0.02,rounding_size=0.12"
+    axis.add_patch(FancyBboxPatch((x, y - 0.35), width, 0.7, boxstyle=shape, facecolor=color,
+                                  edgecolor=DARK))
     axis.text(x + width / 2, y, text, ha="center", va="center", fontsize=10)
 
 
-def arrow(axis, start, end, text="", color="#333333", style="-", rad=0.0):
-    """An arrow between two points, its text above the middle."""
-    axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, color=color, linestyle=style,
-                                   connectionstyle=f"arc3,rad={rad}", linewidth=1.3))
-    if text:
-        axis.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.13, text, ha="center", fontsize=9, color=color)
+def arrow(axis: Axes, start: tuple, end: tuple, color: str = DARK, **options) -> None:
+    """An arrow between two points."""
+    axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, color=color,
+                                   linewidth=1.3, **options))
 
 
-def architecture():
-    """One step of DINO in one picture."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=120)
+def canvas(width: float, height: float, x: tuple, y: tuple) -> tuple[Figure, Axes]:
+    """A figure of so many inches with one bare axis over these ranges."""
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
     axis = figure.subplots()
-    axis.set_xlim(0, 15.2)
-    axis.set_ylim(-0.4, 5.2)
+    axis.set_xlim(*x)
+    axis.set_ylim(*y)
     axis.axis("off")
-    student, teacher, plain = "#cfe2f3", "#fce5cd", "#eeeeee"
-    box(axis, 0.1, 2.0, 1.6, "one image", plain)
-    box(axis, 2.9, 3.4, 2.3, "all V views", student)
-    box(axis, 2.9, 0.7, 2.3, "2 global views", teacher)
-    arrow(axis, (1.75, 2.2), (2.85, 3.3))
+    return figure, axis
+
+
+def architecture() -> Figure:
+    """One step of DINO in one picture."""
+    figure, axis = canvas(11, 4.4, x=(0, 15.3), y=(-0.5, 5.2))
+    box(axis, 0.1, 2.05, 1.6, "one image", PLAIN)
+    box(axis, 2.9, 3.4, 2.3, "all V views", STUDENT)
+    box(axis, 2.9, 0.7, 2.3, "2 global views", TEACHER)
+    arrow(axis, (1.75, 2.3), (2.85, 3.3))
     arrow(axis, (1.75, 1.8), (2.85, 0.8))
-    axis.text(1.45, 2.95, "multi-crop", fontsize=9, ha="center")
-    for y, color, name in [(3.4, student, "student"), (0.7, teacher, "teacher")]:
+    axis.text(1.35, 3.0, "multi-crop", fontsize=10, ha="center")
+    for y, color, name in [(3.4, STUDENT, "student"), (0.7, TEACHER, "teacher")]:
         box(axis, 6.0, y, 2.0, f"{name}\nbackbone", color)
         box(axis, 8.7, y, 1.3, "head", color)
         arrow(axis, (5.25, y), (5.95, y))
         arrow(axis, (8.05, y), (8.65, y))
         arrow(axis, (10.05, y), (10.75, y))
-    box(axis, 10.8, 3.4, 2.3, "softmax(s / 0.1)", student)
-    box(axis, 10.8, 0.7, 2.3, "softmax((t - c) / \u03c4)", teacher)
-    box(axis, 13.2, 2.05, 1.9, "cross-entropy\nof the pairs", plain)
+    box(axis, 10.8, 3.4, 2.3, "softmax(s / 0.1)", STUDENT)
+    box(axis, 10.8, 0.7, 2.3, "softmax((t - c) / \u03c4)", TEACHER)
+    box(axis, 13.2, 2.05, 1.9, "cross-entropy\nof the pairs", PLAIN)
     arrow(axis, (13.15, 3.3), (13.9, 2.48))
     arrow(axis, (13.15, 0.8), (13.9, 1.62))
-    arrow(axis, (7.0, 2.98), (7.0, 1.12), color="#b45f06")
-    axis.text(7.15, 2.05, "EMA after each update:\nt \u2190 m t + (1 - m) s", fontsize=9, color="#b45f06", va="center")
-    arrow(axis, (14.2, 2.45), (7.6, 3.85), color="#1155cc", style="--", rad=0.42)
-    axis.text(12.7, 4.45, "gradient, to the student alone", fontsize=9, color="#1155cc")
-    axis.text(11.95, -0.05, "center c: a running mean of the teacher's rows", fontsize=9, ha="center", color="#b45f06")
+    arrow(axis, (7.0, 2.98), (7.0, 1.12), BROWN)
+    average = "moving average, after each update:\nt \u2190 m t + (1 - m) s"
+    axis.text(7.15, 2.05, average, fontsize=10, color=BROWN, va="center")
+    axis.plot([14.5, 14.5, 7.0], [2.45, 4.5, 4.5], BLUE, linewidth=1.3, linestyle="--")
+    arrow(axis, (7.0, 4.5), (7.0, 3.82), BLUE)
+    axis.text(10.7, 4.65, "gradient: to the student alone", fontsize=10, color=BLUE, ha="center")
+    center = "center c: a running mean of the teacher's rows"
+    axis.text(11.95, -0.05, center, fontsize=10, ha="center", color=BROWN)
     return figure
 
 
-def data_flow(config):
-    """The tensors of one step with their shapes, in the order in which they come about."""
-    c, n_views = config, 2 + config.n_local
-    b, k, d = c.batch_size, c.out_dim, c.backbone_options["embed_dim"]
-    student, teacher, plain = "#cfe2f3", "#fce5cd", "#eeeeee"
-    rows = [
-        ("images, as bytes", f"({b}, 3, {c.store_size}, {c.store_size})", plain, "the store, in this epoch's order"),
-        ("views", f"2 x ({b}, 3, {c.global_size}, {c.global_size}),  {c.n_local} x ({b}, 3, {c.local_size}, "
-         f"{c.local_size})", plain, "multi-crop; drawn by (seed, epoch, index)"),
-        ("teacher's features", f"({2 * b}, {d})", teacher, "the two global views; no gradient"),
-        ("teacher's logits t", f"(2, {b}, {k})", teacher, "the head: cosines with K prototypes"),
-        ("targets q", f"(2, {b}, {k})", teacher, "softmax((t - center) / teacher temperature)"),
-        ("student's features", f"({n_views * b}, {d})", student, "all views, one pass for each size"),
-        ("student's logits s", f"({n_views}, {b}, {k})", student, "one pass of the head"),
-        ("loss", "()", plain, f"mean over {2 * (n_views - 1)} pairs of different views"),
-        ("gradient", "that of the student's weights", student, "norm clipped; AdamW takes the step"),
-        ("center c", f"({k},)", teacher, "0.9 c + 0.1 mean of t, after the loss"),
-        ("teacher's weights", "those of the student", teacher, "m t + (1 - m) s, after the optimizer's step"),
+def tensors(c: Config) -> list[tuple[str, str, str, str]]:
+    """What comes about in one step, in order: (name, shape, color, note)."""
+    n_views = 2 + c.n_local
+    b = c.batch_size
+    k = c.out_dim
+    d = c.backbone_options["embed_dim"]
+    views = (f"2 x ({b}, 3, {c.global_size}, {c.global_size}),  "
+             f"{c.n_local} x ({b}, 3, {c.local_size}, {c.local_size})")
+    pairs = f"mean over {2 * (n_views - 1)} pairs of different views"
+    return [
+        ("images, as bytes", f"({b}, 3, {c.store_size}, {c.store_size})", PLAIN,
+         "the store, in this epoch's order"),
+        ("views", views, PLAIN, "multi-crop; drawn by (seed, epoch, index)"),
+        ("teacher's features", f"({2 * b}, {d})", TEACHER, "the two global views; no gradient"),
+        ("teacher's logits t", f"(2, {b}, {k})", TEACHER, "the head: cosines with K prototypes"),
+        ("targets q", f"(2, {b}, {k})", TEACHER, "softmax((t - center) / teacher temperature)"),
+        ("student's features", f"({n_views * b}, {d})", STUDENT,
+         "all views, one pass for each size"),
+        ("student's logits s", f"({n_views}, {b}, {k})", STUDENT, "one pass of the head"),
+        ("loss", "()", PLAIN, pairs),
+        ("center c", f"({k},)", TEACHER, "0.9 c + 0.1 mean of t, after the loss"),
+        ("gradient", "that of the student's weights", STUDENT,
+         "norm clipped; AdamW takes the step"),
+        ("teacher's weights", "those of the student", TEACHER,
+         "m t + (1 - m) s, after the optimizer's step"),
     ]
-    figure = Figure(figsize=(9.6, 5.4), layout="constrained", dpi=110)
-    axis = figure.subplots()
-    axis.set_xlim(0, 13.4)
-    axis.set_ylim(-len(rows) + 0.4, 0.6)
-    axis.axis("off")
+
+
+def data_flow(config: Config) -> Figure:
+    """The tensors of one step with their shapes, in the order in which they come about."""
+    rows = tensors(config)
+    figure, axis = canvas(10, 5.4, x=(0, 13.6), y=(-len(rows) + 0.4, 0.6))
     for i, (name, shape, color, note) in enumerate(rows):
         box(axis, 0.2, -i, 2.6, name, color)
-        axis.text(3.2, -i, shape, va="center", fontsize=9.5, family="monospace")
-        axis.text(8.6, -i, note, va="center", fontsize=9, color="#444444")
+        axis.text(3.2, -i, shape, va="center", fontsize=10, family="monospace")
+        axis.text(8.6, -i, note, va="center", fontsize=10, color="#444444")
         if i:
             arrow(axis, (1.5, -i + 0.62), (1.5, -i + 0.38))
     return figure
 
 
-def photographs(teacher, side=96):
-    """The heads of a teacher's last block over eight of the photographs that it has never seen."""
-    transform = EvalTransform(side, teacher.config.mean, teacher.config.std)
-    x = torch.stack([transform(image) for image, _ in FolderOfImages(PHOTOS)])[[1, 2, 7, 8, 9, 10, 11, 14]]
-    mean, std = (torch.tensor(v)[:, None, None] for v in (teacher.config.mean, teacher.config.std))
-    maps = cls_attention(teacher, x)
-    rows = {f"head {head}": maps[:, head] for head in range(maps.shape[1])} | {"mean of heads": maps.mean(1)}
-    return plots.attention_sheet(((x * std + mean).clamp(0, 1) * 255).round().to(torch.uint8), rows)
-
-
-def main():
-    """Draw and save everything."""
-    architecture().savefig(HERE / "architecture.png")
-    data_flow(PRESETS["demo"]).savefig(HERE / "data_flow.png")
-    config, teacher = PRESETS["demo"], load_teacher("demo")
-    shapes = Shapes(40, seed=1)
-    plots.show_images(shapes.images, masks=shapes.masks).savefig(HERE / "shapes.png")
+def example_views(shapes: Shapes, config: Config) -> Figure:
+    """The views of one image."""
     multicrop = BatchMultiCrop(**multicrop_settings(config))
-    views = multicrop(shapes.images[3:4], uniforms=view_uniforms(0, 0, [3], multicrop.n_uniforms))
-    plots.show_views([v[0] for v in views], config.mean, config.std).savefig(HERE / "views.png")
-    torch.manual_seed(config.seed)
-    probes = open_probes(config, limit=10**9)
+    uniforms = view_uniforms(0, 2, [3], multicrop.n_uniforms)
+    views = multicrop(shapes.images[3:4], uniforms=uniforms)
+    return show_views([view[0] for view in views], config.mean, config.std)
+
+
+def photographs(teacher: Teacher, side: int = 96) -> Figure:
+    """The heads of a teacher's last block over eight photographs that it has never seen."""
+    transform = EvalTransform(side, teacher.config.mean, teacher.config.std)
+    folder = FolderOfImages(PHOTOS)
+    images = [middle_square(folder[i][0], side) for i in EIGHT]
+    maps = cls_attention(teacher, torch.stack([transform(image) for image in images]))
+    rows = {f"head {head}": maps[:, head] for head in range(maps.shape[1])}
+    rows["mean of heads"] = maps.mean(1)
+    return attention_sheet([pil_to_tensor(image) for image in images], rows)
+
+
+def main() -> None:
+    """Draw and save everything."""
+    config = PRESETS["demo"]
+    teacher = load_teacher("demo")
+    shapes = Shapes(40, seed=1)
     untrained = build_student(teacher.config).backbone.eval()
-    _, attention, clusters = compare({"untrained": untrained, "trained": teacher}, probes)
-    attention.savefig(HERE / "attention.png")
-    clusters.savefig(HERE / "clusters.png")
-    plots.training_curves(read_history(SHIPPED / "demo"), config.out_dim).savefig(HERE / "curves.png")
-    photographs(load_teacher("photos")).savefig(HERE / "photos.png", dpi=72)
+    stages = {"untrained": untrained, "trained": teacher}
+    _, attention, clusters = compare(stages, open_probes(config, limit=10**9))
+    figures = {
+        "architecture": architecture(),
+        "data_flow": data_flow(config),
+        "shapes": show_images(shapes.images, masks=shapes.masks),
+        "views": example_views(shapes, config),
+        "attention": attention,
+        "clusters": clusters,
+        "curves": training_curves(read_history(SHIPPED / "demo"), config.out_dim),
+        "photos": photographs(load_teacher("photos")),
+    }
+    for name, figure in figures.items():
+        figure.savefig(HERE / f"{name}.png", dpi=72 if name == "photos" else "figure")
 
 
 if __name__ == "__main__":
