@@ -27,7 +27,7 @@ def repository(pyproject=ROOT / "pyproject.toml"):
 
 
 def stamp(notebook, address, path):
-    """Set the address in one notebook, in place; `path` is the notebook's place in the repository."""
+    """Set the address in one notebook, in place; `path` is its place in the repository."""
     slug = address.removeprefix("https://github.com/")
     image = f"![Open in Colab]({COLAB}/assets/colab-badge.svg)"
     badge = f"<!-- badge --> [{image}]({COLAB}/github/{slug}/blob/main/{path})"
