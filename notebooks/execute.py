@@ -1,8 +1,8 @@
-"""Execute notebooks from a fresh kernel and save them with their outputs: `python notebooks/execute.py NOTEBOOK ...`.
+"""Execute notebooks from a fresh kernel and save them: `python notebooks/execute.py NOTEBOOK ...`.
 
-Pictures are stored with 256 colours, photographs as JPEG, which keeps a notebook small; execution times are not kept.
-Exits with an error if a cell fails, writes to stderr or shows a widget, such as a progress bar, and then leaves the
-file as it was.
+Pictures are stored with 256 colours, photographs as JPEG, which keeps a notebook small. Execution
+times are not kept. Exits with an error if a cell fails, writes to stderr or shows a widget, such as
+a progress bar, and then leaves the file as it was.
 """
 
 import base64
@@ -19,19 +19,29 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def shrink(png):
-    """A base64 PNG -> (type, base64) of the same picture: with 256 colours, or as JPEG if that is a third smaller."""
+    """A base64 PNG -> (type, base64) of the same picture.
+
+    With 256 colours, or as JPEG if that is a third smaller.
+    """
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    image.quantize(256, dither=Image.Dither.NONE).save(few := io.BytesIO(), "PNG", optimize=True)
-    image.save(photo := io.BytesIO(), "JPEG", quality=72, optimize=True)
-    packed = {"image/png": few.getvalue(), "image/jpeg": photo.getvalue()}
-    kind = "image/jpeg" if 3 * len(packed["image/jpeg"]) < 2 * len(packed["image/png"]) else "image/png"
-    return kind, base64.b64encode(packed[kind]).decode()
+    few, photo = io.BytesIO(), io.BytesIO()
+    image.quantize(256, dither=Image.Dither.NONE).save(few, "PNG", optimize=True)
+    image.save(photo, "JPEG", quality=72, optimize=True)
+    if 3 * len(photo.getvalue()) < 2 * len(few.getvalue()):
+        return "image/jpeg", base64.b64encode(photo.getvalue()).decode()
+    return "image/png", base64.b64encode(few.getvalue()).decode()
 
 
 def execute(path):
     """Run one notebook in its own folder and write it back."""
     notebook = nbformat.read(path, 4)
-    NotebookClient(notebook, timeout=1800, startup_timeout=600, resources={"metadata": {"path": path.parent}}).execute()
+    NotebookClient(
+        notebook,
+        timeout=1800,
+        startup_timeout=600,
+        coalesce_streams=True,  # a busy machine would cut one text into several
+        resources={"metadata": {"path": path.parent}},
+    ).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", []):
@@ -48,6 +58,7 @@ def execute(path):
 
 
 if __name__ == "__main__":
-    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm on stderr, where ipywidgets is missing
+    # tqdm on stderr, where ipywidgets is missing
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
     for name in sys.argv[1:]:
         execute(Path(name))

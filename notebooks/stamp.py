@@ -1,7 +1,8 @@
-"""Write the repository's address into every notebook: `python notebooks/stamp.py`, after a fork or a new notebook.
+"""Write the repository's address into every notebook: `python notebooks/stamp.py`.
 
-The address stands in pyproject.toml alone, as `Repository` of [project.urls]. From there it goes into the set-up cell
-and into the badge line of the first cell, where there is one. Running it again changes nothing.
+To be run after a fork, or for a new notebook. The address stands in pyproject.toml alone, as
+`Repository` of [project.urls]. From there it goes into the set-up cell and into the badge line of
+the first cell, where there is one. Running it again changes nothing.
 """
 
 import re
@@ -17,23 +18,26 @@ COLAB = "https://colab.research.google.com"
 
 def repository(pyproject=ROOT / "pyproject.toml"):
     """The address in pyproject.toml; ValueError if there is none or it is not one of GitHub's."""
-    address = tomllib.loads(pyproject.read_text())["project"].get("urls", {}).get("Repository", "").rstrip("/")
+    project = tomllib.loads(pyproject.read_text())["project"]
+    address = project.get("urls", {}).get("Repository", "").rstrip("/")
     if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address):
-        raise ValueError(f"{pyproject.name}: [project.urls] Repository = {address!r} must be an address like "
-                         "https://github.com/OWNER/NAME")
+        raise ValueError(f"{pyproject.name}: [project.urls] Repository = {address!r} must be an "
+                         "address like https://github.com/OWNER/NAME")
     return address
 
 
 def stamp(notebook, address, path):
-    """Set the address in one notebook, in place; `path` is the notebook's place in the repository."""
+    """Set the address in one notebook, in place; `path` is its place in the repository."""
     slug = address.removeprefix("https://github.com/")
-    badge = f"<!-- badge --> [![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/github/{slug}/blob/main/{path})"
+    picture = f"![Open in Colab]({COLAB}/assets/colab-badge.svg)"
+    badge = f"<!-- badge --> [{picture}]({COLAB}/github/{slug}/blob/main/{path})"
+    line = f'REPOSITORY = "{address}"'
     first, setup = notebook.cells[:2]
-    first.source = re.sub(r"^<!-- badge -->.*$", lambda _: badge, first.source, flags=re.MULTILINE)
-    setup.source, found = re.subn(r'^REPOSITORY = "[^"]*"', lambda _: f'REPOSITORY = "{address}"', setup.source,
-                                  flags=re.MULTILINE)
+    first.source = re.sub(r"(?m)^<!-- badge -->.*$", lambda _: badge, first.source)
+    setup.source, found = re.subn(r'(?m)^REPOSITORY = "[^"]*"', lambda _: line, setup.source)
     if not found:
-        raise ValueError(f"{path}: the second cell is not the set-up cell, for it has no line REPOSITORY = \"...\"")
+        raise ValueError(f"{path}: the second cell is not the set-up cell, for it has no line "
+                         'REPOSITORY = "..."')
 
 
 def main():
