@@ -1,9 +1,8 @@
-"""Execute notebooks from a fresh kernel and save them with their outputs.
+"""Execute notebooks from a fresh kernel and save them: `python notebooks/execute.py NOTEBOOK ...`.
 
-`python notebooks/execute.py NOTEBOOK ...`. Pictures are stored with 256 colours, photographs as
-JPEG, which keeps a notebook small; execution times are not kept. Exits with an error if a cell
-fails, writes to stderr or shows a widget, such as a progress bar, and then leaves the file as it
-was.
+Pictures are stored with 256 colours, photographs as JPEG, which keeps a notebook small. Execution
+times are not kept. Exits with an error if a cell fails, writes to stderr or shows a widget, such as
+a progress bar, and then leaves the file as it was.
 """
 
 import base64
@@ -28,25 +27,28 @@ def shrink(png):
     few, photo = io.BytesIO(), io.BytesIO()
     image.quantize(256, dither=Image.Dither.NONE).save(few, "PNG", optimize=True)
     image.save(photo, "JPEG", quality=72, optimize=True)
-    kind, packed = "image/png", few.getvalue()
-    if 3 * len(photo.getvalue()) < 2 * len(packed):
-        kind, packed = "image/jpeg", photo.getvalue()
-    return kind, base64.b64encode(packed).decode()
+    if 3 * len(photo.getvalue()) < 2 * len(few.getvalue()):
+        return "image/jpeg", base64.b64encode(photo.getvalue()).decode()
+    return "image/png", base64.b64encode(few.getvalue()).decode()
 
 
 def execute(path):
     """Run one notebook in its own folder and write it back."""
     notebook = nbformat.read(path, 4)
-    place = {"metadata": {"path": path.parent}}
-    NotebookClient(notebook, timeout=1800, startup_timeout=600, resources=place).execute()
+    NotebookClient(
+        notebook,
+        timeout=1800,
+        startup_timeout=600,
+        coalesce_streams=True,  # a busy machine would cut one text into several
+        resources={"metadata": {"path": path.parent}},
+    ).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", []):
             if output.output_type == "stream" and output.name == "stderr":
                 sys.exit(f"{path}, cell {cell.id}, wrote to stderr: {output.text}")
             if WIDGET in output.get("data", {}):
-                widget = output.data.get("text/plain")
-                sys.exit(f"{path}, cell {cell.id}, shows a widget: {widget}")
+                sys.exit(f"{path}, cell {cell.id}, shows a widget: {output.data.get('text/plain')}")
             if "image/png" in output.get("data", {}):
                 kind, picture = shrink(output.data.pop("image/png"))
                 output.data[kind] = picture

@@ -1,8 +1,8 @@
 """Write the repository's address into every notebook: `python notebooks/stamp.py`.
 
-For a fork or a new notebook. The address stands in pyproject.toml alone, as `Repository` of
-[project.urls]. From there it goes into the set-up cell and into the badge line of the first cell,
-where there is one. Running it again changes nothing.
+To be run after a fork, or for a new notebook. The address stands in pyproject.toml alone, as
+`Repository` of [project.urls]. From there it goes into the set-up cell and into the badge line of
+the first cell, where there is one. Running it again changes nothing.
 """
 
 import re
@@ -29,8 +29,8 @@ def repository(pyproject=ROOT / "pyproject.toml"):
 def stamp(notebook, address, path):
     """Set the address in one notebook, in place; `path` is its place in the repository."""
     slug = address.removeprefix("https://github.com/")
-    image = f"![Open in Colab]({COLAB}/assets/colab-badge.svg)"
-    badge = f"<!-- badge --> [{image}]({COLAB}/github/{slug}/blob/main/{path})"
+    picture = f"![Open in Colab]({COLAB}/assets/colab-badge.svg)"
+    badge = f"<!-- badge --> [{picture}]({COLAB}/github/{slug}/blob/main/{path})"
     line = f'REPOSITORY = "{address}"'
     first, setup = notebook.cells[:2]
     first.source = re.sub(r"(?m)^<!-- badge -->.*$", lambda _: badge, first.source)
