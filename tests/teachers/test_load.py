@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from dino_lib.measure.evaluate import extract_features
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -16,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from dino_lib.backbone import backbone_of
 from dino_lib.data.transforms import EvalTransform
 from dino_lib.measure.attention import cls_attention
+from dino_lib.measure.features import extract_features
 from dino_lib.run.build import build_backbone
+from dino_lib.run.history import read_history
 from dino_lib.run.teacher_file import Teacher, read_teacher, save_teacher
 from dino_lib.run.train import train
 from dino_lib.teachers import load
@@ -197,6 +198,13 @@ def test_the_teachers_that_the_package_ships_load():
         x = teacher.transform(Image.new("RGB", (50, 40)))[None]
         assert teacher.model(x).shape == (1, teacher.config.backbone_options["embed_dim"])
         assert find_teacher(name) == (SHIPPED / name / "teacher.safetensors", SHIPPED / name)
+
+
+def test_scores_in_shipped_histories_are_called_what_probes_call_them():
+    for path in SHIPPED.glob("*/history.jsonl"):
+        for record in read_history(path.parent):
+            # once, the best head's of each picture was called `jaccard`
+            assert "jaccard" not in record or "jaccard_best" in record, path
 
 
 def test_a_bare_name_means_the_teacher_that_ships_also_beside_a_folder_of_that_name(
