@@ -595,6 +595,25 @@ def _():
     change("jaccard_one_head", wrong)
 
 
+@breaks("above blind compares with the whole background", "06")
+def _():
+    change("above_blind", lambda right, maps, masks: 2 * find("auc")(maps, masks) - 1)
+
+
+@breaks("above blind lets the first of two equals win", "06")
+def _():
+    def wrong(right, maps, masks):
+        order = torch.arange(maps[0, 0].numel(), 0, -1).view(maps.shape[2:])
+        return right(maps.double() + 1e-6 * order, masks)
+
+    change("above_blind", wrong)
+
+
+@breaks("the background beats the object", "06")
+def _():
+    change("auc", lambda right, maps, masks: 1 - right(maps, masks))
+
+
 def smaller():
     """Fewer embedded pictures: drawing 5,000 would take longer than all the rest."""
 
