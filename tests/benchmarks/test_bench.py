@@ -20,10 +20,7 @@ def test_the_official_rendering_takes_the_librarys_step():
     """From the same weights, with no clipping: it differs in how, not in what."""
     config = replace(step.SMALL, clip_grad=1e9, precision="fp32", device="cpu", use_bn=False, batch_size=4)
     trainer, other = step.trainer_of(config), peers.official(config, CPU)
-    names = [cell.cell_contents for cell in other.__closure__]
-    student, = {m for m in names if isinstance(m, torch.nn.Module) and any(p.requires_grad for p in m.parameters())}
-    teacher, = {m for m in names if isinstance(m, torch.nn.Module)} - {student}
-    for module in (student, teacher):
+    for module in (other.student, other.teacher):
         module.backbone.load_state_dict(trainer.student.backbone.state_dict())
         module.head.mlp.load_state_dict(trainer.student.head.mlp.state_dict())
         module.head.last.weight_v.data.copy_(trainer.student.head.directions)
@@ -32,7 +29,7 @@ def test_the_official_rendering_takes_the_librarys_step():
         trainer.schedules[schedule][:] = value
     for _ in range(3):
         assert other(views).item() == pytest.approx(trainer.train_step(views)["loss"].item(), abs=1e-4)
-    torch.testing.assert_close(teacher.head.last.weight_v, trainer.teacher.head.directions, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(other.teacher.head.last.weight_v, trainer.teacher.head.directions, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("row", "verdict"), [

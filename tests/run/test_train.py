@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dino_lib.cli import main
-from dino_lib.data.loaders import StoreViews, epoch_order, open_views
+from dino_lib.data.loaders import StoreViews, epoch_order
 from dino_lib.loss import DINOLoss
 from dino_lib.measure import probes
 from dino_lib.run import folder as run_folder
