@@ -1,6 +1,6 @@
 """Two and three processes against one: `python benchmarks/processes.py --steps 50`.
 
-The same global batches of the embedded dataset, whose 250 images are no multiple of the batch of 12, train the same
+The same global batches of 50 embedded images, which are no multiple of the batch of 12, train the same
 network without batch norm (SyncBatchNorm refuses the CPU) on 1, 2 and 3 processes (gloo, float32, CPU). Printed: the
 largest difference from one process in the student's and the teacher's weights, in the key biases of attention (their
 true gradient is 0, so that Adam turns rounding into drift), in the center, in the losses and in the teacher's features
@@ -25,7 +25,7 @@ from dino_lib.run.train import build_trainer
 
 OPTIONS = {"img_size": 24, "patch_size": 6, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
 CONFIG = replace(
-    PRESETS["smoke"], limit=250, batch_size=12, store_size=24, global_size=24, local_size=12, n_local=2, out_dim=64,
+    PRESETS["smoke"], limit=50, batch_size=12, store_size=24, global_size=24, local_size=12, n_local=2, out_dim=64,
     hidden_dim=64, bottleneck_dim=16, use_bn=False, conv_stem=False, drop_path=0.0, backbone_options=OPTIONS,
     lr=5e-4, min_lr=1e-6, warmup_epochs=0.5,
     freeze_last_layer=0.5, momentum=0.96, momentum_end=0.99, eval_every=0, save_every=1000,
@@ -39,7 +39,7 @@ def one_of(rank, processes, folder, steps, seed):
                      output_dir=f"{folder}/run")
 
     def run():
-        trainer = build_trainer(config)
+        trainer = build_trainer(config, Shapes(config.limit, size=config.store_size))
         trainer.run()
         with torch.no_grad():
             images = Shapes(60, seed=5, size=24).images.float() / 255

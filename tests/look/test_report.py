@@ -313,11 +313,12 @@ def test_a_shipped_teacher_is_scored_on_its_own_dataset_and_on_another(labelled_
 
 
 def test_a_folder_called_as_a_shipped_teacher_is_mentioned_once(
-    labelled_folder, tmp_path, monkeypatch, capsys
+    unlabelled, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
-    command("demo", "--dataset", labelled_folder, "--out", tmp_path / "out")
+    photos = unlabelled[0].parent / "photos"
+    command("demo", "--dataset", photos, "--out", tmp_path / "out")
     assert capsys.readouterr().out.count("the folder here is ./demo") == 1
 
 
