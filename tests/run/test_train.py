@@ -53,6 +53,21 @@ from dino_lib.teachers.load import load_teacher
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="module")
+def whole(settings, pictures, tmp_path_factory):
+    """The settings of a run of `tiny` on the pictures that has ended undisturbed: only to read."""
+    config = settings(tmp_path_factory.mktemp("whole") / "run")
+    train(config, pictures)
+    return config
+
+
+@pytest.fixture(scope="module")
+def evaluated(settings, labelled_folder, tmp_path_factory):
+    """The history of such a run on a folder with labels."""
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    return train(replace(settings(folder), dataset=str(labelled_folder)))[1]
+
+
 def trained(config, dataset=None, **changes):
     """The Trainer of a finished run."""
     trainer = build_trainer(replace(config, **changes), dataset)
@@ -151,9 +166,8 @@ def test_steps_are_algorithm_1_written_out(tiny, pictures):
 
 
 def test_a_trainer_put_together_by_hand_makes_the_run_of_its_config(
-    tiny, pictures, tmp_path, assert_same
+    tiny, pictures, whole, assert_same
 ):
-    train(replace(tiny, output_dir=str(tmp_path / "built")), pictures)
     student = build_student(tiny)
     views = open_views(tiny, pictures, CPU)
     schedules = build_schedules(tiny, len(views) // tiny.batch_size)
@@ -169,7 +183,7 @@ def test_a_trainer_put_together_by_hand_makes_the_run_of_its_config(
         RunFolder(tiny),
     )
     trainer.run()
-    assert_same(checkpoint(tiny), checkpoint(replace(tiny, output_dir=str(tmp_path / "built"))))
+    assert_same(checkpoint(tiny), checkpoint(whole))
 
 
 def test_only_steps_that_are_logged_look_at_the_teachers_probabilities(tiny, pictures):
@@ -628,13 +642,12 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
 @pytest.mark.parametrize(
     "line", [1, 5, 10], ids=["at step 0", "before an evaluation", "before the last one"]
 )
-def test_an_interrupt_loses_and_doubles_no_evaluation(tiny, labelled_folder, tmp_path, line):
+def test_an_interrupt_loses_and_doubles_no_evaluation(tiny, labelled_folder, evaluated, line):
     config = replace(tiny, dataset=str(labelled_folder))
-    _, history = train(replace(config, output_dir=str(tmp_path / "whole")))
     with pytest.raises(KeyboardInterrupt):
         train(config, on_log=interrupt_at_line(line))
     _, resumed = train(replace(config, resume="auto"))
-    assert values(resumed) == values(history)
+    assert values(resumed) == values(evaluated)
 
 
 def interrupting(monkeypatch, step, times=1, number=signal.SIGINT):
@@ -770,11 +783,8 @@ def test_a_second_ctrl_c_exits_at_once_and_saves_no_half_done_update(tiny, pictu
 
 
 def test_a_killed_run_goes_on_from_its_newest_checkpoint(
-    tiny, pictures, tmp_path, assert_same, capsys
+    tiny, pictures, whole, tmp_path, assert_same, capsys
 ):
-    whole = replace(tiny, output_dir=str(tmp_path / "whole"))
-    train(whole, pictures)
-
     def die(record):
         if record["step"] == 6:
             raise SystemExit("killed")
@@ -788,7 +798,7 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint(
     train(replace(tiny, resume="auto"), pictures)
     assert f"{newest} is damaged" in capsys.readouterr().out
     assert_same(checkpoint(tiny), checkpoint(whole))
-    assert values(read_history(tmp_path / "run")) == values(read_history(tmp_path / "whole"))
+    assert values(read_history(tmp_path / "run")) == values(read_history(whole.output_dir))
 
 
 def test_resume_auto_starts_a_run_that_is_not_there(tiny, pictures):
@@ -1067,11 +1077,9 @@ def failing(request, tmp_path):
 
 
 def test_a_folder_that_fails_for_a_while_costs_a_save_and_nothing_else(
-    tiny, pictures, tmp_path, assert_same, capsys, failing
+    tiny, pictures, whole, tmp_path, assert_same, capsys, failing
 ):
-    config, whole = replace(tiny, save_every=0.5), replace(tiny, output_dir=str(tmp_path / "whole"))
-    train(whole, pictures)
-    capsys.readouterr()
+    config = replace(tiny, save_every=0.5)
     fails = failing(3, 5)
     seen = []
 
@@ -1093,15 +1101,13 @@ def test_a_folder_that_fails_for_a_while_costs_a_save_and_nothing_else(
     assert printed.count("the history could not be written ([Errno ") == 1
     assert seen == [2]  # what had been saved is still there
     assert_same(checkpoint(config), checkpoint(whole))
-    assert values(read_history(tmp_path / "run")) == values(read_history(tmp_path / "whole"))
+    assert values(read_history(tmp_path / "run")) == values(read_history(whole.output_dir))
 
 
 @pytest.mark.parametrize("done", [False, True], ids=["interrupted", "at the end"])
 def test_a_folder_that_fails_in_the_end_leaves_the_run_elsewhere(
-    tiny, pictures, tmp_path, assert_same, capsys, monkeypatch, failing, done
+    tiny, pictures, whole, tmp_path, assert_same, capsys, monkeypatch, failing, done
 ):
-    whole = replace(tiny, output_dir=str(tmp_path / "whole"))
-    train(whole, pictures)
     (tmp_path / "spare").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
     fails, stop = failing(7), None if done else interrupt_at_line(7)
@@ -1130,7 +1136,7 @@ def test_a_folder_that_fails_in_the_end_leaves_the_run_elsewhere(
     train(replace(tiny, resume="auto", output_dir=str(spare)), pictures)  # from the other one
     for folder in (tmp_path / "run", spare):
         assert_same(checkpoint(replace(tiny, output_dir=str(folder))), checkpoint(whole))
-        assert values(read_history(folder)) == values(read_history(tmp_path / "whole"))
+        assert values(read_history(folder)) == values(read_history(whole.output_dir))
         assert load_teacher(folder).about["step"] == 8
 
 
