@@ -1,10 +1,12 @@
-"""What the training step is measured against: two others with the same network, optimizer and views.
+"""What the training step is measured against: two others with the same network, optimizer and
+views.
 
-`official` renders, from the paper's definitions, what the official code does in a step, not its text: views grouped by
-size, weight norm by a hook, one log-softmax for each pair of views, each gradient clipped by itself, AdamW and the
-teacher's average in Python loops, all in float32 (on CUDA in float16 with a scaler). `lightly` is lightly's own head,
-loss and average in the loop of its DINO example: each view by itself. Both have timm's networks with its fused
-attention. Each is a function of (config, device) that gives step(views) -> the loss as a tensor.
+`official` renders, from the paper's definitions, what the official code does in a step, not its
+text: views grouped by size, weight norm by a hook, one log-softmax for each pair of views, each
+gradient clipped by itself, AdamW and the teacher's average in Python loops, all in float32 (on CUDA
+in float16 with a scaler). `lightly` is lightly's own head, loss and average in the loop of its DINO
+example: each view by itself. Both have timm's networks with its fused attention. Each is a function
+of (config, device) that gives step(views) -> the loss as a tensor.
 """
 
 import itertools
@@ -21,23 +23,33 @@ from dino_lib.run.build import build_backbone, parameter_groups
 def mixed(device):
     """What both use on CUDA: (autocast to float16, scaler), switched off on a CPU."""
     on = device.type == "cuda"
-    return (lambda: torch.autocast(device.type, torch.float16 if on else torch.bfloat16, enabled=on),
-            torch.amp.GradScaler(device.type, enabled=on))
+    return (
+        lambda: torch.autocast(device.type, torch.float16 if on else torch.bfloat16, enabled=on),
+        torch.amp.GradScaler(device.type, enabled=on),
+    )
 
 
 def adamw(model, config, **options):
-    return torch.optim.AdamW(parameter_groups(model), lr=config.lr, weight_decay=config.weight_decay, **options)
+    return torch.optim.AdamW(
+        parameter_groups(model), lr=config.lr, weight_decay=config.weight_decay, **options
+    )
 
 
 class HookHead(nn.Module):
-    """The paper's head with torch's own weight norm, whose hook makes the weight anew at every forward pass."""
+    """The paper's head with torch's own weight norm, whose hook makes the weight anew at every
+    forward pass.
+    """
 
     def __init__(self, in_dim, c):
         super().__init__()
         widths = [in_dim] + [c.hidden_dim] * (c.head_layers - 1) + [c.bottleneck_dim]
         layers = []
         for d_in, d_out in itertools.pairwise(widths[:-1]):
-            layers += [nn.Linear(d_in, d_out), *([nn.BatchNorm1d(d_out)] if c.use_bn else []), nn.GELU()]
+            layers += [
+                nn.Linear(d_in, d_out),
+                *([nn.BatchNorm1d(d_out)] if c.use_bn else []),
+                nn.GELU(),
+            ]
         self.mlp = nn.Sequential(*layers, nn.Linear(*widths[-2:]))
         with warnings.catch_warnings(action="ignore"):  # PyTorch has a newer way, without a hook
             self.last = nn.utils.weight_norm(nn.Linear(c.bottleneck_dim, c.out_dim, bias=False))
@@ -56,7 +68,10 @@ def official(config, device):
     teacher = MultiCropModel(build_backbone(c), HookHead(backbone.num_features, c))
     teacher.load_state_dict(student.state_dict())
     student, teacher = student.to(device), teacher.requires_grad_(False).to(device)
-    optimizer, center = adamw(student, c, foreach=False, fused=False), torch.zeros(c.out_dim, device=device)
+    optimizer, center = (
+        adamw(student, c, foreach=False, fused=False),
+        torch.zeros(c.out_dim, device=device),
+    )
     autocast, scaler = mixed(device)
 
     def step(views):
@@ -66,8 +81,12 @@ def official(config, device):
                 t = teacher(views[:2]).float()  # (2, B, K)
             s = student(views).float() / c.student_temp  # (V, B, K)
         q = F.softmax((t - center) / c.teacher_temp, dim=-1)
-        terms = [-(q[i] * F.log_softmax(s[v], dim=-1)).sum(-1).mean()
-                 for i in range(2) for v in range(len(views)) if v != i]
+        terms = [
+            -(q[i] * F.log_softmax(s[v], dim=-1)).sum(-1).mean()
+            for i in range(2)
+            for v in range(len(views))
+            if v != i
+        ]
         loss = sum(terms) / len(terms)
         optimizer.zero_grad()
         scaler.scale(loss).backward()
@@ -83,11 +102,14 @@ def official(config, device):
                 a.mul_(c.momentum).add_((1 - c.momentum) * b)
         return loss.detach()
 
+    step.student, step.teacher = student, teacher  # for who wants to look at them
     return step
 
 
 def lightly(config, device):
-    """lightly's step: head, loss and momentum update are the package's, the loop is that of its DINO example."""
+    """lightly's step: head, loss and momentum update are the package's, the loop is that of its
+    DINO example.
+    """
     from lightly.loss import DINOLoss
     from lightly.models.modules import DINOProjectionHead
     from lightly.models.utils import update_momentum
@@ -100,7 +122,9 @@ def lightly(config, device):
     teacher = nn.Sequential(build_backbone(c), DINOProjectionHead(*sizes, **options))
     teacher.load_state_dict(student.state_dict())
     student, teacher = student.to(device), teacher.requires_grad_(False).to(device)
-    criterion = DINOLoss(c.out_dim, teacher_temp=c.teacher_temp, warmup_teacher_temp_epochs=1).to(device)
+    criterion = DINOLoss(c.out_dim, teacher_temp=c.teacher_temp, warmup_teacher_temp_epochs=1).to(
+        device
+    )
     optimizer, (autocast, scaler) = adamw(student, c), mixed(device)
 
     def step(views):

@@ -1,9 +1,11 @@
-"""A training step against lightly and the official recipe: time, FLOP/s, memory, and the same with a GPU.
+"""A training step against lightly and the official recipe: time, FLOP/s, memory, and the same with
+a GPU.
 
-The contestants take the same views of noise in turn, in one process; a figure is the median over the rounds. Peak
-memory is that of a first step in a process of its own, above what the libraries hold before it. `peers.py` says what
-the others do. Rows of the table of `bench.py`: {"figure", "ours", "peer", "ratio", "aim"}, "sign" for which side of the
-aim is wanted, and "unit" of ours and peer.
+The contestants take the same views of noise in turn, in one process; a figure is the median over
+the rounds. Peak memory is that of a first step in a process of its own, above what the libraries
+hold before it. `peers.py` says what the others do. Rows of the table of `bench.py`: {"figure",
+"ours", "peer", "ratio", "aim"}, "sign" for which side of the aim is wanted, and "unit" of ours and
+peer.
 """
 
 import re
@@ -27,7 +29,13 @@ from dino_lib.run.presets import PRESETS
 from dino_lib.run.profile import clock, count_flops, product_ceiling
 from dino_lib.run.train import build_trainer
 
-COMMON = {"epochs": 1000, "freeze_last_layer": 0.0, "drop_path": 0.0, "eval_every": 0, "progress": False}
+COMMON = {
+    "epochs": 1000,
+    "freeze_last_layer": 0.0,
+    "drop_path": 0.0,
+    "eval_every": 0,
+    "progress": False,
+}
 PAPER = Config(**COMMON, batch_size=4)  # ViT-S/16, 2 x 224 + 8 x 96, K = 65,536
 SMALL = replace(PRESETS["smoke"], **COMMON)  # for --quick
 PEERS = {"official": peers.official, "lightly": peers.lightly}
@@ -36,7 +44,9 @@ PEERS = {"official": peers.official, "lightly": peers.lightly}
 def trainer_of(config, images=None):
     """A Trainer that writes nothing, of `images` or of a batch of grey squares."""
     images = images or [Image.new("RGB", (8, 8))] * config.batch_size
-    return build_trainer(replace(config, store_size=config.store_size or 8, output_dir=tempfile.gettempdir()), images)
+    return build_trainer(
+        replace(config, store_size=config.store_size or 8, output_dir=tempfile.gettempdir()), images
+    )
 
 
 def ours(config, device):
@@ -46,15 +56,22 @@ def ours(config, device):
 
 
 def noise(config, device):
-    generator, sizes = torch.Generator().manual_seed(0), [config.global_size] * 2 + [config.local_size] * config.n_local
-    return [torch.randn(config.batch_size, 3, size, size, generator=generator).to(device) for size in sizes]
+    generator, sizes = (
+        torch.Generator().manual_seed(0),
+        [config.global_size] * 2 + [config.local_size] * config.n_local,
+    )
+    return [
+        torch.randn(config.batch_size, 3, size, size, generator=generator).to(device)
+        for size in sizes
+    ]
 
 
 def against(figure, config, device, others, aims, rounds):
-    """A row for each of `others`: median seconds a step, ours and the other's in turn, and the median ratio.
+    """A row for each of `others`: median seconds a step, ours and the other's in turn, and the
+    median ratio.
 
-    Only two at a time are in memory: with all four there lightly's step once took 38 s instead of 5 to 8 (24 GB of
-    memory, the cause not found).
+    Only two at a time are in memory: with all four there lightly's step once took 38 s instead of 5
+    to 8 (24 GB of memory, the cause not found).
     """
     rows, views = [], noise(config, device)
     for name, make in others.items():
@@ -66,8 +83,17 @@ def against(figure, config, device, others, aims, rounds):
                 if turn:  # the first warms up
                     mine.append(clock(device) - start)
         ratio = statistics.median(b / a for a, b in zip(*seconds, strict=True))
-        rows.append({"figure": f"{figure}, against {name}", "ours": statistics.median(seconds[0]), "unit": "s",
-                     "peer": statistics.median(seconds[1]), "ratio": ratio, "aim": aims.get(name), "sign": ">="})
+        rows.append(
+            {
+                "figure": f"{figure}, against {name}",
+                "ours": statistics.median(seconds[0]),
+                "unit": "s",
+                "peer": statistics.median(seconds[1]),
+                "ratio": ratio,
+                "aim": aims.get(name),
+                "sign": ">=",
+            }
+        )
         del steps
     return rows
 
@@ -77,23 +103,44 @@ def fp32(config, device):
 
 
 def step_rows(rounds, quick):
-    """The paper's step and the presets', on the CPU, and the share of the machine's bf16 ceiling."""
+    """The paper's step and the presets', on the CPU, and the share of the machine's bf16
+    ceiling.
+    """
     cpu, paper = torch.device("cpu"), SMALL if quick else PAPER
-    rows = against(f"step of {paper.batch_size}, ViT-S/16, K = 65,536", paper, cpu, {"ours in fp32": fp32, **PEERS},
-                   {"official": 2.7, "lightly": 3.0}, rounds)
+    rows = against(
+        f"step of {paper.batch_size}, ViT-S/16, K = 65,536",
+        paper,
+        cpu,
+        {"ours in fp32": fp32, **PEERS},
+        {"official": 2.7, "lightly": 3.0},
+        rounds,
+    )
     trainer, views = trainer_of(replace(paper, device="cpu")), noise(paper, cpu)
     rate = count_flops(lambda: trainer.train_step(views)) / rows[-1]["ours"] / 1e9
     ceiling = product_ceiling(cpu, torch.bfloat16) / 1e9
-    rows.append({"figure": "its FLOP/s against a large bf16 product's", "ours": rate, "peer": ceiling,
-                 "unit": "GFLOP/s", "ratio": rate / ceiling, "aim": 0.55, "sign": ">="})
+    rows.append(
+        {
+            "figure": "its FLOP/s against a large bf16 product's",
+            "ours": rate,
+            "peer": ceiling,
+            "unit": "GFLOP/s",
+            "ratio": rate / ceiling,
+            "aim": 0.55,
+            "sign": ">=",
+        }
+    )
     for name in ["smoke"] if quick else ["demo", "laptop"]:
         preset = replace(PRESETS[name], **COMMON)
-        rows += against(f"step of the preset {name}", preset, cpu, PEERS, {"official": 1.6}, 3 * rounds)
+        rows += against(
+            f"step of the preset {name}", preset, cpu, PEERS, {"official": 1.6}, 3 * rounds
+        )
     return rows
 
 
 def feature_rows(rounds, quick):
-    """Features in the machine's own precision against float32: images a second, and how far a feature moves."""
+    """Features in the machine's own precision against float32: images a second, and how far a
+    feature moves.
+    """
     cpu, config = torch.device("cpu"), SMALL if quick else PAPER
     model, images = build_student(config).backbone, noise(replace(config, batch_size=16), cpu)[0]
     seconds, found = ([], []), [None, None]
@@ -105,19 +152,31 @@ def feature_rows(rounds, quick):
                 seconds[i].append(clock(cpu) - start)
     rates = [len(images) / statistics.median(mine) for mine in seconds]
     apart = (found[0] - found[1]).norm(dim=1).max()
-    return [{"figure": f"features, ViT-S/16 at 224 px, against float32 (moved by {apart:.4f} at most)",
-             "ours": rates[0], "peer": rates[1], "unit": "images/s",
-             "ratio": statistics.median(b / a for a, b in zip(*seconds, strict=True)), "aim": None}]
+    return [
+        {
+            "figure": "features, ViT-S/16 at 224 px, against float32 "
+            f"(moved by {apart:.4f} at most)",
+            "ours": rates[0],
+            "peer": rates[1],
+            "unit": "images/s",
+            "ratio": statistics.median(b / a for a, b in zip(*seconds, strict=True)),
+            "aim": None,
+        }
+    ]
 
 
 def growth_rows(rounds, quick):
     """Time an image, views and update, from a store ten times as large."""
     few, many = (64, 640) if quick else (400, 4000)
-    config = replace(SMALL if quick else PRESETS["demo"], **{**COMMON, "limit": None, "device": "cpu"})
+    config = replace(
+        SMALL if quick else PRESETS["demo"], **{**COMMON, "limit": None, "device": "cpu"}
+    )
     shapes, batches, seconds = Shapes(many, size=config.store_size), {}, {few: [], many: []}
     for n in (few, many):
         trainer = trainer_of(config, shapes if n == many else Shapes(few, size=config.store_size))
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).repeat(3 * rounds * config.batch_size)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).repeat(
+            3 * rounds * config.batch_size
+        )
         indices = order[: (10 * rounds + 1) * config.batch_size].view(-1, config.batch_size).numpy()
         batches[n] = trainer, iter(trainer.views.batches(0, indices))
     for turn in range(10 * rounds + 1):
@@ -127,8 +186,17 @@ def growth_rows(rounds, quick):
             if turn:
                 seconds[n].append((clock(trainer.device) - start) / config.batch_size)
     small, large = (1e3 * statistics.median(seconds[n]) for n in (few, many))
-    return [{"figure": f"time an image, {many} images in the store against {few}", "ours": large, "peer": small,
-             "unit": "ms", "ratio": large / small, "aim": 1.05, "sign": "<="}]
+    return [
+        {
+            "figure": f"time an image, {many} images in the store against {few}",
+            "ours": large,
+            "peer": small,
+            "unit": "ms",
+            "ratio": large / small,
+            "aim": 1.05,
+            "sign": "<=",
+        }
+    ]
 
 
 def memory_rows(rounds, quick):
@@ -136,33 +204,73 @@ def memory_rows(rounds, quick):
     peak = {}
     for name in ("ours", "official", "lightly"):
         words = [sys.executable, "-W", "ignore", __file__, name, *(["--quick"] if quick else [])]
-        peak[name] = float(subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-1])
-    return [{"figure": f"peak memory of the first step, batch 8, against {name}", "ours": peak["ours"], "unit": "MiB",
-             "peer": peak[name], "ratio": peak["ours"] / peak[name], "aim": 0.6 if name == "lightly" else None,
-             "sign": "<="} for name in ("official", "lightly")]
+        peak[name] = float(
+            subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-1]
+        )
+    return [
+        {
+            "figure": f"peak memory of the first step, batch 8, against {name}",
+            "ours": peak["ours"],
+            "unit": "MiB",
+            "peer": peak[name],
+            "ratio": peak["ours"] / peak[name],
+            "aim": 0.6 if name == "lightly" else None,
+            "sign": "<=",
+        }
+        for name in ("official", "lightly")
+    ]
 
 
 def cuda_rows(rounds, quick):
-    """With a GPU: the paper's step, the share of its peak, how long it idles, and an epoch of STL-10's size."""
+    """With a GPU: the paper's step, the share of its peak, how long it idles, and an epoch of
+    STL-10's size.
+    """
     if not torch.cuda.is_available():
-        print("no CUDA device: images a second, MFU, the idle share and the epoch of STL-10's size are left out")
+        print(
+            "no CUDA device: images a second, MFU, the idle share and the epoch of STL-10's size "
+            "are left out"
+        )
         return []
     device, config = torch.device("cuda"), SMALL if quick else replace(PAPER, batch_size=64)
-    rows = against(f"step of {config.batch_size} on {torch.cuda.get_device_name()}", config, device, PEERS,
-                   {"official": 4.0}, 5 * rounds)
+    rows = against(
+        f"step of {config.batch_size} on {torch.cuda.get_device_name()}",
+        config,
+        device,
+        PEERS,
+        {"official": 4.0},
+        5 * rounds,
+    )
     trainer, views = trainer_of(replace(config, device="cuda")), noise(config, device)
     rate = count_flops(lambda: trainer.train_step(views)) / rows[-1]["ours"] / 1e12
     ceiling = product_ceiling(device, torch.bfloat16) / 1e12
-    rows.append({"figure": "its FLOP/s against a large bf16 product's (MFU)", "ours": rate, "peer": ceiling,
-                 "unit": "TFLOP/s", "ratio": rate / ceiling, "aim": 0.45, "sign": ">="})
+    rows.append(
+        {
+            "figure": "its FLOP/s against a large bf16 product's (MFU)",
+            "ours": rate,
+            "peer": ceiling,
+            "unit": "TFLOP/s",
+            "ratio": rate / ceiling,
+            "aim": 0.45,
+            "sign": ">=",
+        }
+    )
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
         start = clock(device)
         for _ in range(10):
             trainer.train_step(views)
         wall = clock(device) - start
     busy = sum(event.self_device_time_total for event in seen.key_averages()) / 1e6
-    rows.append({"figure": "share of the time in which the GPU idles", "ours": wall - busy, "peer": wall, "unit": "s",
-                 "ratio": 1 - busy / wall, "aim": 0.05, "sign": "<="})
+    rows.append(
+        {
+            "figure": "share of the time in which the GPU idles",
+            "ours": wall - busy,
+            "peer": wall,
+            "unit": "s",
+            "ratio": 1 - busy / wall,
+            "aim": 0.05,
+            "sign": "<=",
+        }
+    )
     gpu = replace(SMALL if quick else PRESETS["gpu"], **{**COMMON, "limit": None, "device": "cuda"})
     trainer = trainer_of(gpu, Shapes(max(gpu.batch_size, 1024), size=gpu.store_size))
     order = torch.arange(gpu.batch_size).repeat(23).view(23, -1).numpy()
@@ -171,8 +279,17 @@ def cuda_rows(rounds, quick):
         if turn == 2:
             start = clock(device)
     epoch = (clock(device) - start) / 20 * 100_000 / gpu.batch_size
-    rows.append({"figure": "an epoch of 100,000 images at 96 px, preset gpu", "ours": epoch, "peer": None, "unit": "s",
-                 "ratio": epoch / 30, "aim": 1.0, "sign": "<="})
+    rows.append(
+        {
+            "figure": "an epoch of 100,000 images at 96 px, preset gpu",
+            "ours": epoch,
+            "peer": None,
+            "unit": "s",
+            "ratio": epoch / 30,
+            "aim": 1.0,
+            "sign": "<=",
+        }
+    )
     return rows
 
 
@@ -183,7 +300,9 @@ def rows(rounds=3, quick=False):
 
 
 def first_step(name, quick):
-    """Prints the largest resident set of this process in one step of a batch of 8, less the one before it, in MiB."""
+    """Prints the largest resident set of this process in one step of a batch of 8, less the one
+    before it, in MiB.
+    """
     before = resident("VmRSS")
     config, cpu = replace(SMALL if quick else PAPER, batch_size=8), torch.device("cpu")
     {"ours": ours, **PEERS}[name](config, cpu)(noise(config, cpu))
@@ -191,11 +310,17 @@ def first_step(name, quick):
 
 
 def resident(name):
-    """MiB: VmRSS, what this process holds now, or VmHWM, the most it held; elsewhere than on Linux the most."""
-    status = Path("/proc/self/status")  # getrusage also counts what the parent process took before the exec
+    """MiB: VmRSS, what this process holds now, or VmHWM, the most it held; elsewhere than on Linux
+    the most.
+    """
+    status = Path(
+        "/proc/self/status"
+    )  # getrusage also counts what the parent process took before the exec
     if status.exists():
         return int(re.search(rf"{name}:\s*(\d+)", status.read_text())[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**20 if sys.platform == "darwin" else 1024
+    )
 
 
 if __name__ == "__main__":

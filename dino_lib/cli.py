@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from dino_lib.data.say import printable, say
+
 if TYPE_CHECKING:
     from dino_lib.run.config import Config
 
@@ -75,12 +77,12 @@ def train(words: Sequence[str]) -> None:
     rank, several = _rank()
     with process_group(config, rank) if several else contextlib.nullcontext():
         if profile:
-            print(report(build_trainer(dataclasses.replace(config, eval_every=0))))
+            say(report(build_trainer(dataclasses.replace(config, eval_every=0))))
             return
         run(config)
     if rank == 0:
         files = "teacher.safetensors, history.jsonl, config.json, checkpoints/"
-        print(f"{config.output_dir}: {files}")
+        say(f"{config.output_dir}: {files}")
 
 
 def report(words: Sequence[str]) -> None:
@@ -103,8 +105,8 @@ def report(words: Sequence[str]) -> None:
         device=_device(given.device),
     )
     out = folder_of_report(given.teacher, given.out)
-    print(in_words(numbers))
-    print("wrote " + ", ".join(str(out / file) for file in [*numbers["figures"], "report.json"]))
+    say(in_words(numbers))
+    say("wrote " + ", ".join(str(out / file) for file in [*numbers["figures"], "report.json"]))
 
 
 def explore(words: Sequence[str]) -> None:
@@ -153,9 +155,9 @@ def doctor(words: Sequence[str]) -> None:
     from dino_lib.run.doctor import environment, examine
 
     if not given.runs:
-        print("\n".join(environment()))
+        say("\n".join(environment()))
     for folder in given.runs:
-        print(examine(folder))
+        say(examine(folder))
 
 
 def _add_look(parser: _Parser) -> None:
@@ -187,7 +189,7 @@ def _teachers(given: argparse.Namespace) -> dict[str, Any]:
 
 def _wrote(paths: Sequence[Path]) -> None:
     for path in paths:
-        print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 COMMANDS = {
@@ -242,7 +244,7 @@ def _tell(error: Exception) -> None:
             time.sleep(1.5)  # torchrun takes the first to leave for the one at fault
             sys.exit(1)
         get_error_handler().record_exception(error)  # torchrun ends with it
-    words = " ".join(str(error).split()) or type(error).__name__
+    words = " ".join(printable(error).split()) or type(error).__name__
     print(f"{who}error: {words}", file=sys.stderr)
 
 

@@ -1,9 +1,11 @@
-"""Open notebooks in JupyterLab in a browser, run them and look at them: `python tests/browser.py [NOTEBOOK ...]`.
+"""Open notebooks in JupyterLab in a browser, run them and look at them: `python tests/browser.py
+[NOTEBOOK ...]`.
 
-A server of its own serves a copy of the notebooks folder without outputs, so that what is seen has been computed now
-and no file is changed. Each notebook is run by the menu, as a reader does. It fails if a cell fails, has no number or
-writes to stderr, if a picture that is committed is missing or leaves its cell, or if a formula is not set. Screenshots
-of the whole notebook go to the folder --out. It needs Chromium or Chrome on the machine, and no network.
+A server of its own serves a copy of the notebooks folder without outputs, so that what is seen has
+been computed now and no file is changed. Each notebook is run by the menu, as a reader does. It
+fails if a cell fails, has no number or writes to stderr, if a picture that is committed is missing
+or leaves its cell, or if a formula is not set. Screenshots of the whole notebook go to the folder
+--out. It needs Chromium or Chrome on the machine, and no network.
 """
 
 import argparse
@@ -32,34 +34,49 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
 POLL = 1000  # ms between two looks at the page: the processor is the kernel's
-DIALOG = "document.querySelector('.jp-Dialog')"  # no kernel, a dead kernel: nothing would ever come to rest
+# no kernel, a dead kernel: nothing would ever come to rest
+DIALOG = "document.querySelector('.jp-Dialog')"
 # JupyterLab says "idle" also while it has no kernel yet, and a click on Run is lost then
 IDLE = """(document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle' &&
            !['', 'No Kernel'].includes(document.querySelector('.jp-KernelName').textContent))"""
-PROMPTS = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent.trim())"
-SCALES = "[...document.querySelectorAll('.jp-Notebook .jp-OutputArea img')].map(e => e.width / (e.naturalWidth || 1))"
+PROMPTS = (
+    "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent.trim())"
+)
+SCALES = (
+    "[...document.querySelectorAll('.jp-Notebook .jp-OutputArea img')]"
+    ".map(e => e.width / (e.naturalWidth || 1))"
+)
 FAULTS = """() => {
-    const faults = [], number = new Map([...document.querySelectorAll('.jp-Notebook .jp-Cell')].map((c, i) => [c, i]));
-    const each = (selector, fault) => document.querySelectorAll('.jp-Notebook ' + selector).forEach(e => {
+    const cells = [...document.querySelectorAll('.jp-Notebook .jp-Cell')];
+    const faults = [], number = new Map(cells.map((c, i) => [c, i]));
+    const found = selector => document.querySelectorAll('.jp-Notebook ' + selector);
+    const each = (selector, fault) => found(selector).forEach(e => {
         const text = fault(e);
         if (text) faults.push(`cell ${number.get(e.closest('.jp-Cell'))}: ${text}`);
     });
-    each('[data-mime-type="application/vnd.jupyter.stderr"], [data-mime-type="application/vnd.jupyter.error"]',
+    const mime = '[data-mime-type="application/vnd.jupyter.';
+    each(`${mime}stderr"], ${mime}error"]`,
          e => 'an error, or text on stderr, that ends: ' + e.textContent.trim().split('\\n').pop());
     each('.jp-CodeCell .jp-InputPrompt', e => /^\\[\\d+\\]:$/.test(e.textContent.trim()) ? '' :
         `the prompt is ${e.textContent.trim()}, not a number`);
     each('.jp-OutputArea img', e => {
-        if (!(e.complete && e.naturalWidth > 0 && e.checkVisibility())) return 'a picture is not shown';
-        const {left, right} = e.getBoundingClientRect(), cell = e.closest('.jp-Cell').getBoundingClientRect();
+        if (!(e.complete && e.naturalWidth > 0 && e.checkVisibility()))
+            return 'a picture is not shown';
+        const {left, right} = e.getBoundingClientRect();
+        const cell = e.closest('.jp-Cell').getBoundingClientRect();
         if (left < cell.left - 1 || right > cell.right + 1)
-            return `a picture of ${Math.round(right - left)} px leaves its cell of ${Math.round(cell.width)} px`;
+            return `a picture of ${Math.round(right - left)} px leaves its cell of `
+                + `${Math.round(cell.width)} px`;
     });
     each('.jp-RenderedMarkdown', e => {
         const text = document.createTreeWalker(e, NodeFilter.SHOW_TEXT,
-            n => n.parentElement.closest('code, mjx-container') ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_ACCEPT);
-        while (text.nextNode()) if (text.currentNode.data.includes('$')) return 'a formula is left as it was typed';
+            n => n.parentElement.closest('code, mjx-container')
+                ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_ACCEPT);
+        while (text.nextNode())
+            if (text.currentNode.data.includes('$')) return 'a formula is left as it was typed';
         if (e.querySelector('mjx-merror, [data-mjx-error]')) return 'a formula has an error';
-        if ([e, ...e.querySelectorAll('mjx-container[display="true"]')].some(f => f.scrollWidth > f.clientWidth + 1))
+        const wide = f => f.scrollWidth > f.clientWidth + 1;
+        if ([e, ...e.querySelectorAll('mjx-container[display="true"]')].some(wide))
             return 'a formula, or a table, is wider than its cell';
     });
     return faults;
@@ -67,19 +84,27 @@ FAULTS = """() => {
 
 
 def find_browser():
-    """The path of the machine's Chromium or Chrome; FileNotFoundError, saying how to install it, if it has none."""
+    """The path of the machine's Chromium or Chrome; FileNotFoundError, saying how to install it, if
+    it has none.
+    """
     for name in BROWSERS:
         if path := shutil.which(name):
             return path
-    raise FileNotFoundError(f"none of {', '.join(BROWSERS)} is on the PATH. Debian: apt-get install chromium; "
-                            "elsewhere install Chromium or Chrome and name its program with --browser")
+    raise FileNotFoundError(
+        f"none of {', '.join(BROWSERS)} is on the PATH. Debian: apt-get install chromium; "
+        "elsewhere install Chromium or Chrome and name its program with --browser"
+    )
 
 
 def inside(path):
-    """A notebook's path relative to the notebooks folder; FileNotFoundError or ValueError if it is not in there."""
+    """A notebook's path relative to the notebooks folder; FileNotFoundError or ValueError if it is
+    not in there.
+    """
     path = Path(path).resolve()
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file; a notebook is wanted, like notebooks/02_head.ipynb")
+        raise FileNotFoundError(
+            f"{path} is no file; a notebook is wanted, like notebooks/02_head.ipynb"
+        )
     if path.suffix != ".ipynb" or NOTEBOOKS not in path.parents:
         raise ValueError(f"{path} is not a notebook in {NOTEBOOKS}")
     return path.relative_to(NOTEBOOKS)
@@ -87,7 +112,9 @@ def inside(path):
 
 @contextlib.contextmanager
 def lab():
-    """Serve a copy of the notebooks, cleared of outputs and numbers, in JupyterLab: yields (address, token)."""
+    """Serve a copy of the notebooks, cleared of outputs and numbers, in JupyterLab: yields
+    (address, token).
+    """
     with tempfile.TemporaryDirectory() as folder, open(Path(folder, "log"), "w+") as log:
         root, settings = Path(folder, "notebooks"), Path(folder, "settings")
         shutil.copytree(NOTEBOOKS, root, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
@@ -105,10 +132,23 @@ def lab():
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         address, token = f"http://127.0.0.1:{port}", secrets.token_hex(16)
-        own = {"JUPYTER_TOKEN": token, "JUPYTER_CONFIG_DIR": f"{folder}/config",
-               "JUPYTERLAB_SETTINGS_DIR": str(settings), "JUPYTERLAB_WORKSPACES_DIR": f"{folder}/workspaces"}
-        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.root_dir={root}",
-                   "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
+        own = {
+            "JUPYTER_TOKEN": token,
+            "JUPYTER_CONFIG_DIR": f"{folder}/config",
+            "JUPYTERLAB_SETTINGS_DIR": str(settings),
+            "JUPYTERLAB_WORKSPACES_DIR": f"{folder}/workspaces",
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "jupyterlab",
+            "--no-browser",
+            "--allow-root",
+            f"--ServerApp.root_dir={root}",
+            "--ServerApp.ip=127.0.0.1",
+            f"--ServerApp.port={port}",
+            "--ServerApp.port_retries=0",
+        ]
         server = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log)
         try:
             wait_for(server, address, log)
@@ -123,7 +163,9 @@ def lab():
 
 
 def wait_for(server, address, log, timeout=120):
-    """Return once the server answers; RuntimeError with the end of its log if it ends, or is mute for `timeout` s."""
+    """Return once the server answers; RuntimeError with the end of its log if it ends, or is mute
+    for `timeout` s.
+    """
     start = time.monotonic()
     while server.poll() is None and time.monotonic() - start < timeout:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/api", timeout=5):
@@ -134,7 +176,9 @@ def wait_for(server, address, log, timeout=120):
 
 
 def photograph(page, stem):
-    """Screenshots of the notebook from top to bottom, `<stem>_01.png`, ...; none if it was not opened."""
+    """Screenshots of the notebook from top to bottom, `<stem>_01.png`, ...; none if it was not
+    opened.
+    """
     scroller = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-WindowedPanel-outer")
     if not scroller.count():
         return
@@ -147,11 +191,16 @@ def photograph(page, stem):
 
 
 def check(page, address, token, name, out, timeout):
-    """Run one notebook, photograph it and return what is wrong with it, a list of sentences; prints one line."""
+    """Run one notebook, photograph it and return what is wrong with it, a list of sentences; prints
+    one line.
+    """
     cells = nbformat.read(NOTEBOOKS / name, 4).cells
     coded = [cell for cell in cells if cell.cell_type == "code"]
-    wanted = sum(any(mime.startswith("image/") for mime in output.get("data", {}))
-                 for cell in coded for output in cell.outputs)
+    wanted = sum(
+        any(mime.startswith("image/") for mime in output.get("data", {}))
+        for cell in coded
+        for output in cell.outputs
+    )
     faults, start = [], time.monotonic()
 
     def wait(condition, seconds):
@@ -159,7 +208,10 @@ def check(page, address, token, name, out, timeout):
 
     try:
         page.goto(f"{address}/lab/tree/{name.as_posix()}?reset&token={token}", timeout=120_000)
-        wait(f"{IDLE} && document.querySelectorAll('.jp-Notebook .jp-Cell').length === {len(cells)}", 120)
+        wait(
+            f"{IDLE} && document.querySelectorAll('.jp-Notebook .jp-Cell').length === {len(cells)}",
+            120,
+        )
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         wait(f"{PROMPTS}.some(prompt => prompt !== '[ ]:')", 60)  # all cells are marked [*] at once
@@ -168,25 +220,42 @@ def check(page, address, token, name, out, timeout):
         faults.append(f"not run to its end: {error}")
     seconds = time.monotonic() - start
     photograph(page, out / name.stem)
-    faults += [f"a dialog: {' '.join(text.split())}" for text in page.locator(".jp-Dialog").all_inner_texts()]
+    faults += [
+        f"a dialog: {' '.join(text.split())}"
+        for text in page.locator(".jp-Dialog").all_inner_texts()
+    ]
     faults += page.evaluate(FAULTS)
     shown, scales = page.locator(".jp-Notebook .jp-Cell").count(), page.evaluate(SCALES)
     if shown != len(cells):
         faults.append(f"{shown} cells are shown, of {len(cells)}")
     if len(scales) < wanted:
         faults.append(f"{len(scales)} pictures are shown, {wanted} are committed")
-    print(f"{name}: {shown} cells, {len(scales)} pictures (the smallest scale is {min(scales, default=1):.0%}), "
-          f"{seconds:.0f} s, {'FAILED' if faults else 'ok'}", flush=True)
+    print(
+        f"{name}: {shown} cells, {len(scales)} pictures "
+        f"(the smallest scale is {min(scales, default=1):.0%}), "
+        f"{seconds:.0f} s, {'FAILED' if faults else 'ok'}",
+        flush=True,
+    )
     return faults
 
 
 def main():
     """The command: exits with 1 if a notebook has a fault."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebooks", nargs="*", help="files in notebooks/; default: those of the course")
-    parser.add_argument("--out", type=Path, default=Path("runs/browser"), help="folder of the screenshots")
-    parser.add_argument("--timeout", type=float, default=900, help="seconds that one notebook may run")
-    parser.add_argument("--browser", help="the program of Chromium or Chrome; default: the one on the PATH")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "notebooks", nargs="*", help="files in notebooks/; default: those of the course"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/browser"), help="folder of the screenshots"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=900, help="seconds that one notebook may run"
+    )
+    parser.add_argument(
+        "--browser", help="the program of Chromium or Chrome; default: the one on the PATH"
+    )
     options = parser.parse_args()
     try:
         names = [inside(path) for path in options.notebooks or sorted(NOTEBOOKS.glob("*.ipynb"))]

@@ -1,4 +1,6 @@
-"""What several test files share: a run of seconds, the pictures it is trained on, and settings as a command line."""
+"""What several test files share: a run of seconds, the pictures it is trained on, and settings as a
+command line.
+"""
 
 import dataclasses
 
@@ -19,14 +21,49 @@ def pictures():
 
 @pytest.fixture(scope="session")
 def settings():
-    """The function that gives a folder a run of 8 updates: no batch norm or chance in the network, CPU, float32."""
-    options = {"img_size": 24, "patch_size": 6, "embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 2.0}
+    """The function that gives a folder a run of 8 updates: no batch norm or chance in the network,
+    CPU, float32.
+    """
+    options = {
+        "img_size": 24,
+        "patch_size": 6,
+        "embed_dim": 16,
+        "depth": 1,
+        "num_heads": 2,
+        "mlp_ratio": 2.0,
+    }
     return lambda folder: dataclasses.replace(
-        PRESETS["smoke"], limit=None, store_size=24, global_size=24, local_size=12, n_local=2, num_workers=0,
-        backbone="vit_tiny_patch16_224", backbone_options=options, conv_stem=False, drop_path=0.0,
-        out_dim=16, hidden_dim=16, bottleneck_dim=8, use_bn=False, epochs=2, batch_size=8, accumulate=1, lr=1e-3,
-        warmup_epochs=0.5, freeze_last_layer=0.0, seed=3, device="cpu", precision="fp32", log_every=1, eval_every=1,
-        save_every=1, progress=False, output_dir=str(folder), data_root=str(folder.parent / "data"))
+        PRESETS["smoke"],
+        limit=None,
+        store_size=24,
+        global_size=24,
+        local_size=12,
+        n_local=2,
+        num_workers=0,
+        backbone="vit_tiny_patch16_224",
+        backbone_options=options,
+        conv_stem=False,
+        drop_path=0.0,
+        out_dim=16,
+        hidden_dim=16,
+        bottleneck_dim=8,
+        use_bn=False,
+        epochs=2,
+        batch_size=8,
+        accumulate=1,
+        lr=1e-3,
+        warmup_epochs=0.5,
+        freeze_last_layer=0.0,
+        seed=3,
+        device="cpu",
+        precision="fp32",
+        log_every=1,
+        eval_every=1,
+        save_every=1,
+        progress=False,
+        output_dir=str(folder),
+        data_root=str(folder.parent / "data"),
+    )
 
 
 @pytest.fixture
@@ -78,8 +115,10 @@ def as_arguments():
         return [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
 
     def convert(config):
-        options = [(f"--{f.name.replace('_', '-')}", *words(getattr(config, f.name)))
-                   for f in dataclasses.fields(config)]
+        options = [
+            (f"--{f.name.replace('_', '-')}", *words(getattr(config, f.name)))
+            for f in dataclasses.fields(config)
+        ]
         return ["train", *(word for option in options for word in option)]
 
     return convert

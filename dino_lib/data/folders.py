@@ -9,8 +9,9 @@ from pathlib import Path
 from PIL import Image
 from torch.utils.data import Dataset
 
-from dino_lib.data.images import check_channels, printable, read_image
+from dino_lib.data.images import check_channels, read_image
 from dino_lib.data.items import Pictures
+from dino_lib.data.say import say
 
 NO_DECODER = {"BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF"}  # PIL knows their extensions only
 NEEDS_PLUGIN = {  # pictures that PIL alone may not read
@@ -126,7 +127,7 @@ def open_folder(root: str | os.PathLike, split: str, channels: int = 3) -> Pictu
         _say_what_is_left(folder, where)
         return Pictures(folder, train, channels=channels)
     if not queries:
-        print(f"no k-NN: {_why_no_queries(folder)}")
+        say(f"no k-NN: {_why_no_queries(folder)}")
         return None
     return Pictures(folder, gallery if split == "gallery" else queries, channels=channels)
 
@@ -212,18 +213,16 @@ def _say_what_is_left(folder: FolderOfImages, where: dict[str, list[int]]) -> No
         notes.append(f"besides {folder.unread()}")
     if notes:
         trained = f"{len(where['train'])} of {len(folder)} images are trained on"
-        print(printable(f"{folder.root}: {trained}; {'; '.join(notes)}"))
+        say(f"{folder.root}: {trained}; {'; '.join(notes)}")
 
 
 def _why_no_queries(folder: FolderOfImages) -> str:
     held_back = any(part in ("val", "test") for part in folder.parts)
     tops = {path.relative_to(folder.root).parts[0] for path in folder.paths}
     if folder.classes and held_back:
-        why = f"what is held back in {folder.root} lies in no folder of a class that is trained on"
-    elif len(tops) == 1 and len(folder) > 1:
+        return f"what is held back in {folder.root} lies in no folder of a class that is trained on"
+    if len(tops) == 1 and len(folder) > 1:
         top = tops.pop()
-        why = (f"all images of {folder.root} lie in its one folder {top}; if there are classes in "
-               f"that, give {folder.root / top}")
-    else:
-        why = f"{folder.root} has no folders of classes, two at least"
-    return printable(why)
+        return (f"all images of {folder.root} lie in its one folder {top}; if there are classes in "
+                f"that, give {folder.root / top}")
+    return f"{folder.root} has no folders of classes, two at least"

@@ -7,7 +7,6 @@ decoded raises one exception, `UnreadableImage`.
 import contextlib
 import errno
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -15,6 +14,8 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from dino_lib.data.say import printable
 
 with contextlib.suppress(ImportError):  # HEIC, where its plugin is installed
     import pillow_heif
@@ -74,12 +75,6 @@ def check_channels(channels: int) -> None:
     """ValueError if there can be no picture of so many channels."""
     if channels not in MODES:
         raise ValueError(f"channels={channels} must be 3 (RGB) or 1 (grey)")
-
-
-def printable(text: object) -> str:
-    """The text as stdout can show it: not every file name is valid text, nor every screen UTF-8."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return str(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 @contextlib.contextmanager

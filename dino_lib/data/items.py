@@ -16,8 +16,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from dino_lib.data import images
-from dino_lib.data.images import InputError, UnreadableImage, check_channels, to_channels
+from dino_lib.data.images import (
+    InputError,
+    UnreadableImage,
+    check_channels,
+    check_machine,
+    to_channels,
+)
+from dino_lib.data.say import printable
 
 IMAGE_KEYS = ("image", "img")
 LABEL_KEYS = ("label", "labels", "fine_label")
@@ -52,8 +58,8 @@ def read_item(dataset: Any, index: int, channels: int = 3) -> tuple[Image.Image,
     except (UnreadableImage, InputError):
         raise
     except BROKEN as error:
-        images.check_machine(error)
-        raise UnreadableImage(f"image {index} ({images.printable(error)})") from error
+        check_machine(error)
+        raise UnreadableImage(f"image {index} ({printable(error)})") from error
     except Exception as error:
         raise InputError(f"item {index} of the dataset raised {type(error).__name__}: {error}; "
                          "mend the dataset's __getitem__ or its data") from error
@@ -183,4 +189,4 @@ def report_skipped(skipped: Sequence[tuple[int, str]], total: int, limit: int = 
     if len(skipped) > limit:
         names.append(f"and {len(skipped) - limit} more")
     count = f"{len(skipped)} of {total} images could not be read and were skipped"
-    return images.printable(f"{count}: {', '.join(names)}")
+    return printable(f"{count}: {', '.join(names)}")

@@ -22,8 +22,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm.auto import tqdm
 
 from dino_lib.data.folders import Files, FolderOfImages
-from dino_lib.data.images import printable
 from dino_lib.data.items import Pictures, SkipUnreadable, check_dataset
+from dino_lib.data.say import say
 from dino_lib.data.transforms import middle_square
 
 STORES = "stores"  # the folder under data_root that holds decoded datasets
@@ -66,7 +66,7 @@ def decode_store(dataset: Any, size: int, channels: int = 3, progress: bool = Tr
             _write(cache, key, decode)
         return _read(cache / key)
     except OSError as error:
-        print(printable(f"nothing can be kept in {cache} ({error}): decoding into memory"))
+        say(f"nothing can be kept in {cache} ({error}): decoding into memory")
         return decode(None)
 
 
@@ -168,7 +168,7 @@ def _check_room(shape: Sequence[int], file: Path | None) -> None:
         raise error(f"{what} need {need / 2**20:.0f} MiB of {place}, {free / 2**20:.0f} MiB "
                     "are free: take a smaller size, fewer images, or read them from disk "
                     "while training")
-    print(f"decoding {what}: {need / 2**20:.1f} MiB of {place}")
+    say(f"decoding {what}: {need / 2**20:.1f} MiB of {place}")
 
 
 def _collate(size: int, items: Sequence[tuple]) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,10 +21,10 @@ from dino_lib.backbone import Backbone, backbone_of
 from dino_lib.data.folders import FolderOfImages
 from dino_lib.data.images import read_image, to_channels
 from dino_lib.data.items import SkipUnreadable
+from dino_lib.data.say import printable, say
 from dino_lib.data.transforms import as_seen
 from dino_lib.look.maps import attention_sheet, heads_of
 from dino_lib.look.packing import compress, factorise, quantise, to_base64, to_short
-from dino_lib.look.style import readable
 from dino_lib.look.video import file_word
 from dino_lib.measure.attention import every_layer, pooled_similarity
 from dino_lib.measure.features import eval_mode
@@ -87,7 +87,7 @@ def explore(teacher, images, *, path: str | Path = "explorer.html", size: int | 
         except TypeError as error:
             if len(teachers) == 1:
                 raise
-            print(f"{name} is left out: {error}")
+            say(f"{name} is left out: {error}")
             continue
         entries.append(_entry(str(name), looks, pictures, room))
         seen[name] = [(look["picture"], look["maps"]) for look in looks]
@@ -188,7 +188,7 @@ def _entry(name: str, looks: list[dict], pictures: list[str], room: float) -> di
             }
         images.append(image)
     layers, heads = looks[0]["maps"].shape[:2]
-    return {"name": readable(name), "map": looks[0]["kind"], "layers": layers, "heads": heads,
+    return {"name": printable(name), "map": looks[0]["kind"], "layers": layers, "heads": heads,
             "features": to_short(scale), "images": images}
 
 
@@ -205,7 +205,7 @@ def _gather(images, limit: int) -> tuple[list[str], list[Image.Image]]:
     for i, image in enumerate(images):
         if isinstance(image, str | os.PathLike):
             image = Path(image).expanduser()
-            names.append(readable(image.name))
+            names.append(printable(image.name))
             pictures.append(read_image(image))
         else:
             names.append(f"image {i}")
@@ -225,8 +225,8 @@ def _from_folder(path: str | Path, limit: int) -> tuple[list[str], list[Image.Im
         image, _, used = safe[i]
         found[used] = image
     if safe.bad:
-        print(readable(safe.report()))
-    names = [readable(folder.paths[i].relative_to(folder.root)) for i in found]
+        say(safe.report())
+    names = [printable(folder.paths[i].relative_to(folder.root)) for i in found]
     return names, list(found.values())
 
 

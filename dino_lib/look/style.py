@@ -1,10 +1,12 @@
 """What all figures share: their width, their colours, a grid of axes and bare axes."""
 
-import os
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from dino_lib.data.say import printable
 
 WIDTH = 9.6  # inches at most: a notebook shrinks wider ones, and their text
 CMAP = "inferno"
@@ -18,7 +20,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def grid(rows: int, columns: int, *, cell: float = 1.15, legend: float = 0.0,
-         **options) -> tuple[Figure, np.ndarray]:
+         **options: Any) -> tuple[Figure, np.ndarray]:
     """A figure with (rows, columns) axes of `cell` inches, less if WIDTH is too little.
 
     `legend` inches are left for what stands beside them; `options` go to
@@ -41,11 +43,6 @@ def label_row(axis: Axes, text: str) -> None:
     axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9, labelpad=6)
 
 
-def readable(name: str | os.PathLike) -> str:
-    """A file's or class's name as text that can be shown, even if it isn't UTF-8."""
-    return os.fsencode(name).decode("utf-8", "replace")
-
-
-def caption(name: str | os.PathLike) -> str:
-    """The same for a figure, where dollar signs would stand around a formula."""
-    return readable(name).replace("$", r"\$")
+def caption(name: str) -> str:
+    """A name as text for a figure, where dollar signs would stand around a formula."""
+    return printable(name).replace("$", r"\$")

@@ -16,6 +16,8 @@ from typing import BinaryIO
 
 import torch
 
+from dino_lib.data.say import say
+
 FORMAT = 2  # 1 had no checksum
 LAST_LINE = re.compile(rb"\nsha256 ([0-9a-f]{64})\n")
 LAST_LINE_LENGTH = 73
@@ -101,7 +103,7 @@ def load_newest(folder: str | Path, device: torch.device | str = "cpu") -> dict 
         except UnknownFormat:
             raise
         except ValueError as error:
-            print(f"{error}; trying the one before it")
+            say(f"{error}; trying the one before it")
     if paths:
         raise ValueError(f"none of the {len(paths)} checkpoints in {folder} can be read: move "
                          "them away to start anew")

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dino_lib.data.say import say
 from dino_lib.run.checkpoint import load_newest, save_checkpoint, write_atomically
 from dino_lib.run.config import Config
-from dino_lib.run.history import Tally, knn_scores, read_history, say, versions
+from dino_lib.run.history import Tally, knn_scores, read_history, versions
 from dino_lib.run.teacher_file import save_teacher
 
 if TYPE_CHECKING:

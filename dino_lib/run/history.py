@@ -60,16 +60,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def say(text: str) -> None:
-    """Print above a progress bar; characters that the terminal does not know come as \\x.. codes.
-
-    Names of files may hold such characters, and no run should end over a message.
-    """
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding))
-    sys.stdout.flush()
-
-
 def progress_bar(trainer: "Trainer") -> tqdm:
     """Shown on a terminal and in a notebook, hidden in a file."""
     hidden = not trainer.config.progress or trainer.ranks.rank > 0

@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 
 from dino_lib.data.datasets import open_dataset
 from dino_lib.data.images import InputError
+from dino_lib.data.say import say
 from dino_lib.loss import DINOLoss
 from dino_lib.run.build import (
     build_schedules,
@@ -28,7 +29,7 @@ from dino_lib.run.build import (
 )
 from dino_lib.run.config import Config
 from dino_lib.run.folder import RunFolder
-from dino_lib.run.history import read_history, say
+from dino_lib.run.history import read_history
 from dino_lib.run.processes import Ranks, process_group
 from dino_lib.run.step import check_batch
 from dino_lib.run.teacher_file import Teacher, read_teacher

@@ -16,12 +16,13 @@ from tqdm.auto import tqdm
 
 from dino_lib.data.images import InputError
 from dino_lib.data.loaders import epoch_order
+from dino_lib.data.say import say
 from dino_lib.loss import DINOLoss
 from dino_lib.run.build import pick_precision
 from dino_lib.run.config import Config
 from dino_lib.run.doctor import diagnose
 from dino_lib.run.folder import RunFolder, start_or_resume
-from dino_lib.run.history import Tally, is_best, knn_scores, measure, progress_bar, say
+from dino_lib.run.history import Tally, is_best, knn_scores, measure, progress_bar
 from dino_lib.run.processes import Interrupts, Ranks
 from dino_lib.run.step import (
     Buffers,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dino_lib.augment import IMAGENET
 from dino_lib.backbone import Backbone, create_backbone
+from dino_lib.data.say import say
 from dino_lib.data.transforms import EvalTransform
 from dino_lib.run.teacher_file import Teacher
 from dino_lib.run.weights import load_strictly, read_weights
@@ -98,8 +99,8 @@ def _heads(path: Path, options: dict[str, Any], asked: int | None) -> int:
     if not isinstance(heads, int) or heads < 1 or width % heads:
         raise _Unknown(f"{width} wide, which num_heads={heads} doesn't divide")
     if not asked and not told:
-        print(f"{path}: {heads} heads, as a standard ViT of this size has; "
-              "the file doesn't tell (num_heads=... if it has others)")
+        say(f"{path}: {heads} heads, as a standard ViT of this size has; "
+            "the file doesn't tell (num_heads=... if it has others)")
     return heads
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import timm
 
 from dino_lib.backbone import create_backbone
+from dino_lib.data.say import say
 from dino_lib.data.transforms import EvalTransform
 from dino_lib.run.teacher_file import Teacher, is_run_file, read_teacher
 from dino_lib.teachers.foreign import read_foreign
@@ -31,6 +32,8 @@ def load_teacher(name_or_path: str | os.PathLike, device: Any = "cpu", *,
     if name.startswith(HUB):
         return _of_timm(name.removeprefix("timm:"), device)
     path, _ = find_teacher(name_or_path)
+    if path.is_relative_to(SHIPPED) and path.parent.name == name and Path(name).exists():
+        say(f"{name} is the teacher that ships with the package; the folder here is ./{name}")
     if not is_run_file(path):
         return read_foreign(path, device, num_heads)
     if num_heads is not None:
@@ -41,8 +44,8 @@ def load_teacher(name_or_path: str | os.PathLike, device: Any = "cpu", *,
 def find_teacher(name_or_path: str | os.PathLike) -> tuple[Path | None, Path | None]:
     """(the file with a teacher's weights, the folder of its run with history.jsonl or None).
 
-    A bare name of a teacher that ships means that one, also where a folder of this name lies here
-    (which is said). Both are None for timm's names. Raises FileNotFoundError.
+    A bare name of a teacher that ships means that one, also where a folder of this name lies here.
+    Both are None for timm's names. Raises FileNotFoundError.
     """
     name = str(name_or_path)
     if name.startswith(HUB):
@@ -50,8 +53,6 @@ def find_teacher(name_or_path: str | os.PathLike) -> tuple[Path | None, Path | N
     path = Path(name_or_path).expanduser()
     shipped = {file.parent.name: file.parent for file in SHIPPED.glob("*/teacher.safetensors")}
     if name_or_path in shipped:  # no Path: that is a place
-        if path.exists():
-            print(f"{name} is the teacher that ships with the package; the folder here is ./{name}")
         path = shipped[name]
     files = [path, *(path / file for file in IN_A_FOLDER)]
     weights = next((file for file in files if file.is_file()), None)

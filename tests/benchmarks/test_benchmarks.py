@@ -1,4 +1,6 @@
-"""The quick versions of the benchmarks that a run cannot be lost, and that readers answer to anything."""
+"""The quick versions of the benchmarks that a run cannot be lost, and that readers answer to
+anything.
+"""
 
 import importlib.util
 import logging
@@ -29,7 +31,10 @@ def test_kills_and_power_cuts_lose_nothing(capsys):
     assert status(benchmark("kill"), "--quick") == 0
     printed = capsys.readouterr().out
     assert "4 kills: " in printed and "bit for bit the uninterrupted run: True" in printed
-    assert "power cuts: undetected 0, not recovered from the checkpoint before 0, different in the end 0" in printed
+    assert (
+        "power cuts: undetected 0, not recovered from the checkpoint before 0, "
+        "different in the end 0" in printed
+    )
 
 
 @pytest.fixture
@@ -40,7 +45,10 @@ def fuzz():
 
 def test_readers_answer_to_anything_with_the_errors_they_document(fuzz, capsys):
     assert status(fuzz, "--minutes", 0, "--examples", 40) == 0
-    assert "0 kinds of foreign errors, code executed: False (the trap works: True)" in capsys.readouterr().out
+    assert (
+        "0 kinds of foreign errors, code executed: False (the trap works: True)"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_fuzzing_finds_a_reader_that_lets_an_error_through(fuzz, capsys, monkeypatch):
@@ -50,6 +58,8 @@ def test_the_fuzzing_finds_a_reader_that_lets_an_error_through(fuzz, capsys, mon
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(("updates", "leak", "expected"), [(100, 0, 0), (100, 3_000_000, "grew by more than 8 MB")])
+@pytest.mark.parametrize(
+    ("updates", "leak", "expected"), [(100, 0, 0), (100, 3_000_000, "grew by more than 8 MB")]
+)
 def test_memory_stays_flat_and_a_leak_is_found(updates, leak, expected):
     assert status(benchmark("memory"), "--updates", updates, "--leak", leak) == expected

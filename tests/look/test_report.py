@@ -13,6 +13,7 @@ from matplotlib.offsetbox import AnnotationBbox
 from PIL import Image
 
 from dino_lib.backbone import create_backbone
+from dino_lib.cli import main
 from dino_lib.data import datasets as data
 from dino_lib.data.datasets import open_dataset
 from dino_lib.data.shapes import Shapes
@@ -64,9 +65,17 @@ def reported(settings, tmp_path_factory):
 
 
 def command(*words):
-    from dino_lib.look.report import main  # MERGE: dino_lib.cli.main(["report", *words])
+    main(["report", *(str(word) for word in words)])
 
-    main([str(word) for word in words])
+
+def official(folder):
+    """Weights of a ViT without settings; a config.json beside them tells its heads."""
+    torch.manual_seed(0)
+    options = {"img_size": 48, "patch_size": 16, "embed_dim": 64, "depth": 1, "num_heads": 2}
+    vit = create_backbone("vit_base_patch16_224", **options)
+    torch.save(vit.model.state_dict(), folder / "official.pth")
+    (folder / "config.json").write_text('{"num_attention_heads": 2}')
+    return folder / "official.pth"
 
 
 def picture(path):
@@ -271,11 +280,7 @@ def test_in_words_holds_the_figures():
     ],
 )
 def test_the_command_says_in_a_line_what_is_missing(arguments, reason, tmp_path, capsys):
-    vit = create_backbone(
-        "vit_base_patch16_224", img_size=48, patch_size=16, embed_dim=64, depth=1, num_heads=1
-    )
-    torch.save(vit.model.state_dict(), tmp_path / "official.pth")
-    names = {"official": tmp_path / "official.pth", "folder": tmp_path / "out"}
+    names = {"official": official(tmp_path), "folder": tmp_path / "out"}
     with pytest.raises(SystemExit) as end:
         command(*(word.format(**names) for word in arguments))
     error = capsys.readouterr().err
@@ -307,19 +312,25 @@ def test_a_shipped_teacher_is_scored_on_its_own_dataset_and_on_another(labelled_
     ]
 
 
+def test_a_folder_called_as_a_shipped_teacher_is_mentioned_once(
+    unlabelled, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    photos = unlabelled[0].parent / "photos"
+    command("demo", "--dataset", photos, "--out", tmp_path / "out")
+    assert capsys.readouterr().out.count("the folder here is ./demo") == 1
+
+
 def test_a_teacher_without_settings_is_scored_as_its_transform_sees(labelled_folder, tmp_path):
-    torch.manual_seed(0)
-    vit = create_backbone(
-        "vit_base_patch16_224", img_size=48, patch_size=16, embed_dim=64, depth=1, num_heads=1
-    )
-    torch.save(vit.model.state_dict(), tmp_path / "official.pth")
-    numbers = report(tmp_path / "official.pth", dataset=str(labelled_folder), out=tmp_path / "out")
+    path = official(tmp_path)
+    numbers = report(path, dataset=str(labelled_folder), out=tmp_path / "out")
     assert "knn_untrained" not in numbers and not (tmp_path / "out" / "curves.png").exists()
     assert [line.split(":")[0] for line in numbers["left_out"]] == [
         "No training curves",
         "Nothing untrained beside it",
     ]
-    teacher, hits = load_teacher(tmp_path / "official.pth"), 0
+    teacher, hits = load_teacher(path), 0
     seen = [
         [
             (extract_features(teacher, teacher.transform(image)[None])[0], label)

@@ -28,12 +28,17 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-# --- full checkpoints -------------------------------------------------------------------------------------------------
+# --- full checkpoints -----------------------------------------------------------------------------
 
 
 def test_a_checkpoint_gives_back_what_was_saved(tmp_path, assert_same):
-    state = {"model": {"w": torch.arange(6.0).view(2, 3), "n": torch.tensor(3)}, "config": {"scale": (0.4, 1.0)},
-             "losses": [torch.tensor(0.5)], "seconds": 1.5, "nothing": None}
+    state = {
+        "model": {"w": torch.arange(6.0).view(2, 3), "n": torch.tensor(3)},
+        "config": {"scale": (0.4, 1.0)},
+        "losses": [torch.tensor(0.5)],
+        "seconds": 1.5,
+        "nothing": None,
+    }
     path = save_checkpoint(tmp_path / "checkpoints", 12, state)
     assert path == tmp_path / "checkpoints" / "step_00000012.pt"
     assert_same(load_newest(path.parent), {"format": checkpoint.FORMAT, "step": 12, **state})
@@ -71,17 +76,30 @@ def test_a_save_that_stops_half_way_leaves_the_old_file_alone(tmp_path, monkeypa
     assert (tmp_path / "step_00000001.pt").read_bytes() == before
 
 
-def test_a_save_is_on_the_disk_before_it_takes_its_name_and_before_an_old_one_goes(tmp_path, monkeypatch):
+def test_a_save_is_on_the_disk_before_it_takes_its_name_and_before_an_old_one_goes(
+    tmp_path, monkeypatch
+):
     (tmp_path / "run").mkdir()
     save_checkpoint(tmp_path / "run", 1, {}, keep=1)
     calls, replace, unlink = [], os.replace, Path.unlink
-    monkeypatch.setattr(os, "fsync", lambda number: calls.append(("flushed", os.fstat(number).st_ino)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append(("renamed", Path(b))), replace(a, b)))
-    monkeypatch.setattr(Path, "unlink", lambda path, **kw: (calls.append(("dropped", path)), unlink(path, **kw)))
+    monkeypatch.setattr(
+        os, "fsync", lambda number: calls.append(("flushed", os.fstat(number).st_ino))
+    )
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (calls.append(("renamed", Path(b))), replace(a, b))
+    )
+    monkeypatch.setattr(
+        Path, "unlink", lambda path, **kw: (calls.append(("dropped", path)), unlink(path, **kw))
+    )
     path = save_checkpoint(tmp_path / "run", 2, {}, keep=1)
     file, folder, above = (place.stat().st_ino for place in (path, path.parent, tmp_path))
-    assert calls == [("flushed", file), ("renamed", path), ("flushed", folder), ("flushed", above),
-                     ("dropped", path.with_name("step_00000001.pt"))]
+    assert calls == [
+        ("flushed", file),
+        ("renamed", path),
+        ("flushed", folder),
+        ("flushed", above),
+        ("dropped", path.with_name("step_00000001.pt")),
+    ]
 
 
 def test_the_best_is_kept_beside_the_newest(tmp_path):
@@ -151,8 +169,11 @@ def test_what_a_killed_save_left_is_not_read(tmp_path):
     assert load_newest(tmp_path)["step"] == 1
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"no checkpoint"],
-                         ids=["cut short", "empty", "something else"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"no checkpoint"],
+    ids=["cut short", "empty", "something else"],
+)
 def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, damage, capsys):
     save_checkpoint(tmp_path, 1, {"x": torch.ones(1000)})
     newest = save_checkpoint(tmp_path, 2, {"x": torch.zeros(1000)})
@@ -177,7 +198,11 @@ def test_every_flipped_bit_is_found(tmp_path):
 def test_every_length_but_the_whole_is_found(tmp_path):
     path = save_checkpoint(tmp_path, 1, {"x": torch.arange(4.0)})
     whole = path.read_bytes()
-    for data in (*(whole[:n] for n in [*range(0, len(whole), 11), len(whole) - 1]), whole + b"\n", whole + whole):
+    for data in (
+        *(whole[:n] for n in [*range(0, len(whole), 11), len(whole) - 1]),
+        whole + b"\n",
+        whole + whole,
+    ):
         path.write_bytes(data)
         with pytest.raises(ValueError, match="is damaged"):
             read_checkpoint(path)
@@ -186,7 +211,9 @@ def test_every_length_but_the_whole_is_found(tmp_path):
 def test_damaged_checkpoints_alone_are_an_error(tmp_path):
     for step in (1, 2):
         save_checkpoint(tmp_path, step, {}).write_bytes(b"")
-    with pytest.raises(ValueError, match=f"none of the 2 checkpoints in {re.escape(str(tmp_path))} can be read"):
+    with pytest.raises(
+        ValueError, match=f"none of the 2 checkpoints in {re.escape(str(tmp_path))} can be read"
+    ):
         load_newest(tmp_path)
 
 
@@ -195,10 +222,16 @@ def test_an_unknown_format_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
     save_checkpoint(tmp_path, 2, {})
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"step_00000002\.pt has format 99; this version reads format 2"):
+    with pytest.raises(
+        ValueError, match=r"step_00000002\.pt has format 99; this version reads format 2"
+    ):
         load_newest(tmp_path)
-    torch.save({"format": 1, "step": 3}, tmp_path / "step_00000003.pt")  # as it was, without a checksum
-    with pytest.raises(ValueError, match=r"step_00000003\.pt has format 1; this version reads format 2"):
+    torch.save(
+        {"format": 1, "step": 3}, tmp_path / "step_00000003.pt"
+    )  # as it was, without a checksum
+    with pytest.raises(
+        ValueError, match=r"step_00000003\.pt has format 1; this version reads format 2"
+    ):
         load_newest(tmp_path)
 
 
@@ -212,24 +245,32 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path):
     assert trap.exists()  # the trap works
 
 
-# --- the backbone of a config -----------------------------------------------------------------------------------------
+# --- the backbone of a config ---------------------------------------------------------------------
 
 
 def test_the_configs_backbone_has_its_options_channels_and_drop_path(tiny):
-    config = dataclasses.replace(tiny, drop_path=0.3, backbone_options={**tiny.backbone_options, "depth": 3})
+    config = dataclasses.replace(
+        tiny, drop_path=0.3, backbone_options={**tiny.backbone_options, "depth": 3}
+    )
     backbone = build_backbone(config)
-    assert [getattr(block.drop_path1, "drop_prob", 0.0) for block in backbone.model.blocks] == pytest.approx(
-        [0.0, 0.15, 0.3])
+    assert [
+        getattr(block.drop_path1, "drop_prob", 0.0) for block in backbone.model.blocks
+    ] == pytest.approx([0.0, 0.15, 0.3])
     assert (backbone.num_features, backbone.patch_size) == (16, (6, 6))
     stem = build_backbone(dataclasses.replace(tiny, conv_stem=True, mean=(0.5,), std=(0.5,)))
-    assert type(stem.model.patch_embed).__name__ == "ConvStem" and stem(torch.zeros(1, 1, 24, 24)).shape == (1, 16)
+    assert type(stem.model.patch_embed).__name__ == "ConvStem" and stem(
+        torch.zeros(1, 1, 24, 24)
+    ).shape == (1, 16)
     assert "drop_path_rate" not in config.backbone_options  # the settings are not touched
 
 
 @pytest.mark.parametrize(("override", "asked"), [(None, True), (False, False)])
-def test_pretrained_weights_are_asked_for_unless_a_teacher_is_loaded(tiny, monkeypatch, override, asked):
+def test_pretrained_weights_are_asked_for_unless_a_teacher_is_loaded(
+    tiny, monkeypatch, override, asked
+):
     calls = []
-    monkeypatch.setattr("dino_lib.run.build.create_backbone",
-                        lambda name, **options: calls.append(options))
+    monkeypatch.setattr(
+        "dino_lib.run.build.create_backbone", lambda name, **options: calls.append(options)
+    )
     build_backbone(dataclasses.replace(tiny, pretrained=True), pretrained=override)
     assert calls[0]["pretrained"] is asked

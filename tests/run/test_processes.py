@@ -1,4 +1,6 @@
-"""Several processes: their training against one's, what they agree on, and how a job of theirs ends and goes on."""
+"""Several processes: their training against one's, what they agree on, and how a job of theirs ends
+and goes on.
+"""
 
 import importlib.util
 import os
@@ -37,45 +39,76 @@ def _load(path):
 
 
 def forked(function, processes, folder):
-    """function(rank, folder) in so many processes with gloo; no backward pass, which a fork does not survive."""
-    context = torch.multiprocessing.start_processes(_join, (function, processes, str(folder)), processes, join=False,
-                                                    start_method="fork")
+    """function(rank, folder) in so many processes with gloo; no backward pass, which a fork does
+    not survive.
+    """
+    context = torch.multiprocessing.start_processes(
+        _join, (function, processes, str(folder)), processes, join=False, start_method="fork"
+    )
     while not context.join(timeout=60):
         pass
 
 
 def _join(rank, function, processes, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes
+    )
     function(rank, folder)
     dist.destroy_process_group()
 
 
-# --- the same training ------------------------------------------------------------------------------------------------
+# --- the same training ----------------------------------------------------------------------------
 
 
 def test_two_and_three_processes_train_as_one():
-    """The quick version of the benchmark, in a process of its own: what it spawns has to import it."""
-    result = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "processes.py"), "--steps", "20"],
-                            capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    """The quick version of the benchmark, over two epochs, in a process in which nothing has
+    run.
+    """
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "processes.py"), "--steps", "9"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert result.returncode == 0, result.stdout + result.stderr
-    lines = re.findall(r"(\d) processes: steps 0.0e\+00, weights (\S+), .*; between them 0.0e\+00", result.stdout)
-    assert [count for count, _ in lines] == ["2", "3"] and all(float(apart) < 1e-5 for _, apart in lines)
+    lines = re.findall(
+        r"(\d) processes: steps 0.0e\+00, weights (\S+), .*; between them 0.0e\+00", result.stdout
+    )
+    assert [count for count, _ in lines] == ["2", "3"] and all(
+        float(apart) < 1e-5 for _, apart in lines
+    )
 
 
 def test_the_benchmark_sees_a_difference():
     benchmark = _load(ROOT / "benchmarks" / "processes.py")
     bias, rest = torch.zeros(6), torch.ones(2)
-    end = {"step": 3, "student": {"a.qkv.bias": bias}, "teacher": {"w": rest}, "center": rest, "losses": rest,
-           "features": rest}
-    other = {**end, "student": {"a.qkv.bias": torch.tensor([0.0, 0, 5, 0, 0, 0.25])}, "losses": rest * 3}
+    end = {
+        "step": 3,
+        "student": {"a.qkv.bias": bias},
+        "teacher": {"w": rest},
+        "center": rest,
+        "losses": rest,
+        "features": rest,
+    }
+    other = {
+        **end,
+        "student": {"a.qkv.bias": torch.tensor([0.0, 0, 5, 0, 0, 0.25])},
+        "losses": rest * 3,
+    }
     found = benchmark.differences(end, other)
-    assert (found["weights"], found["key biases"], found["losses"], found["center"]) == (0.25, 5, 2, 0)
+    assert (found["weights"], found["key biases"], found["losses"], found["center"]) == (
+        0.25,
+        5,
+        2,
+        0,
+    )
 
 
 def uneven_rows(rank, folder):
     rows = torch.load(f"{folder}/rows.pt")
     loss = DINOLoss(6, center_momentum=0.5)
-    loss.update_center(rows[: 1] if rank == 0 else rows[1:])
+    loss.update_center(rows[:1] if rank == 0 else rows[1:])
     torch.save(loss.center, f"{folder}/center{rank}.pt")
 
 
@@ -133,7 +166,7 @@ def test_a_signal_waits_only_where_something_is_half_done(number):
     assert signal.getsignal(number) is before
 
 
-# --- how a job ends, and goes on --------------------------------------------------------------------------------------
+# --- how a job ends, and goes on ------------------------------------------------------------------
 
 SCRIPT = """
 import os, signal, sys
@@ -161,28 +194,49 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """The function that starts a script under torchrun with two processes: its exit status, output and seconds."""
+    """The function that starts a script under torchrun with two processes: its exit status, output
+    and seconds.
+    """
     folder = tmp_path_factory.mktemp("job")
     (folder / "script.py").write_text(SCRIPT)
 
     def run(arguments, at):
         clock = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(folder / "script.py"),
-             *arguments], capture_output=True, text=True, timeout=200,
-            env={**os.environ, "AT": at, "OMP_NUM_THREADS": "1"})
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--nproc-per-node",
+                "2",
+                str(folder / "script.py"),
+                *arguments,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=200,
+            env={**os.environ, "AT": at, "OMP_NUM_THREADS": "1"},
+        )
         return done.returncode, done.stdout, done.stderr, time.perf_counter() - clock
 
     return run
 
 
-def test_a_job_that_dies_says_why_and_goes_on_to_the_same_end(settings, labelled_folder, tmp_path, as_arguments, job,
-                                                              assert_same):
-    config = replace(settings(tmp_path / "run"), dataset=str(labelled_folder), save_every=0.5, epochs=3, resume="auto",
-                     accumulate=2)
+def test_a_job_that_dies_says_why_and_goes_on_to_the_same_end(
+    settings, labelled_folder, tmp_path, as_arguments, job, assert_same
+):
+    config = replace(
+        settings(tmp_path / "run"),
+        dataset=str(labelled_folder),
+        save_every=0.5,
+        epochs=3,
+        resume="auto",
+        accumulate=2,
+    )
     arguments = as_arguments(config)
 
-    # one process raises: its error is among the first lines, and in torchrun's last words; the other does not hang
+    # one process raises: its error is among the first lines, and in torchrun's last words; the
+    # other does not hang
     status, printed, errors, seconds = job(arguments, "raise 3")
     assert status != 0 and seconds < 120
     assert "rank 1: error: 'a mistake'" in errors[:5000]
@@ -204,19 +258,29 @@ def test_a_job_that_dies_says_why_and_goes_on_to_the_same_end(settings, labelled
     assert saved in range(8, 12) and f"interrupted after update {saved} and saved" in printed
 
     # the rest of it from a notebook's kernel, and all of it is one process's run
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(textwrap.dedent(f"""
+    notebook = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell(
+                textwrap.dedent(f"""
         from dino_lib.run.config import Config
         from dino_lib.run.train import launch
         lines = []
         teacher, history = launch(Config.from_json({config.to_json()!r}), 2, on_log=lines.append)
         print(teacher.about["step"], len(history), history[-1]["step"])
-        print("the last lines:", lines == history[-len(lines):] and len(lines) > 0)"""))])
+        print("the last lines:", lines == history[-len(lines):] and len(lines) > 0)""")
+            )
+        ]
+    )
     NotebookClient(notebook, timeout=200, startup_timeout=120, kernel_name="python3").execute()
-    said = "".join(output.text for output in notebook.cells[0].outputs if output.get("name") == "stdout")
+    said = "".join(
+        output.text for output in notebook.cells[0].outputs if output.get("name") == "stdout"
+    )
     history = read_history(tmp_path / "run")
     assert f"12 {len(history)} 12" in said and "the last lines: True" in said
     _, alone = train(replace(config, output_dir=str(tmp_path / "alone")))
-    assert [record["step"] for record in history] == [record["step"] for record in alone]  # each written once
+    assert [record["step"] for record in history] == [
+        record["step"] for record in alone
+    ]  # each written once
     for mine, other in zip(history, alone, strict=True):
         for name in mine.keys() - {"seconds", "images_per_second", "input_share"}:
             assert mine[name] == pytest.approx(other[name], rel=1e-4, abs=1e-4), name
@@ -231,7 +295,9 @@ def test_a_wrong_number_of_processes_is_refused(processes):
         launch(PRESETS["smoke"], processes)
 
 
-def test_launched_processes_take_a_dataset_and_stop_where_the_callback_says(tiny, pictures, tmp_path):
+def test_launched_processes_take_a_dataset_and_stop_where_the_callback_says(
+    tiny, pictures, tmp_path
+):
     """An error of the callback, as an interrupt, ends the processes: they have saved by then."""
     config, lines = replace(tiny, epochs=500, warmup_epochs=0.5), []
 
@@ -251,5 +317,7 @@ def test_a_dataset_that_cannot_be_pickled_is_told(tiny, pictures):
     class Local(list):
         pass
 
-    with pytest.raises(InputError, match=r"the dataset cannot be handed to other processes .*Local"):
+    with pytest.raises(
+        InputError, match=r"the dataset cannot be handed to other processes .*Local"
+    ):
         launch(tiny, 2, Local(pictures[i] for i in range(8)))

@@ -1,4 +1,6 @@
-"""The profile of a step: its phases add up, its FLOPs are those of the formula, its advice fits what is slow."""
+"""The profile of a step: its phases add up, its FLOPs are those of the formula, its advice fits
+what is slow.
+"""
 
 from dataclasses import replace
 
@@ -43,7 +45,9 @@ SLOW = {  # what is slow: the object and the name of its function
 
 @pytest.mark.parametrize("phase", SLOW)
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_slow_part_shows_in_its_own_phase(tiny, pictures, monkeypatch, passing, phase, accumulate):
+def test_a_slow_part_shows_in_its_own_phase(
+    tiny, pictures, monkeypatch, passing, phase, accumulate
+):
     trainer = build_trainer(replace(tiny, accumulate=accumulate), pictures)
     owner, name = SLOW[phase](trainer)
     monkeypatch.setattr(owner, name, passing(getattr(owner, name)), raising=False)
@@ -72,10 +76,13 @@ def test_a_profiled_trainer_takes_the_steps_of_another(tiny, pictures, monkeypat
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_flops_are_those_of_the_formula(fused):
-    """A block without biases' additions: qkv, the two products of attention, the projection and the MLP."""
+    """A block without biases' additions: qkv, the two products of attention, the projection and the
+    MLP.
+    """
     torch.manual_seed(0)
-    block = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=1, embed_dim=16,
-                              num_heads=2).blocks[0]
+    block = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, depth=1, embed_dim=16, num_heads=2
+    ).blocks[0]
     block.attn.fused_attn = fused
     x, n, d = torch.randn(3, 17, 16, requires_grad=True), 17, 16
     forward = 3 * (2 * n * d * 12 * d + 4 * n * n * d)
@@ -90,28 +97,49 @@ def test_the_ceiling_is_the_fastest_of_some_products(monkeypatch):
     assert product_ceiling(torch.device("cpu"), torch.float32) == 2 * 2048**3 / 4
 
 
-HEALTHY = {"views": 0.1, "teacher forward": 0.2, "student forward": 0.2, "loss": 0.05, "backward": 0.4,
-           "optimizer": 0.03, "average": 0.02}
+HEALTHY = {
+    "views": 0.1,
+    "teacher forward": 0.2,
+    "student forward": 0.2,
+    "loss": 0.05,
+    "backward": 0.4,
+    "optimizer": 0.03,
+    "average": 0.02,
+}
 CEILING = {torch.float32: 1.0, torch.bfloat16: 2.0}
 
 
-@pytest.mark.parametrize(("settings", "dtype", "share", "efficiency", "expected"), [
-    ({}, torch.bfloat16, {}, 0.6, ["nothing stands out"]),
-    ({"store_size": None}, torch.bfloat16, {"views": 0.4}, 0.6, ["--num-workers"]),
-    ({}, torch.bfloat16, {"views": 0.4}, 0.6, ["--n-local"]),
-    ({}, torch.float32, {}, 0.6, ["2.0 times as fast in bfloat16 here: try --precision bf16"]),
-    ({}, torch.bfloat16, {"optimizer": 0.15, "average": 0.1}, 0.6, ["a larger --batch-size, or a smaller --out-dim"]),
-    ({}, torch.bfloat16, {"loss": 0.2}, 0.6, ["the loss takes long: a smaller --out-dim"]),
-    ({}, torch.bfloat16, {}, 0.2, ["the products are small"]),
-    ({}, torch.float32, {"loss": 0.2}, 0.6, ["--precision bf16", "the loss takes long"]),
-])
+@pytest.mark.parametrize(
+    ("settings", "dtype", "share", "efficiency", "expected"),
+    [
+        ({}, torch.bfloat16, {}, 0.6, ["nothing stands out"]),
+        ({"store_size": None}, torch.bfloat16, {"views": 0.4}, 0.6, ["--num-workers"]),
+        ({}, torch.bfloat16, {"views": 0.4}, 0.6, ["--n-local"]),
+        ({}, torch.float32, {}, 0.6, ["2.0 times as fast in bfloat16 here: try --precision bf16"]),
+        (
+            {},
+            torch.bfloat16,
+            {"optimizer": 0.15, "average": 0.1},
+            0.6,
+            ["a larger --batch-size, or a smaller --out-dim"],
+        ),
+        ({}, torch.bfloat16, {"loss": 0.2}, 0.6, ["the loss takes long: a smaller --out-dim"]),
+        ({}, torch.bfloat16, {}, 0.2, ["the products are small"]),
+        ({}, torch.float32, {"loss": 0.2}, 0.6, ["--precision bf16", "the loss takes long"]),
+    ],
+)
 def test_advice(settings, dtype, share, efficiency, expected):
-    said = advice(replace(PRESETS["demo"], **settings), dtype, {**HEALTHY, **share}, efficiency, CEILING)
-    assert len(said) == len(expected) and all(part in line for part, line in zip(expected, said, strict=True))
+    said = advice(
+        replace(PRESETS["demo"], **settings), dtype, {**HEALTHY, **share}, efficiency, CEILING
+    )
+    assert len(said) == len(expected) and all(
+        part in line for part, line in zip(expected, said, strict=True)
+    )
 
 
-def test_the_report_names_every_phase_and_the_command_writes_nothing(tiny, labelled_folder, tmp_path, as_arguments,
-                                                                     capsys):
+def test_the_report_names_every_phase_and_the_command_writes_nothing(
+    tiny, labelled_folder, tmp_path, as_arguments, capsys
+):
     config = replace(tiny, dataset=str(labelled_folder))
     main([*as_arguments(config), "--profile"])
     printed = capsys.readouterr().out

@@ -20,7 +20,9 @@ def test_tensorboard_gets_every_value_of_the_history(tiny, pictures):
     for name in history[0].keys() - {"step"}:
         written = [(event.step, event.value) for event in events.Scalars(name)]
         assert [step for step, _ in written] == [3, 6, 8]
-        assert [value for _, value in written] == pytest.approx([record[name] for record in history], rel=1e-6)
+        assert [value for _, value in written] == pytest.approx(
+            [record[name] for record in history], rel=1e-6
+        )
 
 
 def test_wandb_writes_an_offline_run_into_the_runs_folder(tiny, tmp_path, monkeypatch):
@@ -37,7 +39,9 @@ def test_wandb_writes_an_offline_run_into_the_runs_folder(tiny, tmp_path, monkey
         assert (run.config["out_dim"], run.step) == (tiny.out_dim, 7)
     assert wandb.run is None  # finished
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
-    for _ in range(100):  # wandb's own process may write the last of it a moment after the run is finished
+    for _ in range(
+        100
+    ):  # wandb's own process may write the last of it a moment after the run is finished
         written = file.read_bytes()  # a log of protocol buffers, not compressed
         if all(word in written for word in (b"loss", b"2.25", b"knn")):
             return
@@ -47,9 +51,13 @@ def test_wandb_writes_an_offline_run_into_the_runs_folder(tiny, tmp_path, monkey
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_missing_package_is_named_with_its_install_line(tiny, monkeypatch, name):
-    monkeypatch.setitem(sys.modules, {"tensorboard": "torch.utils.tensorboard"}.get(name, name), None)
-    with pytest.raises(ValueError, match=f"tracker={name} needs .*: pip install {name}"), \
-            open_tracker(dataclasses.replace(tiny, tracker=name)):
+    monkeypatch.setitem(
+        sys.modules, {"tensorboard": "torch.utils.tensorboard"}.get(name, name), None
+    )
+    with (
+        pytest.raises(ValueError, match=f"tracker={name} needs .*: pip install {name}"),
+        open_tracker(dataclasses.replace(tiny, tracker=name)),
+    ):
         pass
 
 
@@ -62,9 +70,14 @@ with open_tracker(Config(tracker="wandb", output_dir=".")):
     pass
 """
     known = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, text=True,
-                          capture_output=True, stdin=subprocess.DEVNULL,
-                          env={**known, "HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")})
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        env={**known, "HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")},
+    )
     last = done.stderr.splitlines()[-1]
     assert last.startswith("ValueError: tracker=wandb cannot start: ")
     assert "wandb login" in last and "WANDB_MODE=offline" in last
