@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from dino_lib.measure.evaluate import extract_features
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from dino_lib.backbone import backbone_of
 from dino_lib.data.transforms import EvalTransform
 from dino_lib.measure.attention import cls_attention
+from dino_lib.measure.features import extract_features
 from dino_lib.run.build import build_backbone
 from dino_lib.run.teacher_file import Teacher, read_teacher, save_teacher
 from dino_lib.run.train import train
