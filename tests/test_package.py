@@ -1,5 +1,6 @@
 """The package from outside: its public names, what an import costs, and that it installs."""
 
+import ast
 import importlib
 import inspect
 import pkgutil
@@ -73,6 +74,44 @@ def test_every_module_says_what_it_is_for():
         if module.name in ("dino_lib.__main__", "dino_lib.teachers.ship"):
             continue  # these run when they are imported
         assert inspect.getdoc(importlib.import_module(module.name)), module.name
+
+
+def public_functions(tree, prefix=""):
+    """(name, definition) of the functions and methods of a module; nested ones don't count."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from public_functions(node, f"{prefix}{node.name}.")
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield prefix + node.name, node
+
+
+def what_lacks_a_type(function):
+    """The names of the parameters, and "return"."""
+    given = function.args
+    parameters = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+    lacking = [a.arg for a in parameters if a and a.annotation is None]
+    lacking = [name for name in lacking if name not in ("self", "cls")]
+    return lacking + ["return"] * (function.returns is None)
+
+
+def test_every_public_function_says_its_types():
+    lacking, seen = {}, 0
+    for path in sorted((ROOT / "dino_lib").rglob("*.py")):
+        for name, function in public_functions(ast.parse(path.read_text())):
+            seen += 1
+            if what_lacks_a_type(function):
+                lacking[f"{path.relative_to(ROOT)}: {name}"] = what_lacks_a_type(function)
+    assert seen > 200 and not lacking
+
+
+@pytest.mark.parametrize(("code", "lacking"), [
+    ("def f(a: int, *, b, **c) -> int: ...", ["b", "c"]),
+    ("class C:\n    def f(self, /, *a): ...", ["a", "return"]),
+    ("class C:\n    @classmethod\n    def f(cls, a: int) -> None: ...", []),
+])
+def test_a_type_that_is_lacking_is_found(code, lacking):
+    [(_, function)] = public_functions(ast.parse(code))
+    assert what_lacks_a_type(function) == lacking
 
 
 SCRIPT = """

@@ -40,8 +40,8 @@ def is_clip(path: str | Path) -> bool:
 def read_frames(source: str | Path) -> Iterator[tuple[Iterator, int | None]]:
     """Opens a clip: yields (iterator of (PIL image, start, end), their number or None).
 
-    Times are in seconds. Raises FileNotFoundError, ValueError on what is no clip or damaged, ImportError
-    without PyAV.
+    Times are in seconds. Raises FileNotFoundError, ValueError on what is no clip or damaged,
+    ImportError without PyAV.
     """
     source = Path(source).expanduser()
     if not source.is_file():

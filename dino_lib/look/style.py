@@ -1,6 +1,7 @@
 """What all figures share: their width, their colours, a grid of axes and bare axes."""
 
 import os
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,7 +19,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def grid(rows: int, columns: int, *, cell: float = 1.15, legend: float = 0.0,
-         **options) -> tuple[Figure, np.ndarray]:
+         **options: Any) -> tuple[Figure, np.ndarray]:
     """A figure with (rows, columns) axes of `cell` inches, less if WIDTH is too little.
 
     `legend` inches are left for what stands beside them; `options` go to
