@@ -5,7 +5,11 @@ real ones (17 images of 12 formats, JSON and command lines of settings, checkpoi
 and it makes whole files whose content is wrong: missing and odd values, shapes and settings. Readers may answer with a
 result or with the errors that they document, and with nothing else:
 
-- `read_image`: UnreadableImage
+- `read_image`: UnreadableImage; `to_channels` and `EvalTransform` on pictures of all of PIL's modes, on arrays and
+  tensors: UnreadableImage, TypeError
+- `open_dataset` on folders in many layouts, with splits, links and files that are no images: ValueError,
+  FileNotFoundError. What is trained on is no query, and nothing of a folder that stands beside "train" as "val" or
+  "test" does
 - `Config.from_json`: ValueError; `read_settings`: ValueError
 - `load_newest`: ValueError; `load_teacher`: ValueError, FileNotFoundError
 
@@ -24,12 +28,14 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -40,8 +46,10 @@ from safetensors.torch import load, save
 
 from dino_lib.backbone import create_backbone
 from dino_lib.cli import read_settings
-from dino_lib.data.images import UnreadableImage, read_image
+from dino_lib.data.datasets import open_dataset
+from dino_lib.data.images import UnreadableImage, read_image, to_channels
 from dino_lib.data.shapes import Shapes
+from dino_lib.data.transforms import EvalTransform
 from dino_lib.run.build import build_backbone
 from dino_lib.run.checkpoint import load_newest, save_checkpoint
 from dino_lib.run.config import Config
@@ -56,6 +64,13 @@ SMALL = dataclasses.replace(
     backbone_options={"img_size": 24, "patch_size": 6, "embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 2.0})
 OFFICIAL = {"img_size": 16, "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 1}
 WORDS = ["dataset", "epochs", "lr", "0", "-1", "1e999", "nan", "None", "True", "shapes", "auto", "{}", "()", "--", "-h"]
+
+
+MODES = ["1", "L", "P", "LA", "PA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F",
+         "I;16", "I;16L", "I;16B"]
+HELD_BACK = ["val", "Valid", "validation", "test", "Testing", "test1"]
+FOLDERS = ["train", "Training", *HELD_BACK, "cat", "dog", "invalid", "latest", ".hidden", "photos", "f\xfcnf"]
+FILES = ["0.png", "1.PNG", "2.jpg", "3.heic", "4.txt", ".5.png", "6", "\udcff.png"]
 
 
 class Trap:
@@ -108,6 +123,44 @@ def mutated(draw, originals):
         elif how == "cut":
             del data[place:]
     return bytes(data)
+
+
+@st.composite
+def pictures(draw):
+    """A PIL image of any mode, with what may hang on one; an array or a tensor of any kind of number."""
+    height, width = draw(st.integers(1, 9)), draw(st.sampled_from([1, 2, 9, 300]))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    if draw(st.booleans()):
+        mode = draw(st.sampled_from(MODES))
+        empty = Image.new(mode, (width, height))
+        raw = rng.bytes(len(empty.tobytes()))
+        image = Image.frombytes(mode, empty.size, raw)
+        if mode in ("P", "PA") and draw(st.booleans()):
+            image.putpalette(rng.bytes(draw(st.sampled_from([3, 30, 768]))))
+        if draw(st.booleans()):
+            image.info["transparency"] = draw(st.sampled_from([0, 3, 255, 999, b"\0\xff", (1, 2, 3), "x", None]))
+        if draw(st.booleans()):
+            image.info["exif"] = draw(st.binary(max_size=20))
+        elif draw(st.booleans()):
+            image.getexif()[0x0112] = draw(st.sampled_from([1, 3, 6, 8, 0, 99, "x"]))
+        return image
+    shape = draw(st.sampled_from([(height, width), (height, width, 3), (3, height, width), (height, width, 1),
+                                  (height, width, 4), (1, height, width), (height, width, 7), (0, 3), (2,), ()]))
+    kinds = ["uint8", "uint16", "int64", "float16", "float32", "float64", "bool", "complex64", "object"]
+    numbers = np.array(rng.random(shape) * draw(st.sampled_from([1, 1, 255, -1, np.nan, np.inf])))
+    with np.errstate(all="ignore"):
+        array = numbers.astype(draw(st.sampled_from(kinds)))
+    if draw(st.booleans()) and array.dtype != object:
+        array = torch.from_numpy(array)
+    return array
+
+
+@st.composite
+def layouts(draw):
+    """{path below a folder: whole, empty or broken}, up to three levels deep."""
+    place = st.lists(st.sampled_from(FOLDERS), max_size=3).map("/".join)
+    content = st.sampled_from(["whole", "whole", "whole", "empty", "broken", "link to the folder", "link to nothing"])
+    return draw(st.dictionaries(st.tuples(place, st.sampled_from(FILES)), content, max_size=12))
 
 
 def json_values():
@@ -209,6 +262,48 @@ class Targets:
         def test(data, channels):
             with self.example("image", data, UnreadableImage):
                 assert read_image(io.BytesIO(data), channels).mode == {1: "L", 3: "RGB"}[channels]
+
+        return test
+
+    def picture(self):
+        @given(pictures(), st.sampled_from([1, 3]))
+        def test(picture, channels):
+            with self.example("picture", repr(picture).encode(), (UnreadableImage, TypeError)):
+                image = to_channels(picture, channels)
+                assert image.mode == {1: "L", 3: "RGB"}[channels]
+                assert to_channels(image, channels).tobytes() == image.tobytes()
+                seen = EvalTransform(8, [0.5] * channels, [0.25] * channels)(picture)
+                assert seen.shape == (channels, 8, 8) and seen.dtype == torch.float32 and seen.abs().max() <= 2
+
+        return test
+
+    def folder_layout(self):
+        root = self.folder / "layout"
+
+        @given(layouts(), st.sampled_from([1, 3]))
+        def test(layout, channels):
+            shutil.rmtree(root, ignore_errors=True)
+            root.mkdir()
+            for (place, name), content in layout.items():
+                path = root / place / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if content.startswith("link"):
+                    path.symlink_to(root if content.endswith("folder") else root / "nothing")
+                else:
+                    data = self.images[2]
+                    path.write_bytes({"whole": data, "empty": b"", "broken": data[:-40]}[content])
+            with self.example("folder", repr(layout).encode(errors="replace"), (ValueError, FileNotFoundError)):
+                parts = {split: open_dataset(root, "", split, channels) for split in ("train", "gallery", "test")}
+                paths = {split: {part.dataset.paths[i] for i in part.indices} if part else set()
+                         for split, part in parts.items()}
+                assert paths["train"] and paths["gallery"] <= paths["train"] and not paths["train"] & paths["test"]
+                assert bool(paths["gallery"]) == bool(paths["test"])
+                if any(path.relative_to(root).parts[0] == "train" for path in paths["train"]):
+                    assert not {path.relative_to(root).parts[0] for path in paths["train"]} & {*HELD_BACK}
+                for part in filter(None, parts.values()):
+                    for i in range(len(part)):
+                        with contextlib.suppress(UnreadableImage):
+                            assert part[i][0].mode == {1: "L", 3: "RGB"}[channels]
 
         return test
 
@@ -380,8 +475,9 @@ def main(argv=None):
     clock, rounds, wrong = time.perf_counter(), 0, {}
     with tempfile.TemporaryDirectory() as folder:
         targets = Targets(Path(folder))
-        tests = [targets.image, targets.settings_json, targets.command_line, targets.checkpoint,
-                 targets.checkpoint_of_odd_state, targets.pickle, targets.odd_foreign, targets.safetensors]
+        tests = [targets.image, targets.picture, targets.folder_layout, targets.settings_json,
+                 targets.command_line, targets.checkpoint, targets.checkpoint_of_odd_state,
+                 targets.pickle, targets.odd_foreign, targets.safetensors]
         while rounds == 0 or time.perf_counter() - clock < 60 * args.minutes:
             for test in tests:
                 run = settings(max_examples=args.examples, deadline=None, database=None, suppress_health_check=list(

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from typing import Any
 
 import timm
 import torch
@@ -168,7 +169,7 @@ class Backbone(nn.Module):
 
 
 def create_backbone(
-    name: str, *, pretrained: bool = False, conv_stem: bool = False, **timm_options
+    name: str, *, pretrained: bool = False, conv_stem: bool = False, **timm_options: Any
 ) -> Backbone:
     """A timm model by name, as a Backbone: `create_backbone("vit_small_patch16_224", img_size=96)`.
 

@@ -1,16 +1,23 @@
 """The package from outside: its public names, what an import costs, and that it installs."""
 
+import ast
 import importlib
 import inspect
+import math
 import pkgutil
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import dino_lib
+from dino_lib import Shapes, cls_attention, load_teacher, train
+from dino_lib.look.report import report
+from dino_lib.run.train import build_trainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,6 +76,44 @@ def test_every_module_says_what_it_is_for():
         assert inspect.getdoc(importlib.import_module(module.name)), module.name
 
 
+def public_functions(tree, prefix=""):
+    """(name, definition) of the functions and methods of a module; nested ones don't count."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from public_functions(node, f"{prefix}{node.name}.")
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield prefix + node.name, node
+
+
+def what_lacks_a_type(function):
+    """The names of the parameters, and "return"."""
+    given = function.args
+    parameters = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+    lacking = [a.arg for a in parameters if a and a.annotation is None]
+    lacking = [name for name in lacking if name not in ("self", "cls")]
+    return lacking + ["return"] * (function.returns is None)
+
+
+def test_every_public_function_says_its_types():
+    lacking, seen = {}, 0
+    for path in sorted((ROOT / "dino_lib").rglob("*.py")):
+        for name, function in public_functions(ast.parse(path.read_text())):
+            seen += 1
+            if what_lacks_a_type(function):
+                lacking[f"{path.relative_to(ROOT)}: {name}"] = what_lacks_a_type(function)
+    assert seen > 200 and not lacking
+
+
+@pytest.mark.parametrize(("code", "lacking"), [
+    ("def f(a: int, *, b, **c) -> int: ...", ["b", "c"]),
+    ("class C:\n    def f(self, /, *a): ...", ["a", "return"]),
+    ("class C:\n    @classmethod\n    def f(cls, a: int) -> None: ...", []),
+])
+def test_a_type_that_is_lacking_is_found(code, lacking):
+    [(_, function)] = public_functions(ast.parse(code))
+    assert what_lacks_a_type(function) == lacking
+
+
 SCRIPT = """
 from dataclasses import replace
 import dino_lib
@@ -101,3 +146,31 @@ def test_it_installs_trains_and_looks_elsewhere(tmp_path):
     assert (site / f"dino_lib-{dino_lib.__version__}.dist-info").is_dir()
     printed = fresh(SCRIPT, cwd=elsewhere, env={"PYTHONPATH": str(site), "PATH": ""})
     assert printed.splitlines()[-1] == f"{site}/dino_lib/__init__.py 1 (1, 2, 8, 8)"
+
+
+@pytest.fixture
+def double_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_all_works_whatever_the_default_number_format_is(tiny, tmp_path, double_by_default):
+    """A run, a report and a look in a process that has asked for float64."""
+    config = replace(tiny, dataset="shapes", limit=16, eval_limit=16, epochs=1, warmup_epochs=0)
+    _, history = train(config)
+    assert history[-1]["step"] == 2 and math.isfinite(history[-1]["knn"])
+    for folder, changes in [("views", {"store_size": None}), ("parts", {})]:
+        other = replace(config, output_dir=str(tmp_path / folder), eval_every=0, **changes)
+        assert build_trainer(other).run()[1][-1]["step"] == 2
+    teacher = load_teacher(config.output_dir)
+    assert {p.dtype for p in teacher.model.parameters()} == {torch.float32}
+    image = teacher.transform(Shapes(1, size=24)[0][0])[None]
+    assert teacher.model(image).dtype == cls_attention(teacher, image).dtype == torch.float32
+    for i, (picture, label) in enumerate(Shapes(20, size=24)):
+        folder = tmp_path / "labelled" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / f"{i}.png")
+    numbers = report(config.output_dir, dataset=str(tmp_path / "labelled"), out=tmp_path / "report")
+    assert 0 <= numbers["knn_trained"] <= 1 and "left_out" not in numbers
+    assert torch.get_default_dtype() == torch.float64

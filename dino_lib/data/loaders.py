@@ -16,7 +16,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,6 @@ from dino_lib.data.items import SkipUnreadable, report_skipped
 
 PIECE = 8  # images that a worker hands over at a time: this bounds the shared memory
 AHEAD = 4  # pieces that each worker prepares
-POLL = 1.0  # seconds between two looks at whether to go on waiting
 PATIENCE = 2.0  # seconds for workers to end by themselves
 RESTART = ("Where workers are started anew (macOS, Windows, Python 3.14) a script needs a "
            "main guard, and the dataset's class a module of its own; num_workers=0 does "
@@ -39,7 +38,6 @@ RESTART = ("Where workers are started anew (macOS, Windows, Python 3.14) a scrip
 # what torch and the system say when there is no room to hand something over
 NO_ROOM = re.compile("shared memory|no space left|too many open files|bus error|ancdata"
                      "|can(no|')t allocate|temporarily unavailable", re.IGNORECASE)
-Interrupted = Callable[[], bool]
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
@@ -62,8 +60,7 @@ class StoreViews:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batches(self, epoch: int, batches: Sequence[np.ndarray],
-                interrupted: Interrupted = lambda: False) -> Iterator[list[Tensor]]:
+    def batches(self, epoch: int, batches: Sequence[np.ndarray]) -> Iterator[list[Tensor]]:
         """For each array of indices in `batches`: a list of (B, C, h, w) views."""
         for indices in batches:
             rows = torch.from_numpy(indices).to(self.images.device)
@@ -95,20 +92,18 @@ class WorkerViews:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batches(self, epoch: int, batches: Sequence[np.ndarray],
-                interrupted: Interrupted = lambda: False) -> Iterator[list[Tensor]]:
+    def batches(self, epoch: int, batches: Sequence[np.ndarray]) -> Iterator[list[Tensor]]:
         """For each array of indices in `batches`: a list of (B, C, h, w) views.
 
-        Raises InputError if a worker cannot start, dies or finds the dataset at fault,
-        and KeyboardInterrupt if `interrupted()` turns true while the next batch does
-        not come: always between two batches. Left early, it ends the workers.
+        Raises InputError if a worker cannot start, dies or finds the dataset at fault. Left
+        early, by a signal while it waits for example, it ends the workers.
         """
         pieces = [np.array_split(batch, math.ceil(len(batch) / PIECE)) for batch in batches]
         self._asked[:] = [[(epoch, int(i)) for i in piece] for own in pieces for piece in own]
         try:
             self._start()
             for batch, own in zip(batches, pieces, strict=True):
-                parts, used = zip(*[self._next(interrupted) for _ in own], strict=True)
+                parts, used = zip(*[self._next() for _ in own], strict=True)
                 self.images.note(batch, torch.cat(used))
                 yield [torch.cat(view) for view in zip(*parts, strict=True)]
         except BaseException:
@@ -135,7 +130,7 @@ class WorkerViews:
         if self._loader is None:
             workers = {}
             if self.num_workers:
-                workers = dict(persistent_workers=True, prefetch_factor=AHEAD, timeout=POLL)
+                workers = dict(persistent_workers=True, prefetch_factor=AHEAD)
             self._loader = DataLoader(
                 self.dataset, batch_sampler=self._asked, num_workers=self.num_workers,
                 worker_init_fn=_begin_worker, pin_memory=self.device.type == "cuda",
@@ -151,18 +146,14 @@ class WorkerViews:
             self._explain(error)
             raise
 
-    def _next(self, interrupted: Callable[[], bool]) -> tuple[list[Tensor], Tensor]:
+    def _next(self) -> tuple[list[Tensor], Tensor]:
         """(views, used indices) of the next piece."""
-        while True:
-            try:
-                views, used = next(self._loaded)
-                return [_to_device(view, self.device) for view in views], used
-            except (RuntimeError, OSError) as error:
-                if "DataLoader timed out" not in str(error):
-                    self._explain(error)
-                    raise
-            if interrupted():
-                raise KeyboardInterrupt
+        try:
+            views, used = next(self._loaded)
+        except (RuntimeError, OSError) as error:
+            self._explain(error)
+            raise
+        return [_to_device(view, self.device) for view in views], used
 
     def _explain(self, error: Exception) -> None:
         """Raise the InputError that an error of the loader stands for, if it stands for one."""

@@ -20,8 +20,9 @@ def middle_square(image: Image.Image, size: int) -> Image.Image:
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 (..., C, H, W) -> float32, each channel less its mean, by its deviation (in [0, 1])."""
-    mean = torch.tensor(mean, device=images.device)[:, None, None]
-    std = torch.tensor(std, device=images.device)[:, None, None]
+    options = {"dtype": torch.float32, "device": images.device}
+    mean = torch.tensor(mean, **options)[:, None, None]
+    std = torch.tensor(std, **options)[:, None, None]
     return (images.float() / 255 - mean) / std
 
 

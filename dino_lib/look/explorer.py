@@ -10,6 +10,7 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -53,8 +54,8 @@ class Explorer:
                 'loading="lazy" style="width: 100%; height: 860px; border: 0"></iframe>')
 
 
-def explore(teacher, images, *, path: str | Path = "explorer.html", size: int | None = None,
-            limit: int = 12, progress: bool = True) -> Explorer:
+def explore(teacher: Any, images: Any, *, path: str | Path = "explorer.html",
+            size: int | None = None, limit: int = 12, progress: bool = True) -> Explorer:
     """Write the explorer of `images` as seen by `teacher` to `path`.
 
     teacher: what `load_teacher` gives, or a dict of name -> teacher, several stages of

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -60,7 +61,7 @@ def _clusters(found: dict[str, Findings], probes: Probes, chosen: torch.Tensor) 
     return thumbnail_plot(panels, probes.queries[chosen])
 
 
-def neighbours(model, probes: Probes, n: int = 8, k: int = 8) -> Figure:
+def neighbours(model: Any, probes: Probes, n: int = 8, k: int = 8) -> Figure:
     """n queries, the same every time, and the k images of the gallery nearest to each."""
     gallery, queries = probes.features(model)
     asked = spread(len(queries), n)

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -28,7 +29,7 @@ BATCH = 8  # frames that the teacher sees at a time
 COLUMNS = 4  # at most so many panels side by side
 
 
-def attention_video(teacher, source: str | Path, path: str | Path, *, layer: int = -1,
+def attention_video(teacher: Any, source: str | Path, path: str | Path, *, layer: int = -1,
                     head: int | str | None = None, size: int | None = None, panel: int = 320,
                     progress: bool = True) -> Path:
     """Write the CLS attention of `teacher` in each frame of a clip to `path`; the Path.

@@ -10,6 +10,7 @@ device, and leave the model as it was.
 import contextlib
 import math
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from dino_lib.measure.features import eval_mode, to_model
 ROOM = 2**26  # numbers that one layer's matrices may hold at a time: 256 MB
 
 
-def cls_attention(model, images: Tensor, *, layer: int = -1) -> Tensor:
+def cls_attention(model: Any, images: Tensor, *, layer: int = -1) -> Tensor:
     """The CLS token's row over the patches, for each head of a block: (B, heads, h, w).
 
     Not renormalised: CLS and register tokens hold the rest of 1. In XCiT and CaiT
@@ -37,7 +38,7 @@ def cls_attention(model, images: Tensor, *, layer: int = -1) -> Tensor:
 
 
 def patch_attention(
-    model, images: Tensor, row: int, col: int, *, layer: int = -1
+    model: Any, images: Tensor, row: int, col: int, *, layer: int = -1
 ) -> Tensor:
     """What the patch at (row, col) of the grid attends to: (B, heads, h, w).
 
@@ -55,7 +56,7 @@ def patch_attention(
     return _patches(rows, grid)
 
 
-def full_attention(model, images: Tensor, *, layer: int = -1) -> Tensor:
+def full_attention(model: Any, images: Tensor, *, layer: int = -1) -> Tensor:
     """softmax(q k^T / sqrt(d)) of all tokens, prefix tokens first: (B, heads, T, T).
 
     For small images. Errors as `patch_attention`.
@@ -65,7 +66,7 @@ def full_attention(model, images: Tensor, *, layer: int = -1) -> Tensor:
     return matrix
 
 
-def every_layer(model, images: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def every_layer(model: Any, images: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """(`cls_attention` of every layer, `full_attention` of the last), in one pass.
 
     The first is (layers, B, heads, h, w), or None without a CLS token; the second is
@@ -79,7 +80,7 @@ def every_layer(model, images: Tensor) -> tuple[Tensor | None, Tensor | None]:
     return maps if backbone.has_cls else None, last if last.shape[2] > 1 else None
 
 
-def rollout(model, images: Tensor) -> Tensor:
+def rollout(model: Any, images: Tensor) -> Tensor:
     """Attention rollout of the CLS token (Abnar & Zuidema 2020, arXiv 2005.00928).
 
     (B, h, w). The product over the blocks of (mean over the heads + identity) / 2:
@@ -96,7 +97,7 @@ def rollout(model, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def pooled_similarity(model, images: Tensor) -> Tensor:
+def pooled_similarity(model: Any, images: Tensor) -> Tensor:
     """Cosine of the last map's mean with each of its positions: (B, 1, h, w).
 
     For any model: what a CNN has in place of a CLS row. It shows where the map agrees
@@ -109,7 +110,7 @@ def pooled_similarity(model, images: Tensor) -> Tensor:
 
 
 def queries_keys_values(
-    model, images: Tensor, *, layer: int = -1
+    model: Any, images: Tensor, *, layer: int = -1
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v of a plain ViT's block, each (B, heads, T, d).
 

@@ -9,11 +9,11 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
-from dino_lib.measure.knn import class_ids
+from dino_lib.measure.knn import Labels, class_ids
 
 
 def cluster_scores(
-    features: Tensor, labels, n_clusters: int | None = None, seed: int = 0
+    features: Tensor, labels: Labels, n_clusters: int | None = None, seed: int = 0
 ) -> dict[str, float | Tensor]:
     """k-means against the classes. Returns a dict:
 

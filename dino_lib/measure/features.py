@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def to_model(model: nn.Module, images: Tensor) -> Tensor:
 # not torch.inference_mode: cached buffers (rotary positions) could not be trained later
 @torch.no_grad()
 def extract_features(
-    model,
+    model: Any,
     images_or_loader: Tensor | Iterable,
     *,
     batch_size: int = 256,

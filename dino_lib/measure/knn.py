@@ -3,6 +3,7 @@
 Features are tensors (N, D), one row an image. Queries ask, the gallery is searched.
 """
 
+from collections.abc import Sequence
 from numbers import Integral
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 ROOM = 2**24  # similarities at a time: 64 MB
+Labels = Tensor | np.ndarray | Sequence[int]  # (N,)
 
 
 @torch.no_grad()
@@ -46,7 +48,7 @@ def nearest(gallery: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def knn_predict(
     train_features: Tensor,
-    train_labels,
+    train_labels: Labels,
     test_features: Tensor,
     *,
     k: int = 20,
@@ -80,7 +82,7 @@ def knn_predict(
 
 @torch.no_grad()
 def retrieval_map(
-    gallery: Tensor, gallery_labels, queries: Tensor, query_labels
+    gallery: Tensor, gallery_labels: Labels, queries: Tensor, query_labels: Labels
 ) -> float:
     """Mean average precision of image retrieval, in [0, 1].
 
@@ -106,7 +108,7 @@ def retrieval_map(
 
 def linear_probe(
     train_features: Tensor,
-    train_labels,
+    train_labels: Labels,
     test_features: Tensor,
     *,
     C: float = 1.0,
@@ -124,7 +126,7 @@ def linear_probe(
     return torch.from_numpy(probe.predict(_numpy(test_features))).long()
 
 
-def accuracy(predicted, labels) -> tuple[float, float]:
+def accuracy(predicted: Labels, labels: Labels) -> tuple[float, float]:
     """(Share of all that is right, mean of that share over the classes in `labels`)."""
     predicted = _numbers(predicted, "predicted")
     if predicted.ndim != 1 or len(predicted) == 0:
@@ -166,7 +168,7 @@ def _joint_counts(levels, bins):
     return codes.flatten().bincount(minlength=n * n_codes).view(n, n_codes).float()
 
 
-def class_ids(labels, n: int, name: str = "labels") -> Tensor:
+def class_ids(labels: Labels, n: int, name: str = "labels") -> Tensor:
     """Labels as int64 (n,) on the CPU; ValueError if they are no class ids."""
     ids = _numbers(labels, name)
     if ids.shape != (n,) or ids.is_floating_point():

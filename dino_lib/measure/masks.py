@@ -189,6 +189,7 @@ def _wins(values, objects, weights):
     sorting, as all pairs would be many: a value beats the weight of those below it.
     """
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
+    values = values.contiguous()
     ordered, order = values.sort(-1)
     upto = weights[:, None].expand_as(values).gather(-1, order).cumsum(-1)
     upto = F.pad(upto, (1, 0))  # (N, heads, P + 1): of the first 0, 1, ... P

@@ -1,5 +1,8 @@
 """What the patches hold: their features, as colours, and what resembles what."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +15,7 @@ KINDS = ("queries", "keys", "values")
 
 
 @torch.no_grad()
-def patch_features(model, images: Tensor, *, of: str = "tokens") -> Tensor:
+def patch_features(model: Any, images: Tensor, *, of: str = "tokens") -> Tensor:
     """The last layer's features of each patch of (B, C, H, W): float32 (B, h, w, D).
 
     of: "tokens", after the final norm; or "queries", "keys", "values" of the last block,
@@ -73,7 +76,9 @@ def patch_similarity(tokens: Tensor, image: int, row: int, col: int) -> Tensor:
     return F.cosine_similarity(tokens, tokens[place], dim=-1)
 
 
-def best_matches(a: Tensor, b: Tensor, places) -> tuple[Tensor, Tensor]:
+def best_matches(
+    a: Tensor, b: Tensor, places: Tensor | Sequence[tuple[int, int]]
+) -> tuple[Tensor, Tensor]:
     """For each of `places` (row, col) in a (h, w, D), the most similar patch of b.
 
     (Its place in b (h', w', D), int64 (n, 2); cosine (n,)). ValueError on places outside

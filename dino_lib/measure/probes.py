@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,13 +58,13 @@ class Probes:
             yield self.normalize(part)
 
     def features(
-        self, model, dtype: torch.dtype = torch.float32
+        self, model: Any, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor]:
         """(Gallery features, query features); arguments as in `extract_features`."""
         gallery = extract_features(model, self.batches(self.gallery), dtype=dtype)
         return gallery, extract_features(model, self.batches(self.queries), dtype=dtype)
 
-    def attention(self, model, n: int) -> Tensor:
+    def attention(self, model: Any, n: int) -> Tensor:
         """CLS attention of the last layer on the first n queries: (n, heads, h, w)."""
         backbone = backbone_of(model)
         parts = self.batches(self.queries[:n])
@@ -71,7 +72,7 @@ class Probes:
 
     def evaluate(
         self,
-        model,
+        model: Any,
         features: tuple[Tensor, Tensor] | None = None,
         n_masks: int = 200,
         dtype: torch.dtype = torch.float32,

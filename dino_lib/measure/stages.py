@@ -1,6 +1,7 @@
 """What a network makes of labelled images: all that is said and drawn of it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ class Findings:
     label: str  # what the maps are: "head 3", or why there are none
 
 
-def examine(model, probes: Probes, chosen: Tensor, pictures: Tensor,
+def examine(model: Any, probes: Probes, chosen: Tensor, pictures: Tensor,
             thorough: bool = False) -> Findings:
     """Score a network, and take what is to be drawn of it.
 
@@ -67,7 +68,7 @@ def histogram_knn(probes: Probes) -> tuple[float, float]:
     return accuracy(predicted, probes.query_labels)
 
 
-def fine_attention(model, images: Tensor, side: int = 16) -> Tensor:
+def fine_attention(model: Any, images: Tensor, side: int = 16) -> Tensor:
     """The last layer's CLS attention on a grid of about `side` patches a side.
 
     Where the images give fewer they are enlarged: a ViT takes larger ones than it was

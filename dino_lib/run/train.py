@@ -80,8 +80,7 @@ def build_trainer(config: Config, dataset: Any = None, *, on_log: OnLog | None =
     pick_kernels(student, config, device, pick_precision(config.precision, device))
 
     images = _open_images(config, ranks) if dataset is None else dataset
-    # a dataset of the caller's own has no part that was held back
-    probes = _open_probes(config) if dataset is None and ranks.rank == 0 else None
+    probes = _open_probes(config, dataset) if ranks.rank == 0 else None
     views = open_views(config, images, device)
     ranks.must_agree("the number of training images", len(views))
     check_batch(config, len(views), ranks.world)
@@ -110,18 +109,22 @@ def _open_images(config: Config, ranks: Ranks) -> Any:
     return images if first else open_dataset(*asked)
 
 
-def _open_probes(config: Config) -> Any:
-    """What evaluations measure; None where they are not wanted, or the dataset has no labels."""
+def _open_probes(config: Config, dataset: Any) -> Any:
+    """What evaluations measure; None where they are not wanted, or nothing labelled is held back.
+
+    A line says why, here or where a folder is opened.
+    """
     if not config.eval_every:
         return None
+    if dataset is not None:
+        say("no k-NN: of a dataset that comes as an argument nothing is held back; a folder or "
+            "name in the settings, dataset=, has a part for it (eval_every=0: none is wanted)")
+        return None
     try:
-        probes = open_probes(config)
+        return open_probes(config)
     except (ValueError, OSError, InputError) as error:
         raise type(error)(f"{error}. That is for evaluations; eval_every=0 trains without "
                           "them") from error
-    if probes is None:
-        say(f"no k-NN in this run: {config.dataset} has no labelled images for it")
-    return probes
 
 
 def launch(config: Config, processes: int, dataset: Any = None, *,

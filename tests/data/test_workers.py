@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from dino_lib.augment import MultiCrop
 from dino_lib.data import loaders
 from dino_lib.data.images import InputError
-from dino_lib.data.loaders import WorkerViews
+from dino_lib.data.loaders import WorkerViews, epoch_order
 from dino_lib.data.shapes import Shapes
 from dino_lib.run.checkpoint import load_newest
 from dino_lib.run.train import train
@@ -71,9 +72,7 @@ def test_spawned_forked_and_no_workers_train_the_same_run(workers, pictures, tmp
     ("kill", 2, r"exited unexpectedly: mostly for lack of memory or files; take num_workers=0, or fewer than num_workers=2"),
     ("raise", 2, r"^item 13 of the dataset raised KeyError: 'no such picture'; mend"),
     ("raise", 0, r"^item 13 of the dataset raised KeyError: 'no such picture'; mend")])
-def test_a_run_whose_input_fails_is_saved_and_goes_on(workers, tmp_path, monkeypatch, assert_same, kind, count,
-                                                      message):
-    monkeypatch.setattr(loaders, "POLL", 0.3)  # seconds; a death is found out then
+def test_a_run_whose_input_fails_is_saved_and_goes_on(workers, tmp_path, assert_same, kind, count, message):
     flag, config = tmp_path / "flag", replace(workers, num_workers=count, save_every=100)
     whole = replace(config, output_dir=str(tmp_path / "whole"))
     train(whole, Failing(flag, kind))
@@ -92,7 +91,6 @@ def test_a_run_whose_input_fails_is_saved_and_goes_on(workers, tmp_path, monkeyp
 
 def test_a_death_during_an_update_waits_for_its_end(workers, tmp_path, monkeypatch):
     """torch would raise in the middle of it, and what is saved would be a half-done update."""
-    monkeypatch.setattr(loaders, "POLL", 0.3)
     inside, steps = Trainer.train_step, []
 
     def train_step(self, views):
@@ -124,17 +122,17 @@ def test_what_cannot_be_handed_to_a_spawned_worker_is_told(workers, start_method
 
 
 class Hanging(torch.utils.data.Dataset):
-    """32 pictures; from the ninth on reading them never ends, as long as the file is there."""
+    """32 pictures; reading those at fault never ends, as long as the file is there."""
 
-    def __init__(self, flag):
+    def __init__(self, flag, at_fault):
         self.pictures = Shapes(32, size=24)
-        self.flag = flag
+        self.flag, self.at_fault = flag, at_fault
 
     def __len__(self):
         return 32
 
     def __getitem__(self, i):
-        while i >= 8 and self.flag.exists():
+        while i in self.at_fault and self.flag.exists():
             signal.pause()  # SIGTERM and SIGINT are not heard in a worker
         return self.pictures[i]
 
@@ -144,11 +142,10 @@ BATCHES = list(np.arange(32).reshape(4, 8))
 
 @pytest.fixture
 def hanging(tmp_path, monkeypatch):
-    monkeypatch.setattr(loaders, "POLL", 0.2)
     monkeypatch.setattr(loaders, "PATIENCE", 0.2)
     flag = tmp_path / "hang"
     flag.touch()
-    yield WorkerViews(Hanging(flag), MultiCrop(24, 12, 2), seed=0, device=torch.device("cpu"),
+    yield WorkerViews(Hanging(flag, range(8, 32)), MultiCrop(24, 12, 2), seed=0, device=torch.device("cpu"),
                       num_workers=2)
     assert not torch.multiprocessing.active_children()  # no orphans, whatever happened
 
@@ -157,25 +154,25 @@ def alarm(*args):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("how", ["asked", "raised", "closed", "thrown away"])
-def test_waiting_for_a_hanging_worker_can_be_ended(hanging, how):
-    asked = []
-    found = hanging.batches(0, BATCHES, interrupted=lambda: bool(asked))
+@pytest.fixture
+def interrupted():
+    """The function that raises KeyboardInterrupt in half a second, as the handler of Ctrl-C does."""
+    before = signal.signal(signal.SIGALRM, alarm)
+    yield lambda: signal.setitimer(signal.ITIMER_REAL, 0.5)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("how", ["raised", "closed", "thrown away"])
+def test_waiting_for_a_hanging_worker_can_be_ended(hanging, interrupted, how):
+    found = hanging.batches(0, BATCHES)
     assert len(next(found)[0]) == 8
     workers = torch.multiprocessing.active_children()
     assert len(workers) == 2
-    if how == "asked":
-        asked.append(True)
-    if how in ("asked", "raised"):
-        before = signal.signal(signal.SIGALRM, alarm)
-        if how == "raised":  # as a handler of Ctrl-C does, while the next batch is waited for
-            signal.setitimer(signal.ITIMER_REAL, 0.5)
-        try:
-            with pytest.raises(KeyboardInterrupt):
-                next(found)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+    if how == "raised":
+        interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            next(found)
     elif how == "closed":
         found.close()
     else:
@@ -183,11 +180,10 @@ def test_waiting_for_a_hanging_worker_can_be_ended(hanging, how):
     assert not any(worker.is_alive() for worker in workers)
 
 
-def test_after_a_hang_the_same_views_come(hanging):
-    asked = []
-    found = hanging.batches(0, BATCHES, interrupted=lambda: bool(asked))
+def test_after_a_hang_the_same_views_come(hanging, interrupted):
+    found = hanging.batches(0, BATCHES)
     before = [next(found)]
-    asked.append(True)
+    interrupted()
     with pytest.raises(KeyboardInterrupt):
         next(found)
     hanging.images.dataset.flag.unlink()
@@ -195,6 +191,37 @@ def test_after_a_hang_the_same_views_come(hanging):
     assert [torch.equal(a, b) for a, b in zip(before[0], again[0], strict=True)] == [True] * 4
     assert len(again) == 4
     hanging.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_while_a_worker_hangs_saves_the_run_and_ends_the_workers(
+        workers, tmp_path, monkeypatch, assert_same, number):
+    """The second update is made; of the third batch a picture never comes."""
+    monkeypatch.setattr(loaders, "PATIENCE", 0.2)
+    flag = tmp_path / "hang"
+    config = replace(workers, save_every=100, log_every=1)
+    third = epoch_order(config.seed, 0, 32)[16:24]
+    dataset = Hanging(flag, set(third.tolist()))
+    whole = replace(config, output_dir=str(tmp_path / "whole"))
+    train(whole, dataset)
+    flag.touch()
+
+    def press(line):
+        if line["step"] == 2:
+            pids.extend(child.pid for child in torch.multiprocessing.active_children())
+            threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+
+    pids = []
+    with pytest.raises(KeyboardInterrupt):
+        train(config, dataset, on_log=press)
+    assert load_newest(f"{config.output_dir}/checkpoints")["step"] == 2
+    assert len(pids) == 2 and not torch.multiprocessing.active_children()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    flag.unlink()
+    train(replace(config, resume="auto"), dataset)
+    assert_same(end(config), end(whole))
 
 
 class Leaking(torch.utils.data.Dataset):

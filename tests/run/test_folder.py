@@ -113,4 +113,13 @@ def test_an_error_of_the_training_images_does_not_blame_evaluations(tiny):
 
 def test_labels_that_are_missing_are_told(tiny, begun, capsys):
     assert build_trainer(replace(begun, eval_every=1.0)).probes is None
-    assert f"no k-NN in this run: {begun.dataset} has no labelled images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.count("no k-NN: ") == 1 and f"{begun.dataset} has no folders of classes" in said
+
+
+def test_labels_of_a_dataset_of_ones_own_are_not_used_without_a_word(tiny, pictures, capsys):
+    assert build_trainer(tiny, pictures).probes is None
+    said = capsys.readouterr().out
+    assert said.count("no k-NN: ") == 1 and "eval_every=0" in said
+    build_trainer(replace(tiny, eval_every=0), pictures)
+    assert "no k-NN" not in capsys.readouterr().out
