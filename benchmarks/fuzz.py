@@ -1,21 +1,24 @@
-"""Broken and hostile input: `python benchmarks/fuzz.py --minutes 10`. Needs hypothesis (in the extra `test`).
+"""Broken and hostile input: `python benchmarks/fuzz.py --minutes 10`. Needs hypothesis (in the
+extra `test`).
 
-Hypothesis makes bytes that are no image, settings or checkpoint; it flips, cuts, drops, doubles and overwrites parts of
-real ones (17 images of 12 formats, JSON and command lines of settings, checkpoints, a run's teacher, other people's);
-and it makes whole files whose content is wrong: missing and odd values, shapes and settings. Readers may answer with a
-result or with the errors that they document, and with nothing else:
+Hypothesis makes bytes that are no image, settings or checkpoint; it flips, cuts, drops, doubles
+and overwrites parts of real ones (17 images of 12 formats, JSON and command lines of settings,
+checkpoints, a run's teacher, other people's); and it makes whole files whose content is wrong:
+missing and odd values, shapes and settings. Readers may answer with a result or with the errors
+that they document, and with nothing else:
 
-- `read_image`: UnreadableImage; `to_channels` and `EvalTransform` on pictures of all of PIL's modes, on arrays and
-  tensors: UnreadableImage, TypeError
-- `open_dataset` on folders in many layouts, with splits, links and files that are no images: ValueError,
-  FileNotFoundError. What is trained on is no query, and nothing of a folder that stands beside "train" as "val" or
-  "test" does
+- `read_image`: UnreadableImage; `to_channels` and `EvalTransform` on pictures of all of PIL's
+  modes, on arrays and tensors: UnreadableImage, TypeError
+- `open_dataset` on folders in many layouts, with splits, links and files that are no images:
+  ValueError, FileNotFoundError. What is trained on is no query, and nothing of a folder that
+  stands beside "train" as "val" or "test" does
 - `Config.from_json`: ValueError; `read_settings`: ValueError
 - `load_newest`: ValueError; `load_teacher`: ValueError, FileNotFoundError
 
-An example that takes more than 20 seconds ends the command (a hang), and so does a crash of the interpreter. Pickles
-that call a function stand in many of the checkpoints; the function would make a folder, and none may be there in the
-end. Checkpoints are tried with the checksum that they had and with a right one for what they have become.
+An example that takes more than 20 seconds ends the command (a hang), and so does a crash of the
+interpreter. Pickles that call a function stand in many of the checkpoints; the function would
+make a folder, and none may be there in the end. Checkpoints are tried with the checksum that
+they had and with a right one for what they have become.
 """
 
 import argparse
@@ -60,16 +63,76 @@ from dino_lib.teachers.load import load_teacher
 
 SECONDS = 20  # for one example
 SMALL = dataclasses.replace(
-    PRESETS["smoke"], conv_stem=False, store_size=24, global_size=24, local_size=12, out_dim=16, hidden_dim=16,
-    backbone_options={"img_size": 24, "patch_size": 6, "embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 2.0})
+    PRESETS["smoke"],
+    conv_stem=False,
+    store_size=24,
+    global_size=24,
+    local_size=12,
+    out_dim=16,
+    hidden_dim=16,
+    backbone_options={
+        "img_size": 24,
+        "patch_size": 6,
+        "embed_dim": 16,
+        "depth": 1,
+        "num_heads": 2,
+        "mlp_ratio": 2.0,
+    },
+)
 OFFICIAL = {"img_size": 16, "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 1}
-WORDS = ["dataset", "epochs", "lr", "0", "-1", "1e999", "nan", "None", "True", "shapes", "auto", "{}", "()", "--", "-h"]
+WORDS = [
+    "dataset",
+    "epochs",
+    "lr",
+    "0",
+    "-1",
+    "1e999",
+    "nan",
+    "None",
+    "True",
+    "shapes",
+    "auto",
+    "{}",
+    "()",
+    "--",
+    "-h",
+]
 
 
-MODES = ["1", "L", "P", "LA", "PA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F",
-         "I;16", "I;16L", "I;16B"]
+MODES = [
+    "1",
+    "L",
+    "P",
+    "LA",
+    "PA",
+    "La",
+    "RGB",
+    "RGBA",
+    "RGBa",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+    "I",
+    "F",
+    "I;16",
+    "I;16L",
+    "I;16B",
+]
 HELD_BACK = ["val", "Valid", "validation", "test", "Testing", "test1"]
-FOLDERS = ["train", "Training", *HELD_BACK, "cat", "dog", "invalid", "latest", ".hidden", "photos", "f\xfcnf"]
+FOLDERS = [
+    "train",
+    "Training",
+    *HELD_BACK,
+    "cat",
+    "dog",
+    "invalid",
+    "latest",
+    ".hidden",
+    "photos",
+    "f\xfcnf",
+]
 FILES = ["0.png", "1.PNG", "2.jpg", "3.heic", "4.txt", ".5.png", "6", "\udcff.png"]
 
 
@@ -84,11 +147,29 @@ class Trap:
 
 
 def images():
-    """One picture as a file of each of many formats, and of the modes that take other paths through the reader."""
+    """One picture as a file of each of many formats, and of the modes that take other paths through
+    the reader.
+    """
     picture = Shapes(1, size=24)[0][0]
-    for kind, mode in [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGBA"), ("PNG", "I;16"), ("PNG", "P"), ("GIF", "P"),
-                       ("TIFF", "RGB"), ("TIFF", "F"), ("WEBP", "RGB"), ("BMP", "RGB"), ("PPM", "RGB"), ("TGA", "RGB"),
-                       ("ICO", "RGBA"), ("JPEG2000", "RGB"), ("SGI", "L"), ("PCX", "P"), ("DDS", "RGBA")]:
+    for kind, mode in [
+        ("JPEG", "RGB"),
+        ("JPEG", "CMYK"),
+        ("PNG", "RGBA"),
+        ("PNG", "I;16"),
+        ("PNG", "P"),
+        ("GIF", "P"),
+        ("TIFF", "RGB"),
+        ("TIFF", "F"),
+        ("WEBP", "RGB"),
+        ("BMP", "RGB"),
+        ("PPM", "RGB"),
+        ("TGA", "RGB"),
+        ("ICO", "RGBA"),
+        ("JPEG2000", "RGB"),
+        ("SGI", "L"),
+        ("PCX", "P"),
+        ("DDS", "RGBA"),
+    ]:
         file, options = io.BytesIO(), {}
         if (kind, mode) == ("JPEG", "RGB"):
             exif = Image.Exif()
@@ -108,12 +189,19 @@ def mutated(draw, originals):
         ends = st.integers(0, min(64, size)) | st.integers(max(0, size - 300), size)
         place = draw(st.integers(0, size) | ends)
         length = draw(st.sampled_from([1, 1, 2, 4, 8, 64, 1000]))
-        how = draw(st.sampled_from(["flip", "flip", "overwrite", "overwrite", "insert", "drop", "double", "cut"]))
+        how = draw(
+            st.sampled_from(
+                ["flip", "flip", "overwrite", "overwrite", "insert", "drop", "double", "cut"]
+            )
+        )
         if how == "flip" and place < len(data):
             data[place] ^= 1 << draw(st.integers(0, 7))
         elif how == "overwrite":
-            data[place : place + length] = draw(st.sampled_from([bytes(length), b"\xff" * length])) if length > 2 else (
-                draw(st.binary(min_size=length, max_size=length)))
+            data[place : place + length] = (
+                draw(st.sampled_from([bytes(length), b"\xff" * length]))
+                if length > 2
+                else (draw(st.binary(min_size=length, max_size=length)))
+            )
         elif how == "insert":
             data[place:place] = draw(st.binary(max_size=8))
         elif how == "drop":
@@ -127,7 +215,9 @@ def mutated(draw, originals):
 
 @st.composite
 def pictures(draw):
-    """A PIL image of any mode, with what may hang on one; an array or a tensor of any kind of number."""
+    """A PIL image of any mode, with what may hang on one; an array or a tensor of any kind of
+    number.
+    """
     height, width = draw(st.integers(1, 9)), draw(st.sampled_from([1, 2, 9, 300]))
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     if draw(st.booleans()):
@@ -138,15 +228,41 @@ def pictures(draw):
         if mode in ("P", "PA") and draw(st.booleans()):
             image.putpalette(rng.bytes(draw(st.sampled_from([3, 30, 768]))))
         if draw(st.booleans()):
-            image.info["transparency"] = draw(st.sampled_from([0, 3, 255, 999, b"\0\xff", (1, 2, 3), "x", None]))
+            image.info["transparency"] = draw(
+                st.sampled_from([0, 3, 255, 999, b"\0\xff", (1, 2, 3), "x", None])
+            )
         if draw(st.booleans()):
             image.info["exif"] = draw(st.binary(max_size=20))
         elif draw(st.booleans()):
             image.getexif()[0x0112] = draw(st.sampled_from([1, 3, 6, 8, 0, 99, "x"]))
         return image
-    shape = draw(st.sampled_from([(height, width), (height, width, 3), (3, height, width), (height, width, 1),
-                                  (height, width, 4), (1, height, width), (height, width, 7), (0, 3), (2,), ()]))
-    kinds = ["uint8", "uint16", "int64", "float16", "float32", "float64", "bool", "complex64", "object"]
+    shape = draw(
+        st.sampled_from(
+            [
+                (height, width),
+                (height, width, 3),
+                (3, height, width),
+                (height, width, 1),
+                (height, width, 4),
+                (1, height, width),
+                (height, width, 7),
+                (0, 3),
+                (2,),
+                (),
+            ]
+        )
+    )
+    kinds = [
+        "uint8",
+        "uint16",
+        "int64",
+        "float16",
+        "float32",
+        "float64",
+        "bool",
+        "complex64",
+        "object",
+    ]
     numbers = np.array(rng.random(shape) * draw(st.sampled_from([1, 1, 255, -1, np.nan, np.inf])))
     with np.errstate(all="ignore"):
         array = numbers.astype(draw(st.sampled_from(kinds)))
@@ -159,20 +275,38 @@ def pictures(draw):
 def layouts(draw):
     """{path below a folder: whole, empty or broken}, up to three levels deep."""
     place = st.lists(st.sampled_from(FOLDERS), max_size=3).map("/".join)
-    content = st.sampled_from(["whole", "whole", "whole", "empty", "broken", "link to the folder", "link to nothing"])
+    content = st.sampled_from(
+        ["whole", "whole", "whole", "empty", "broken", "link to the folder", "link to nothing"]
+    )
     return draw(st.dictionaries(st.tuples(place, st.sampled_from(FILES)), content, max_size=12))
 
 
 def json_values():
-    scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(WORDS)
-    return st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
-        st.text(max_size=8), inner, max_size=4), max_leaves=6)
+    scalars = (
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=8)
+        | st.sampled_from(WORDS)
+    )
+    return st.recursive(
+        scalars,
+        lambda inner: (
+            st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+        ),
+        max_leaves=6,
+    )
 
 
 def tensors():
     """Tensors of a few numbers, of odd kinds too."""
-    shape = st.lists(st.sampled_from([0, 1, 2, 8, 16, 64]), max_size=4).filter(lambda s: torch.Size(s).numel() < 10**5)
-    kind = st.sampled_from([torch.float32, torch.int64, torch.bool, torch.complex64, torch.bfloat16])
+    shape = st.lists(st.sampled_from([0, 1, 2, 8, 16, 64]), max_size=4).filter(
+        lambda s: torch.Size(s).numel() < 10**5
+    )
+    kind = st.sampled_from(
+        [torch.float32, torch.int64, torch.bool, torch.complex64, torch.bfloat16]
+    )
     plain = st.builds(lambda s, k: torch.zeros(s, dtype=k), shape, kind)
     return plain | st.sampled_from([torch.eye(3).to_sparse(), torch.empty(2, 2, device="meta")])
 
@@ -206,28 +340,56 @@ def flatten(value, name="x"):
 
 
 def foreign(trap):
-    """Small checkpoints as other people's code lays them out, some with a trap beside the weights."""
+    """Small checkpoints in the layouts of other people, some with a trap beside the weights."""
     plain = timm.create_model("vit_tiny_patch16_224", num_classes=0, **OFFICIAL).state_dict()
     yield {"teacher": {f"backbone.{k}": v for k, v in plain.items()}}
-    yield {"state_dict": {f"momentum_backbone.{k}": v for k, v in plain.items()},
-           "hyper_parameters": trap, "optimizer_states": [{"state": {0: torch.ones(2)}}]}
-    with_scale = timm.create_model("vit_tiny_patch16_224", num_classes=0, init_values=1.0, **OFFICIAL).state_dict()
+    yield {
+        "state_dict": {f"momentum_backbone.{k}": v for k, v in plain.items()},
+        "hyper_parameters": trap,
+        "optimizer_states": [{"state": {0: torch.ones(2)}}],
+    }
+    with_scale = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=0, init_values=1.0, **OFFICIAL
+    ).state_dict()
     place = with_scale["cls_token"]
-    registers = {"register_tokens": torch.ones(1, 4, 64), "pos_embed": torch.cat([place, with_scale["pos_embed"]], 1)}
-    yield with_scale | {k.replace("blocks.", "blocks.0."): v for k, v in with_scale.items()} | registers
+    registers = {
+        "register_tokens": torch.ones(1, 4, 64),
+        "pos_embed": torch.cat([place, with_scale["pos_embed"]], 1),
+    }
+    yield (
+        with_scale
+        | {k.replace("blocks.", "blocks.0."): v for k, v in with_scale.items()}
+        | registers
+    )
     theirs = {}
     for k, v in plain.items():
-        for old, new in [("blocks.", "encoder.layer."), ("cls_token", "embeddings.cls_token"),
-                         ("pos_embed", "embeddings.position_embeddings"), ("norm1", "layernorm_before"),
-                         ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
-                         ("norm2", "layernorm_after"), ("mlp.fc1", "intermediate.dense"),
-                         ("mlp.fc2", "output.dense"), ("attn.proj", "attention.output.dense")]:
+        for old, new in [
+            ("blocks.", "encoder.layer."),
+            ("cls_token", "embeddings.cls_token"),
+            ("pos_embed", "embeddings.position_embeddings"),
+            ("norm1", "layernorm_before"),
+            ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+            ("norm2", "layernorm_after"),
+            ("mlp.fc1", "intermediate.dense"),
+            ("mlp.fc2", "output.dense"),
+            ("attn.proj", "attention.output.dense"),
+        ]:
             k = k.replace(old, new)
-        parts = zip(("query", "key", "value"), v.chunk(3), strict=True) if ".qkv." in k else [("", v)]
-        theirs |= {k.replace("attn.qkv", f"attention.attention.{part}"): piece for part, piece in parts}
+        parts = (
+            zip(("query", "key", "value"), v.chunk(3), strict=True) if ".qkv." in k else [("", v)]
+        )
+        theirs |= {
+            k.replace("attn.qkv", f"attention.attention.{part}"): piece for part, piece in parts
+        }
     yield theirs | {"layernorm.weight": plain["norm.weight"], "layernorm.bias": plain["norm.bias"]}
-    xcit = timm.create_model("xcit_nano_12_p16_224", num_classes=0, embed_dim=16, depth=1, num_heads=2).state_dict()
-    yield {"teacher": {f"module.backbone.{k.replace('pos_embed.', 'pos_embeder.')}": v for k, v in xcit.items()}}
+    xcit = timm.create_model(
+        "xcit_nano_12_p16_224", num_classes=0, embed_dim=16, depth=1, num_heads=2
+    ).state_dict()
+    yield {
+        "teacher": {
+            f"module.backbone.{k.replace('pos_embed.', 'pos_embeder.')}": v for k, v in xcit.items()
+        }
+    }
 
 
 class Targets:
@@ -238,8 +400,11 @@ class Targets:
         (folder / "checkpoints").mkdir()
         torch.manual_seed(0)
         backbone = build_backbone(SMALL)
-        state = {"config": dataclasses.asdict(SMALL), "teacher": {
-            f"backbone.{k}": v for k, v in backbone.state_dict().items()}, "losses": [torch.tensor(0.5)]}
+        state = {
+            "config": dataclasses.asdict(SMALL),
+            "teacher": {f"backbone.{k}": v for k, v in backbone.state_dict().items()},
+            "losses": [torch.tensor(0.5)],
+        }
         save_teacher(folder / "teacher.safetensors", backbone, SMALL, step=1)
         self.vit = create_backbone("vit_tiny_patch16_224", **OFFICIAL)
         self.foreign_states = [*foreign(Trap(self.trap))]
@@ -247,9 +412,13 @@ class Targets:
         torch.save({"teacher": Trap(self.trap)}, folder / "trap.pth")
         torch.save({"x": Trap(self.trap)}, folder / "old.pth", _use_new_zipfile_serialization=False)
         self.state = state
-        self.checkpoints = [save_checkpoint(folder / "checkpoints", 1, {**state, **more}).read_bytes()
-                            for more in ({}, {"x": Trap(self.trap)})]
-        self.pickles = [(folder / name).read_bytes() for name in ("official.pth", "trap.pth", "old.pth")]
+        self.checkpoints = [
+            save_checkpoint(folder / "checkpoints", 1, {**state, **more}).read_bytes()
+            for more in ({}, {"x": Trap(self.trap)})
+        ]
+        self.pickles = [
+            (folder / name).read_bytes() for name in ("official.pth", "trap.pth", "old.pth")
+        ]
         self.pickles.append(pickle.dumps(Trap(self.trap)))
         self.teacher = (folder / "teacher.safetensors").read_bytes()
         self.weights = load(self.teacher)
@@ -273,7 +442,11 @@ class Targets:
                 assert image.mode == {1: "L", 3: "RGB"}[channels]
                 assert to_channels(image, channels).tobytes() == image.tobytes()
                 seen = EvalTransform(8, [0.5] * channels, [0.25] * channels)(picture)
-                assert seen.shape == (channels, 8, 8) and seen.dtype == torch.float32 and seen.abs().max() <= 2
+                assert (
+                    seen.shape == (channels, 8, 8)
+                    and seen.dtype == torch.float32
+                    and seen.abs().max() <= 2
+                )
 
         return test
 
@@ -292,14 +465,27 @@ class Targets:
                 else:
                     data = self.images[2]
                     path.write_bytes({"whole": data, "empty": b"", "broken": data[:-40]}[content])
-            with self.example("folder", repr(layout).encode(errors="replace"), (ValueError, FileNotFoundError)):
-                parts = {split: open_dataset(root, "", split, channels) for split in ("train", "gallery", "test")}
-                paths = {split: {part.dataset.paths[i] for i in part.indices} if part else set()
-                         for split, part in parts.items()}
-                assert paths["train"] and paths["gallery"] <= paths["train"] and not paths["train"] & paths["test"]
+            with self.example(
+                "folder", repr(layout).encode(errors="replace"), (ValueError, FileNotFoundError)
+            ):
+                parts = {
+                    split: open_dataset(root, "", split, channels)
+                    for split in ("train", "gallery", "test")
+                }
+                paths = {
+                    split: {part.dataset.paths[i] for i in part.indices} if part else set()
+                    for split, part in parts.items()
+                }
+                assert (
+                    paths["train"]
+                    and paths["gallery"] <= paths["train"]
+                    and not paths["train"] & paths["test"]
+                )
                 assert bool(paths["gallery"]) == bool(paths["test"])
                 if any(path.relative_to(root).parts[0] == "train" for path in paths["train"]):
-                    assert not {path.relative_to(root).parts[0] for path in paths["train"]} & {*HELD_BACK}
+                    assert not {path.relative_to(root).parts[0] for path in paths["train"]} & {
+                        *HELD_BACK
+                    }
                 for part in filter(None, parts.values()):
                     for i in range(len(part)):
                         with contextlib.suppress(UnreadableImage):
@@ -310,9 +496,14 @@ class Targets:
     def settings_json(self):
         fields = st.sampled_from([f.name for f in dataclasses.fields(Config)])
         changed = st.dictionaries(fields, json_values(), max_size=3).map(
-            lambda changes: json.dumps({**json.loads(self.json), **changes}))
-        text = st.one_of(st.text(max_size=50), json_values().map(json.dumps), changed,
-                         mutated([self.json.encode()]).map(lambda b: b.decode(errors="replace")))
+            lambda changes: json.dumps({**json.loads(self.json), **changes})
+        )
+        text = st.one_of(
+            st.text(max_size=50),
+            json_values().map(json.dumps),
+            changed,
+            mutated([self.json.encode()]).map(lambda b: b.decode(errors="replace")),
+        )
 
         @given(text)
         def test(text):
@@ -323,29 +514,44 @@ class Targets:
 
     def command_line(self):
         options = [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(Config)]
-        words = st.lists(st.sampled_from([*options, *PRESETS, "--preset", *WORDS]) | st.text(max_size=6), max_size=8)
-        pairs = st.tuples(st.sampled_from(options), st.sampled_from(WORDS) | st.text(max_size=6)).map(list)
+        words = st.lists(
+            st.sampled_from([*options, *PRESETS, "--preset", *WORDS]) | st.text(max_size=6),
+            max_size=8,
+        )
+        pairs = st.tuples(
+            st.sampled_from(options), st.sampled_from(WORDS) | st.text(max_size=6)
+        ).map(list)
 
         @given(words | pairs)
         def test(words):
-            with self.example("command line", json.dumps(words).encode(), ()), \
-                    contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            with (
+                self.example("command line", json.dumps(words).encode(), ()),
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
                 try:
                     read_settings(words)
                 except ValueError:
-                    self.counts["command line refused"] = self.counts.get("command line refused", 0) + 1
+                    self.counts["command line refused"] = (
+                        self.counts.get("command line refused", 0) + 1
+                    )
                 except SystemExit as end:
                     assert end.code == 0 and {"-h", "--help"} & {*words}
 
         return test
 
     def checkpoint(self):
-        data, path = st.binary(max_size=200) | mutated(self.checkpoints), self.folder / "checkpoints/step_00000001.pt"
+        data, path = (
+            st.binary(max_size=200) | mutated(self.checkpoints),
+            self.folder / "checkpoints/step_00000001.pt",
+        )
 
         @given(data, st.booleans())
         def test(data, seal):
             if seal:
-                data = data[:-73] + b"\nsha256 %s\n" % hashlib.sha256(data[:-73]).hexdigest().encode()
+                data = (
+                    data[:-73] + b"\nsha256 %s\n" % hashlib.sha256(data[:-73]).hexdigest().encode()
+                )
             path.write_bytes(data)
             with self.example("checkpoint", data, ValueError):
                 assert isinstance(load_newest(path.parent), dict)
@@ -357,7 +563,9 @@ class Targets:
     def checkpoint_of_odd_state(self):
         @given(spoiled(self.state))
         def test(state):
-            path = save_checkpoint(self.folder / "checkpoints", 1, {str(k): v for k, v in state.items()})
+            path = save_checkpoint(
+                self.folder / "checkpoints", 1, {str(k): v for k, v in state.items()}
+            )
             data = path.read_bytes()
             with self.example("odd checkpoint", data, ValueError):
                 assert isinstance(load_newest(path.parent), dict)
@@ -373,9 +581,12 @@ class Targets:
         heads = st.sampled_from([None, 1, 1, 1, 3, 0, -1, 64])
 
         beside = st.sampled_from(["", "", "", "[]", "{"]) | json_values().map(
-            lambda value: json.dumps({"num_attention_heads": value}))
+            lambda value: json.dumps({"num_attention_heads": value})
+        )
 
-        @given(whole | whole | whole | json_values() | tensors(), names, heads, st.booleans(), beside)
+        @given(
+            whole | whole | whole | json_values() | tensors(), names, heads, st.booleans(), beside
+        )
         def test(state, name, heads, as_safetensors, beside):
             path = self.folder / "foreign" / name
             path.parent.mkdir(exist_ok=True)
@@ -409,17 +620,26 @@ class Targets:
 
     def safetensors(self):
         path = self.folder / "teacher.safetensors"
-        header = st.fixed_dictionaries({}, optional={
-            "format": st.sampled_from(["1", "2", "", "x"]), "config": st.text(max_size=8) | st.just(self.json),
-            "about": st.text(max_size=8) | st.just("{}"), "sha256": st.text(max_size=8)})
+        header = st.fixed_dictionaries(
+            {},
+            optional={
+                "format": st.sampled_from(["1", "2", "", "x"]),
+                "config": st.text(max_size=8) | st.just(self.json),
+                "about": st.text(max_size=8) | st.just("{}"),
+                "sha256": st.text(max_size=8),
+            },
+        )
 
         def seal(data):
             return data.replace(ZEROS.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
 
         fields = st.sampled_from([f.name for f in dataclasses.fields(Config)])
         changed = st.dictionaries(fields, json_values(), max_size=2)
-        options = st.dictionaries(st.sampled_from(["img_size", "patch_size", "embed_dim", "depth", "num_heads", "x"]),
-                                  st.sampled_from([-1, 0, 1, 5, 12, 24, "a", 0.5, False]), max_size=2)
+        options = st.dictionaries(
+            st.sampled_from(["img_size", "patch_size", "embed_dim", "depth", "num_heads", "x"]),
+            st.sampled_from([-1, 0, 1, 5, 12, 24, "a", 0.5, False]),
+            max_size=2,
+        )
 
         def odd(changes, options):
             config = json.loads(self.json)
@@ -429,8 +649,12 @@ class Targets:
 
         whole = mutated([seal_removed(self.teacher)]) | st.builds(odd, changed, options)
 
-        @given(st.binary(max_size=100) | header.map(lambda h: save({"x": torch.ones(2)}, h)) | mutated([self.teacher])
-               | whole.map(seal))
+        @given(
+            st.binary(max_size=100)
+            | header.map(lambda h: save({"x": torch.ones(2)}, h))
+            | mutated([self.teacher])
+            | whole.map(seal)
+        )
         def test(data):
             path.write_bytes(data)
             with self.example("teacher", data, ValueError):
@@ -440,7 +664,9 @@ class Targets:
 
     @contextlib.contextmanager
     def example(self, name, data, documented):
-        """Run one example: the documented errors are fine, others go through, and what takes too long ends it all."""
+        """Run one example: the documented errors are fine, others go through, and what takes too
+        long ends it all.
+        """
         self.counts[name] = self.counts.get(name, 0) + 1
         (self.folder / "last").write_bytes(data)
         faulthandler.dump_traceback_later(SECONDS, exit=True, file=sys.__stderr__)
@@ -462,7 +688,9 @@ def seal_removed(data):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--examples", type=int, default=200, help="of each kind, in one round")
@@ -475,13 +703,28 @@ def main(argv=None):
     clock, rounds, wrong = time.perf_counter(), 0, {}
     with tempfile.TemporaryDirectory() as folder:
         targets = Targets(Path(folder))
-        tests = [targets.image, targets.picture, targets.folder_layout, targets.settings_json,
-                 targets.command_line, targets.checkpoint, targets.checkpoint_of_odd_state,
-                 targets.pickle, targets.odd_foreign, targets.safetensors]
+        tests = [
+            targets.image,
+            targets.picture,
+            targets.folder_layout,
+            targets.settings_json,
+            targets.command_line,
+            targets.checkpoint,
+            targets.checkpoint_of_odd_state,
+            targets.pickle,
+            targets.odd_foreign,
+            targets.safetensors,
+        ]
         while rounds == 0 or time.perf_counter() - clock < 60 * args.minutes:
             for test in tests:
-                run = settings(max_examples=args.examples, deadline=None, database=None, suppress_health_check=list(
-                    HealthCheck), phases=[Phase.generate], print_blob=False)(seed(args.seed + rounds)(test()))
+                run = settings(
+                    max_examples=args.examples,
+                    deadline=None,
+                    database=None,
+                    suppress_health_check=list(HealthCheck),
+                    phases=[Phase.generate],
+                    print_blob=False,
+                )(seed(args.seed + rounds)(test()))
                 try:
                     run()
                 except Exception as error:
@@ -490,13 +733,18 @@ def main(argv=None):
                     while place.tb_next:
                         place = place.tb_next
                     code = place.tb_frame.f_code
-                    where = f"{test.__name__}: {type(inner).__name__} in {code.co_filename}:{place.tb_lineno}"
+                    where = (
+                        f"{test.__name__}: {type(inner).__name__} in "
+                        f"{code.co_filename}:{place.tb_lineno}"
+                    )
                     if where not in wrong:
                         wrong[where] = str(inner)[:300]
                         print(f"{where}: {wrong[where]}", flush=True)
                         if args.keep:
                             args.keep.mkdir(parents=True, exist_ok=True)
-                            (args.keep / f"{len(wrong)}_{test.__name__}").write_bytes(Path(folder, "last").read_bytes())
+                            (args.keep / f"{len(wrong)}_{test.__name__}").write_bytes(
+                                Path(folder, "last").read_bytes()
+                            )
             rounds += 1
         executed = targets.trap.exists()
         targets.trap.parent.mkdir(exist_ok=True)
@@ -504,10 +752,18 @@ def main(argv=None):
         torch.load(Path(folder, "trap.pth"), weights_only=False)
         works = targets.trap.exists()
     counts = targets.counts
-    print("; ".join(f"{name}: {n} examples, {counts.get(f'{name} refused', 0)} refused" for name, n in counts.items()
-                    if not name.endswith("refused")))
-    print(f"{rounds} rounds in {time.perf_counter() - clock:.0f} s: {len(wrong)} kinds of foreign errors, code "
-          f"executed: {executed} (the trap works: {works})")
+    print(
+        "; ".join(
+            f"{name}: {n} examples, {counts.get(f'{name} refused', 0)} refused"
+            for name, n in counts.items()
+            if not name.endswith("refused")
+        )
+    )
+    print(
+        f"{rounds} rounds in {time.perf_counter() - clock:.0f} s: {len(wrong)} kinds of foreign "
+        f"errors, code "
+        f"executed: {executed} (the trap works: {works})"
+    )
     sys.exit(1 if wrong or executed or not works else 0)
 
 

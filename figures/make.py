@@ -34,15 +34,19 @@ EIGHT = [1, 2, 7, 8, 9, 10, 11, 14]  # of the sixteen photographs
 def box(axis: Axes, x: float, y: float, width: float, text: str, color: str) -> None:
     """A rounded box of height 0.7 with its left middle at (x, y)."""
     shape = "round,pad=0.02,rounding_size=0.12"
-    axis.add_patch(FancyBboxPatch((x, y - 0.35), width, 0.7, boxstyle=shape, facecolor=color,
-                                  edgecolor=DARK))
+    axis.add_patch(
+        FancyBboxPatch((x, y - 0.35), width, 0.7, boxstyle=shape, facecolor=color, edgecolor=DARK)
+    )
     axis.text(x + width / 2, y, text, ha="center", va="center", fontsize=10)
 
 
 def arrow(axis: Axes, start: tuple, end: tuple, color: str = DARK, **options) -> None:
     """An arrow between two points."""
-    axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, color=color,
-                                   linewidth=1.3, **options))
+    axis.add_patch(
+        FancyArrowPatch(
+            start, end, arrowstyle="-|>", mutation_scale=13, color=color, linewidth=1.3, **options
+        )
+    )
 
 
 def canvas(width: float, height: float, x: tuple, y: tuple) -> tuple[Figure, Axes]:
@@ -92,25 +96,43 @@ def tensors(c: Config) -> list[tuple[str, str, str, str]]:
     b = c.batch_size
     k = c.out_dim
     d = c.backbone_options["embed_dim"]
-    views = (f"2 x ({b}, 3, {c.global_size}, {c.global_size}),  "
-             f"{c.n_local} x ({b}, 3, {c.local_size}, {c.local_size})")
+    views = (
+        f"2 x ({b}, 3, {c.global_size}, {c.global_size}),  "
+        f"{c.n_local} x ({b}, 3, {c.local_size}, {c.local_size})"
+    )
     pairs = f"mean over {2 * (n_views - 1)} pairs of different views"
     return [
-        ("images, as bytes", f"({b}, 3, {c.store_size}, {c.store_size})", PLAIN,
-         "the store, in this epoch's order"),
+        (
+            "images, as bytes",
+            f"({b}, 3, {c.store_size}, {c.store_size})",
+            PLAIN,
+            "the store, in this epoch's order",
+        ),
         ("views", views, PLAIN, "multi-crop; drawn by (seed, epoch, index)"),
         ("teacher's features", f"({2 * b}, {d})", TEACHER, "the two global views; no gradient"),
         ("teacher's logits t", f"(2, {b}, {k})", TEACHER, "the head: cosines with K prototypes"),
         ("targets q", f"(2, {b}, {k})", TEACHER, "softmax((t - center) / teacher temperature)"),
-        ("student's features", f"({n_views * b}, {d})", STUDENT,
-         "all views, one pass for each size"),
+        (
+            "student's features",
+            f"({n_views * b}, {d})",
+            STUDENT,
+            "all views, one pass for each size",
+        ),
         ("student's logits s", f"({n_views}, {b}, {k})", STUDENT, "one pass of the head"),
         ("loss", "()", PLAIN, pairs),
         ("center c", f"({k},)", TEACHER, "0.9 c + 0.1 mean of t, after the loss"),
-        ("gradient", "that of the student's weights", STUDENT,
-         "norm clipped; AdamW takes the step"),
-        ("teacher's weights", "those of the student", TEACHER,
-         "m t + (1 - m) s, after the optimizer's step"),
+        (
+            "gradient",
+            "that of the student's weights",
+            STUDENT,
+            "norm clipped; AdamW takes the step",
+        ),
+        (
+            "teacher's weights",
+            "those of the student",
+            TEACHER,
+            "m t + (1 - m) s, after the optimizer's step",
+        ),
     ]
 
 

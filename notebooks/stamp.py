@@ -21,8 +21,10 @@ def repository(pyproject=ROOT / "pyproject.toml"):
     project = tomllib.loads(pyproject.read_text())["project"]
     address = project.get("urls", {}).get("Repository", "").rstrip("/")
     if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address):
-        raise ValueError(f"{pyproject.name}: [project.urls] Repository = {address!r} must be an "
-                         "address like https://github.com/OWNER/NAME")
+        raise ValueError(
+            f"{pyproject.name}: [project.urls] Repository = {address!r} must be an "
+            "address like https://github.com/OWNER/NAME"
+        )
     return address
 
 
@@ -36,8 +38,9 @@ def stamp(notebook, address, path):
     first.source = re.sub(r"(?m)^<!-- badge -->.*$", lambda _: badge, first.source)
     setup.source, found = re.subn(r'(?m)^REPOSITORY = "[^"]*"', lambda _: line, setup.source)
     if not found:
-        raise ValueError(f"{path}: the second cell is not the set-up cell, for it has no line "
-                         'REPOSITORY = "..."')
+        raise ValueError(
+            f'{path}: the second cell is not the set-up cell, for it has no line REPOSITORY = "..."'
+        )
 
 
 def main():

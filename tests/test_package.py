@@ -39,10 +39,24 @@ def test_every_public_name_is_there_and_of_the_package():
 
 
 def test_the_public_names_are_in_reading_order():
-    method = ["MultiCrop", "create_backbone", "DINOHead", "DINOLoss", "make_teacher",
-              "cosine_schedule"]
-    rest = ["Shapes", "extract_features", "knn_predict", "Config", "PRESETS", "train", "launch",
-            "load_teacher"]
+    method = [
+        "MultiCrop",
+        "create_backbone",
+        "DINOHead",
+        "DINOLoss",
+        "make_teacher",
+        "cosine_schedule",
+    ]
+    rest = [
+        "Shapes",
+        "extract_features",
+        "knn_predict",
+        "Config",
+        "PRESETS",
+        "train",
+        "launch",
+        "load_teacher",
+    ]
     places = [dino_lib.__all__.index(name) for name in method + rest]
     assert places == sorted(places)
 
@@ -56,16 +70,20 @@ def test_a_name_that_is_not_there_is_said_so():
 
 def test_the_import_is_light():
     """Measured in CPU time, which other work on the machine does not stretch."""
-    code = ("import sys, time; start = time.process_time(); import dino_lib; "
-            "print(time.process_time() - start, {'torch', 'numpy', 'sklearn', 'pydantic'} & "
-            "{*sys.modules})")
+    code = (
+        "import sys, time; start = time.process_time(); import dino_lib; "
+        "print(time.process_time() - start, {'torch', 'numpy', 'sklearn', 'pydantic'} & "
+        "{*sys.modules})"
+    )
     seconds, loaded = fresh(code).split(maxsplit=1)
     assert loaded.strip() == "set()" and float(seconds) < 0.05
 
 
 def test_the_settings_need_no_scikit_learn_and_no_matplotlib():
-    code = ("import sys; from dino_lib import PRESETS, MultiCrop; PRESETS['demo']; "
-            "print({'sklearn', 'matplotlib', 'timm'} & {*sys.modules})")
+    code = (
+        "import sys; from dino_lib import PRESETS, MultiCrop; PRESETS['demo']; "
+        "print({'sklearn', 'matplotlib', 'timm'} & {*sys.modules})"
+    )
     assert fresh(code).strip() == "set()"
 
 
@@ -104,11 +122,14 @@ def test_every_public_function_says_its_types():
     assert seen > 200 and not lacking
 
 
-@pytest.mark.parametrize(("code", "lacking"), [
-    ("def f(a: int, *, b, **c) -> int: ...", ["b", "c"]),
-    ("class C:\n    def f(self, /, *a): ...", ["a", "return"]),
-    ("class C:\n    @classmethod\n    def f(cls, a: int) -> None: ...", []),
-])
+@pytest.mark.parametrize(
+    ("code", "lacking"),
+    [
+        ("def f(a: int, *, b, **c) -> int: ...", ["b", "c"]),
+        ("class C:\n    def f(self, /, *a): ...", ["a", "return"]),
+        ("class C:\n    @classmethod\n    def f(cls, a: int) -> None: ...", []),
+    ],
+)
 def test_a_type_that_is_lacking_is_found(code, lacking):
     [(_, function)] = public_functions(ast.parse(code))
     assert what_lacks_a_type(function) == lacking
@@ -137,8 +158,19 @@ def test_it_installs_trains_and_looks_elsewhere(tmp_path):
     elsewhere.mkdir()
     for name in ("dino_lib", "pyproject.toml", "README.md", "LICENSE"):
         (source / name).symlink_to(ROOT / name)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
-           "--no-build-isolation", "--target", str(site), str(source)]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+        "--target",
+        str(site),
+        str(source),
+    ]
     done = subprocess.run(pip, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (site / "dino_lib" / "py.typed").exists() and (site / "bin" / "dino").exists()

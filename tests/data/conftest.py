@@ -7,7 +7,9 @@ from PIL import Image
 
 @pytest.fixture
 def broken_folder(tmp_path):
-    """Twelve files with images' names: 3, 4 and 11 are broken, the others grey levels of 20 times their number."""
+    """Twelve files with images' names: 3, 4 and 11 are broken, the others grey levels of 20 times
+    their number.
+    """
     for i in range(12):
         Image.new("RGB", (20, 20), (20 * i,) * 3).save(tmp_path / f"{i:02d}.png")
     whole = encoded(noise(), "JPEG")

@@ -7,7 +7,9 @@ from PIL import Image
 
 
 def noise(height=24, width=32, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 def halves(size=(32, 16)):

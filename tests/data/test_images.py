@@ -1,4 +1,4 @@
-"""Any picture as RGB or grey: modes, transparency, 16 bits, cameras' turns, broken files, arrays."""
+"""Any picture as RGB or grey: modes, transparency, 16 bits, EXIF, broken files, arrays."""
 
 import errno
 import io
@@ -18,11 +18,17 @@ from dino_lib.data.items import SkipUnreadable
 ORIENTATION = 0x0112  # the EXIF tag
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "LA", "RGBA", "I;16", "I", "F"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "LA", "RGBA", "I;16", "I", "F"]
+)
 @pytest.mark.parametrize("channels, expected", [(1, "L"), (3, "RGB")])
 def test_every_mode_becomes_the_asked_one(mode, channels, expected):
     gray = mode.startswith(("I", "F"))
-    image = Image.fromarray(np.full((4, 6), 9, np.float32)).convert(mode) if gray else Image.new(mode, (6, 4))
+    image = (
+        Image.fromarray(np.full((4, 6), 9, np.float32)).convert(mode)
+        if gray
+        else Image.new(mode, (6, 4))
+    )
     converted = to_channels(image, channels)
     assert (converted.mode, converted.size) == (expected, (6, 4))
 
@@ -31,7 +37,10 @@ def test_what_is_rgb_already_stays_the_same():
     image = noise()
     converted = to_channels(image)
     assert converted.tobytes() == image.tobytes()
-    assert to_channels(to_channels(image, 1), 3).getpixel((3, 3)) == (image.convert("L").getpixel((3, 3)),) * 3
+    assert (
+        to_channels(to_channels(image, 1), 3).getpixel((3, 3))
+        == (image.convert("L").getpixel((3, 3)),) * 3
+    )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -62,7 +71,11 @@ def test_transparency_is_laid_on_white(tmp_path):
     rgba = Image.new("RGBA", (4, 1), (255, 0, 0, 255))
     rgba.putpixel((1, 0), (255, 0, 0, 0))
     rgba.putpixel((2, 0), (0, 0, 0, 51))
-    assert [to_channels(rgba).getpixel((x, 0)) for x in range(3)] == [(255, 0, 0), (255, 255, 255), (204, 204, 204)]
+    assert [to_channels(rgba).getpixel((x, 0)) for x in range(3)] == [
+        (255, 0, 0),
+        (255, 255, 255),
+        (204, 204, 204),
+    ]
     la = Image.new("LA", (1, 1), (0, 0))
     assert to_channels(la, 1).getpixel((0, 0)) == 255
 
@@ -72,7 +85,11 @@ def test_transparency_is_laid_on_white(tmp_path):
     palette.save(tmp_path / "index.png", transparency=0)  # one index
     palette.save(tmp_path / "bytes.png", transparency=bytes([0, 255]))  # one opacity an index
     palette.save(tmp_path / "opaque.png")
-    for name, first in [("index.png", (255, 255, 255)), ("bytes.png", (255, 255, 255)), ("opaque.png", (10, 20, 30))]:
+    for name, first in [
+        ("index.png", (255, 255, 255)),
+        ("bytes.png", (255, 255, 255)),
+        ("opaque.png", (10, 20, 30)),
+    ]:
         image = read_image(tmp_path / name)
         assert [image.getpixel((x, 0)) for x in range(2)] == [first, (200, 100, 50)], name
 
@@ -102,7 +119,9 @@ def test_camera_rotation_is_undone_once(tmp_path, kind, quality, orientation, si
     halves().save(tmp_path / "turned", kind, exif=exif, **quality)
     image = read_image(tmp_path / "turned")
     assert image.size == size
-    assert close(image.getpixel(red), (255, 0, 0), 12) and close(image.getpixel(blue), (0, 0, 255), 12)
+    assert close(image.getpixel(red), (255, 0, 0), 12) and close(
+        image.getpixel(blue), (0, 0, 255), 12
+    )
     again = to_channels(image)
     assert again.size == size and again.tobytes() == image.tobytes()
     assert not image.info  # nothing is left for others to apply once more
@@ -122,8 +141,17 @@ def test_exif_that_makes_pil_stumble_does_not_cost_the_picture(monkeypatch):
     assert to_channels(halves()).tobytes() == halves().tobytes()
 
 
-@pytest.mark.parametrize("kind, options", [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("GIF", {}),
-                                           ("WEBP", {}), ("BMP", {})])
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("GIF", {}),
+        ("WEBP", {}),
+        ("BMP", {}),
+    ],
+)
 def test_a_file_cut_anywhere_is_unreadable_or_whole(kind, options):
     """Half grey pictures are never given silently; a missing end mark costs nothing."""
     whole = encoded(noise(), kind, **options)
@@ -137,12 +165,15 @@ def test_a_file_cut_anywhere_is_unreadable_or_whole(kind, options):
     assert refused >= len(whole) // 7 * 0.95
 
 
-@pytest.mark.parametrize("content, reason", [
-    (b"", "empty, or not an image"),
-    (b"this is a letter", "empty, or not an image"),
-    (encoded(noise(), "JPEG")[:-300], "truncated"),
-    (encoded(noise(), "PNG").replace(b"IDAT", b"IDAX"), "noise.jpg"),
-])
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "empty, or not an image"),
+        (b"this is a letter", "empty, or not an image"),
+        (encoded(noise(), "JPEG")[:-300], "truncated"),
+        (encoded(noise(), "PNG").replace(b"IDAT", b"IDAX"), "noise.jpg"),
+    ],
+)
 def test_unreadable_files_are_named_with_the_reason(tmp_path, content, reason):
     path = tmp_path / "noise.jpg"
     path.write_bytes(content)
@@ -167,7 +198,9 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
         read_image(tmp_path / "bomb.png")
 
 
-@pytest.mark.parametrize("error", [IndexError("index out of range"), MemoryError(), OverflowError("too large")])
+@pytest.mark.parametrize(
+    "error", [IndexError("index out of range"), MemoryError(), OverflowError("too large")]
+)
 def test_whatever_a_decoder_raises_is_one_exception(tmp_path, monkeypatch, error):
     def load(self):
         raise error
@@ -183,8 +216,12 @@ def test_wrong_arguments_are_not_unreadable_images(tmp_path):
         read_image(tmp_path / "none.jpg")
     with pytest.raises(TypeError, match="expected a picture, got list: give a PIL image, a path"):
         to_channels([[0, 1]])
-    for call in (lambda: read_image(tmp_path / "none.jpg", 4), lambda: to_channels(noise(), 2),
-                 lambda: SkipUnreadable([noise()], 2), lambda: FolderOfImages(tmp_path, 0)):
+    for call in (
+        lambda: read_image(tmp_path / "none.jpg", 4),
+        lambda: to_channels(noise(), 2),
+        lambda: SkipUnreadable([noise()], 2),
+        lambda: FolderOfImages(tmp_path, 0),
+    ):
         with pytest.raises(ValueError, match="must be 3") as error:
             call()
         assert not isinstance(error.value, UnreadableImage)

@@ -26,7 +26,9 @@ def test_batches_keep_their_size_and_the_report_names_the_files(broken_folder, w
         images, labels, used = zip(*items, strict=True)
         return [image.getpixel((0, 0))[0] // 20 for image in images], labels, torch.tensor(used)
 
-    batches = list(DataLoader(safe, batch_size=4, sampler=order, num_workers=workers, collate_fn=collate))
+    batches = list(
+        DataLoader(safe, batch_size=4, sampler=order, num_workers=workers, collate_fn=collate)
+    )
     assert [len(used) for _, _, used in batches] == [4, 4]
     used = [index for batch in batches for index in batch[2].tolist()]
     assert used == [5, 0, 5, 0, 5, 2, 9, 10]
@@ -70,26 +72,45 @@ def test_a_bad_image_is_decoded_once(broken_folder):
         safe[12]
 
 
-
-
-@pytest.mark.parametrize("item, label", [
-    (noise(), -1), ((noise(), 7), 7), ((noise(), torch.tensor(7)), 7), ([noise(), np.int64(7), "more"], 7),
-    ((noise(), None), -1), ((noise(), "cat"), -1), ((noise(), {"boxes": []}), -1),
-    ((noise().convert("LA"), 2), 2), (np.asarray(noise()), -1), ((np.asarray(noise()), 3), 3),
-    (torch.zeros(3, 4, 4, dtype=torch.uint8), -1), ((noise(),), -1),
-    ({"image": noise(), "label": 4}, 4), ({"img": noise(), "fine_label": 5}, 5),
-    ({"image": np.asarray(noise())}, -1), ({"image": noise(), "label": None}, -1),
-])
+@pytest.mark.parametrize(
+    "item, label",
+    [
+        (noise(), -1),
+        ((noise(), 7), 7),
+        ((noise(), torch.tensor(7)), 7),
+        ([noise(), np.int64(7), "more"], 7),
+        ((noise(), None), -1),
+        ((noise(), "cat"), -1),
+        ((noise(), {"boxes": []}), -1),
+        ((noise().convert("LA"), 2), 2),
+        (np.asarray(noise()), -1),
+        ((np.asarray(noise()), 3), 3),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), -1),
+        ((noise(),), -1),
+        ({"image": noise(), "label": 4}, 4),
+        ({"img": noise(), "fine_label": 5}, 5),
+        ({"image": np.asarray(noise())}, -1),
+        ({"image": noise(), "label": None}, -1),
+    ],
+)
 def test_items_of_every_form(item, label):
     image, got, used = SkipUnreadable(Items(item), 1)[0]
     assert (image.mode, got, used) == ("L", label, 0)
 
 
-@pytest.mark.parametrize("error", [
-    OSError("broken pipe"), SyntaxError("broken PNG file"), ValueError("bad header"), EOFError("end"),
-    Image.DecompressionBombError("too large"), Image.UnidentifiedImageError("what is this"), UnreadableImage("x (y)"),
-    FileNotFoundError("gone.jpg"),
-])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("broken pipe"),
+        SyntaxError("broken PNG file"),
+        ValueError("bad header"),
+        EOFError("end"),
+        Image.DecompressionBombError("too large"),
+        Image.UnidentifiedImageError("what is this"),
+        UnreadableImage("x (y)"),
+        FileNotFoundError("gone.jpg"),
+    ],
+)
 def test_what_decoders_raise_is_skipped(error):
     safe = SkipUnreadable(Items(error, noise()))
     assert safe[0][2] == 1
@@ -104,7 +125,9 @@ def test_mistakes_in_the_code_are_not_skipped():
 
 
 def test_nothing_readable_and_nothing_at_all():
-    with pytest.raises(RuntimeError, match=r"none of the 2 images could be read; the first: image 0 \(no\)"):
+    with pytest.raises(
+        RuntimeError, match=r"none of the 2 images could be read; the first: image 0 \(no\)"
+    ):
         SkipUnreadable(Items(OSError("no"), OSError("neither")))[1]
     with pytest.raises(ValueError, match="no images"):
         SkipUnreadable([])
@@ -113,15 +136,22 @@ def test_nothing_readable_and_nothing_at_all():
 def test_a_long_report_is_cut():
     skipped = [(i, f"{i}.jpg (truncated)") for i in range(5)]
     assert report_skipped(skipped, 9, limit=2) == (
-        "5 of 9 images could not be read and were skipped: 0.jpg (truncated), 1.jpg (truncated), and 3 more")
+        "5 of 9 images could not be read and were skipped: 0.jpg (truncated), 1.jpg (truncated), "
+        "and 3 more"
+    )
     assert report_skipped(skipped[:2], 9, limit=2).endswith("0.jpg (truncated), 1.jpg (truncated)")
 
 
 def test_paths_are_items(tmp_path):
     noise().save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")
-    paths = [tmp_path / "b.png", str(tmp_path / "a.png"), (tmp_path / "a.png", 3),
-             tmp_path / "gone.png", {"image": str(tmp_path / "a.png"), "label": 2}]
+    paths = [
+        tmp_path / "b.png",
+        str(tmp_path / "a.png"),
+        (tmp_path / "a.png", 3),
+        tmp_path / "gone.png",
+        {"image": str(tmp_path / "a.png"), "label": 2},
+    ]
     safe = SkipUnreadable(paths)
     found = [safe[i] for i in range(5)]
     assert all(image.tobytes() == noise().tobytes() for image, _, _ in found)
@@ -132,9 +162,11 @@ def test_paths_are_items(tmp_path):
 def test_none_is_skipped_and_named():
     safe = SkipUnreadable(Items(None, (None, 3), {"image": None}, noise()))
     assert [safe[i][2] for i in range(4)] == [3, 3, 3, 3]
-    assert safe.report() == ("3 of 4 images could not be read and were skipped: image 0 (the "
-                             "dataset gave None), image 1 (the dataset gave None), image 2 (the "
-                             "dataset gave None)")
+    assert safe.report() == (
+        "3 of 4 images could not be read and were skipped: image 0 (the "
+        "dataset gave None), image 1 (the dataset gave None), image 2 (the "
+        "dataset gave None)"
+    )
 
 
 class Stream(torch.utils.data.IterableDataset):
@@ -145,14 +177,20 @@ class Stream(torch.utils.data.IterableDataset):
         return iter([noise()] * 3)
 
 
-@pytest.mark.parametrize("dataset, words", [
-    (iter([noise()]), "dataset is a list_iterator: expected pictures by number"),
-    (Stream(), "of a stream give list(dataset)"),
-    ({"a.png"}, "dataset is a set: expected pictures by number"),
-    (DataLoader([1, 2]), "dataset is a DataLoader: expected pictures by number"),
-    ({"train": [noise()], "test": [noise()]}, "dataset is a dict of ['train', 'test']: give one"),
-    ("photos", "dataset is a str: a path goes into the settings, as dataset='photos'"),
-])
+@pytest.mark.parametrize(
+    "dataset, words",
+    [
+        (iter([noise()]), "dataset is a list_iterator: expected pictures by number"),
+        (Stream(), "of a stream give list(dataset)"),
+        ({"a.png"}, "dataset is a set: expected pictures by number"),
+        (DataLoader([1, 2]), "dataset is a DataLoader: expected pictures by number"),
+        (
+            {"train": [noise()], "test": [noise()]},
+            "dataset is a dict of ['train', 'test']: give one",
+        ),
+        ("photos", "dataset is a str: a path goes into the settings, as dataset='photos'"),
+    ],
+)
 @pytest.mark.parametrize("take", [SkipUnreadable, Pictures, lambda data: decode_store(data, 8)])
 def test_what_is_no_dataset_is_refused_with_the_remedy(dataset, words, take):
     with pytest.raises(TypeError) as error:
@@ -191,7 +229,7 @@ def test_a_part_takes_items_of_every_form():
     assert [part[i][1] for i in (0, 2)] == [-1, 4]
     safe = SkipUnreadable(part)
     assert safe[1][1:] == (4, 2) and safe.bad == {1: "image 1 (gone)"}
-    with pytest.raises(InputError, match="^item 0 of the dataset raised KeyError: 'x'; mend"):
+    with pytest.raises(InputError, match=r"^item 0 of the dataset raised KeyError: 'x'; mend"):
         SkipUnreadable(Pictures(Items(KeyError("x"))))[0]
 
 

@@ -1,4 +1,6 @@
-"""The views of a step: from the store and from worker processes, the same in whatever batch, worker or epoch order."""
+"""The views of a step: from the store and from worker processes, the same in whatever batch, worker
+or epoch order.
+"""
 
 import dataclasses
 
@@ -27,7 +29,10 @@ def opened(config, images, **changes):
 
 def all_views(views, epoch, batches):
     """One tensor a view, the batches joined."""
-    return [torch.cat(parts) for parts in zip(*views.batches(epoch, [np.array(b) for b in batches]), strict=True)]
+    return [
+        torch.cat(parts)
+        for parts in zip(*views.batches(epoch, [np.array(b) for b in batches]), strict=True)
+    ]
 
 
 def same(a, b):
@@ -64,34 +69,54 @@ def test_views_do_not_depend_on_the_batch(config, pictures):
     assert same([view[[5, 0]] for view in whole], all_views(views, 1, [[26, 3]]))
 
 
-@pytest.mark.parametrize("change", [{"seed": 4}, {"epoch": 2}, {"index": 2}], ids=["seed", "epoch", "index"])
+@pytest.mark.parametrize(
+    "change", [{"seed": 4}, {"epoch": 2}, {"index": 2}], ids=["seed", "epoch", "index"]
+)
 def test_views_depend_on_seed_epoch_and_index(config, pictures, change):
     one_picture = [pictures[0]] * 32  # so that the index alone can tell the views apart
     a = all_views(opened(config, one_picture), 1, [[1]])
-    b = all_views(opened(config, one_picture, seed=change.get("seed", config.seed)), change.get("epoch", 1),
-                  [[change.get("index", 1)]])
+    b = all_views(
+        opened(config, one_picture, seed=change.get("seed", config.seed)),
+        change.get("epoch", 1),
+        [[change.get("index", 1)]],
+    )
     assert not any(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_views_do_not_depend_on_the_number_of_workers(tiny, pictures):
     batches = [[5, 6, 7], [0, 31, 2], [8, 9, 10]]
-    in_process, by_workers = (all_views(opened(tiny, items(pictures), store_size=None, num_workers=n), 1, batches)
-                              for n in (0, 2))
+    in_process, by_workers = (
+        all_views(opened(tiny, items(pictures), store_size=None, num_workers=n), 1, batches)
+        for n in (0, 2)
+    )
     assert same(in_process, by_workers)
 
 
 def test_the_configs_recipe_reaches_the_views(config):
-    """Without any colour operation a plain picture stays what it is, so a change of each setting shows."""
-    plain = dataclasses.replace(config, color_jitter=(0.0, 0.0, 0.0, 0.0), gray_p=0.0, blur_p=(0.0, 0.0, 0.0),
-                                solarize_p=0.0, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
+    """Without any colour operation a plain picture stays what it is, so a change of each setting
+    shows.
+    """
+    plain = dataclasses.replace(
+        config,
+        color_jitter=(0.0, 0.0, 0.0, 0.0),
+        gray_p=0.0,
+        blur_p=(0.0, 0.0, 0.0),
+        solarize_p=0.0,
+        mean=(0.1, 0.2, 0.3),
+        std=(0.5, 0.25, 0.2),
+    )
     red = [Image.new("RGB", (24, 24), (255, 0, 51))] * 32
     (batch,) = opened(plain, red).batches(0, [np.arange(32)])
-    expected = torch.tensor([(1.0 - 0.1) / 0.5, (0.0 - 0.2) / 0.25, (0.2 - 0.3) / 0.2])[:, None, None]
+    expected = torch.tensor([(1.0 - 0.1) / 0.5, (0.0 - 0.2) / 0.25, (0.2 - 0.3) / 0.2])[
+        :, None, None
+    ]
     for view in batch:
         torch.testing.assert_close(view, expected.expand_as(view), atol=1e-5, rtol=0)
     (batch,) = opened(dataclasses.replace(plain, gray_p=1.0), red).batches(0, [np.arange(4)])
     for view in batch:
-        rgb = view * torch.tensor(plain.std)[:, None, None] + torch.tensor(plain.mean)[:, None, None]
+        rgb = (
+            view * torch.tensor(plain.std)[:, None, None] + torch.tensor(plain.mean)[:, None, None]
+        )
         assert rgb.std(1).max() < 1e-2
     (batch,) = opened(dataclasses.replace(plain, solarize_p=1.0), red).batches(0, [np.arange(4)])
     changed = [(view - expected).abs().max() > 1 for view in batch]
@@ -99,17 +124,24 @@ def test_the_configs_recipe_reaches_the_views(config):
 
 
 def test_multicrop_settings_fit_both_versions_and_hold_the_configs_values(tiny):
-    settings = multicrop_settings(dataclasses.replace(tiny, local_scale=(0.2, 0.3), blur_p=(0.1, 0.2, 0.3)))
+    settings = multicrop_settings(
+        dataclasses.replace(tiny, local_scale=(0.2, 0.3), blur_p=(0.1, 0.2, 0.3))
+    )
     for version in (MultiCrop, BatchMultiCrop):
         assert version(**settings).views == [
-            (24, (0.4, 1.0), 0.1, 0.0), (24, (0.4, 1.0), 0.2, tiny.solarize_p), (12, (0.2, 0.3), 0.3, 0.0),
-            (12, (0.2, 0.3), 0.3, 0.0)]
+            (24, (0.4, 1.0), 0.1, 0.0),
+            (24, (0.4, 1.0), 0.2, tiny.solarize_p),
+            (12, (0.2, 0.3), 0.3, 0.0),
+            (12, (0.2, 0.3), 0.3, 0.0),
+        ]
 
 
 def test_the_store_makes_the_views_of_its_own_uniforms(tiny, pictures):
     views, multicrop = opened(tiny, pictures), BatchMultiCrop(**multicrop_settings(tiny))
-    expected = multicrop(pictures.images[[2, 7]],
-                         uniforms=view_uniforms(tiny.seed, 3, np.array([2, 7]), multicrop.n_uniforms))
+    expected = multicrop(
+        pictures.images[[2, 7]],
+        uniforms=view_uniforms(tiny.seed, 3, np.array([2, 7]), multicrop.n_uniforms),
+    )
     assert same(all_views(views, 3, [[2, 7]]), expected)
 
 
@@ -132,7 +164,9 @@ def test_limit_keeps_what_needs_no_decoding(tiny, pictures, capsys):
     assert "decoding" not in capsys.readouterr().out
 
 
-def test_unreadable_images_are_replaced_in_batches_of_full_size_and_named(config, pictures, tmp_path):
+def test_unreadable_images_are_replaced_in_batches_of_full_size_and_named(
+    config, pictures, tmp_path
+):
     for i in range(8):
         pictures[i][0].save(tmp_path / f"{i}.png")
     (tmp_path / "2.png").write_bytes(b"")
@@ -143,7 +177,11 @@ def test_unreadable_images_are_replaced_in_batches_of_full_size_and_named(config
     batches = list(views.batches(0, np.arange(used).reshape(2, -1)))
     assert [len(view) for batch in batches for view in batch] == [used // 2] * 8
     report = views.report()
-    assert report.startswith("2 of 8 images could not be read") and "2.png (" in report and "7.png (" in report
+    assert (
+        report.startswith("2 of 8 images could not be read")
+        and "2.png (" in report
+        and "7.png (" in report
+    )
 
 
 def test_workers_tell_the_main_process_what_they_could_not_read(tiny, pictures, tmp_path):
@@ -157,7 +195,9 @@ def test_workers_tell_the_main_process_what_they_could_not_read(tiny, pictures, 
 
 def test_workers_leave_a_core_and_are_at_most_16(monkeypatch):
     for cores, workers in [(1, 1), (2, 1), (8, 7), (64, 16)]:
-        monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: range(cores), raising=False)
+        monkeypatch.setattr(
+            "os.sched_getaffinity", lambda pid, cores=cores: range(cores), raising=False
+        )
         assert share_of_workers(None) == workers
     monkeypatch.delattr("os.sched_getaffinity")
     monkeypatch.setattr("os.cpu_count", lambda: 5)
@@ -208,8 +248,9 @@ def test_workers_stay_from_epoch_to_epoch(tiny, pictures):
     for epoch in range(2):
         first = all_views(views, epoch, [[1, 2], [3]])
         seen.append({child.pid for child in torch.multiprocessing.active_children()})
-        assert same(first, all_views(opened(tiny, items(pictures), store_size=None), epoch,
-                                     [[1, 2], [3]]))
+        assert same(
+            first, all_views(opened(tiny, items(pictures), store_size=None), epoch, [[1, 2], [3]])
+        )
     assert seen[0] == seen[1] and len(seen[0]) == 2
     views.close()
     assert not torch.multiprocessing.active_children()
@@ -238,7 +279,9 @@ def test_only_pinned_memory_is_copied_beside_the_computation(tiny, pictures, mon
             return [images]
 
     store = StoreViews(pictures.images, AsTheyAre(), seed=0, device=device)
-    workers = WorkerViews(items(pictures), MultiCrop(24, 12, 2), seed=0, device=device, num_workers=0)
+    workers = WorkerViews(
+        items(pictures), MultiCrop(24, 12, 2), seed=0, device=device, num_workers=0
+    )
     monkeypatch.setattr(torch.Tensor, "to", spy)
     for views in (store, workers):
         asked.clear()

@@ -32,7 +32,8 @@ def circular_mean(hue, weight):
     return math.atan2(y, x) / (2 * math.pi), (math.hypot(x, y) / total).item()
 
 
-# --- the design -------------------------------------------------------------------------------------------------
+# --- the design ----------------------------------------------------------------------------------
+
 
 def test_every_cue_belongs_to_two_classes_and_two_classes_share_one_at_most():
     assert len(CLASSES) == 10 and tuple(CLASSES) == Shapes.classes
@@ -47,14 +48,18 @@ def test_textures_differ_and_have_their_symmetry():
     axis = torch.linspace(-1, 1, 41)
     v, u = torch.meshgrid(axis, axis, indexing="ij")
     u, v, freq = u[None], v[None], torch.full((1, 1, 1), 2.3)
-    textures = {kind: _texture(kind, u, v, freq)[0] for kind in {cues[1] for cues in CLASSES.values()}}
+    textures = {
+        kind: _texture(kind, u, v, freq)[0] for kind in {cues[1] for cues in CLASSES.values()}
+    }
     assert set(textures) == {"dots", "rings", "stripes", "rays", "checks"}
     assert all(t.std() > 0.4 for t in textures.values())
     for a, b in itertools.combinations(textures.values(), 2):
         assert torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].abs() < 0.6
     assert (textures["stripes"] == textures["stripes"][:1]).all()  # along u alone
     assert torch.allclose(textures["rings"], textures["rings"].T, atol=1e-5)  # of the radius alone
-    assert torch.allclose(textures["rays"][20, 25:], textures["rays"][20, 40:], atol=1e-5)  # of the angle alone
+    assert torch.allclose(
+        textures["rays"][20, 25:], textures["rays"][20, 40:], atol=1e-5
+    )  # of the angle alone
     assert torch.allclose(textures["dots"], textures["dots"].T, atol=1e-5)
     assert torch.allclose(textures["checks"], -textures["checks"].flip(0), atol=1e-5)
 
@@ -71,13 +76,16 @@ def test_outlines_differ_and_hold_their_center():
         assert (a & b).sum() / (a | b).sum() < 0.85
 
 
-# --- the pictures -----------------------------------------------------------------------------------------------
+# --- the pictures --------------------------------------------------------------------------------
+
 
 def test_types_and_balance(shapes):
     assert len(shapes) == 500
     assert shapes.images.shape == (500, 3, 48, 48) and shapes.images.dtype == torch.uint8
     assert shapes.masks.shape == (500, 48, 48) and shapes.masks.dtype == torch.bool
-    assert shapes.labels.dtype == torch.int64 and torch.equal(shapes.labels.bincount(), torch.full((10,), 50))
+    assert shapes.labels.dtype == torch.int64 and torch.equal(
+        shapes.labels.bincount(), torch.full((10,), 50)
+    )
     assert torch.equal(Shapes(13).labels.bincount(minlength=10), torch.tensor([2, 2, 2] + [1] * 7))
     image, label = shapes[17]
     assert isinstance(image, Image.Image) and image.mode == "RGB" and image.size == (48, 48)
@@ -89,7 +97,9 @@ def test_same_arguments_same_pictures_other_seed_other_pictures(shapes):
     again, other = Shapes(500, seed=3), Shapes(500, seed=4)
     assert torch.equal(again.images, shapes.images) and torch.equal(again.masks, shapes.masks)
     assert torch.equal(other.labels, shapes.labels)
-    assert len(torch.cat([shapes.images, other.images]).flatten(1).unique(dim=0)) == 1000  # no picture comes twice
+    assert (
+        len(torch.cat([shapes.images, other.images]).flatten(1).unique(dim=0)) == 1000
+    )  # no picture comes twice
     assert not torch.equal(other.masks, shapes.masks)
 
 
@@ -116,15 +126,19 @@ def test_every_class_has_the_colour_of_its_palette_inside_its_mask_alone(shapes)
 
 
 def test_masks_lie_on_the_objects(shapes):
-    """Colour changes across the mask's edge; across a shifted or mirrored mask's edge it changes less."""
+    """Colour changes across the mask's edge; across a shifted or mirrored mask's edge it changes
+    less.
+    """
     x, masks = shapes.images[:100].float(), shapes.masks[:100]
 
     def step_across(masks):
         m = masks.float()[:, None]
         ring_in = m * F.max_pool2d(1 - m, 5, 1, 2)
         ring_out = (1 - m) * F.max_pool2d(m, 5, 1, 2)
-        inner, outer = (F.avg_pool2d(x * ring, 7, 1, 3) / F.avg_pool2d(ring, 7, 1, 3).clamp(min=1e-6)
-                        for ring in (ring_in, ring_out))
+        inner, outer = (
+            F.avg_pool2d(x * ring, 7, 1, 3) / F.avg_pool2d(ring, 7, 1, 3).clamp(min=1e-6)
+            for ring in (ring_in, ring_out)
+        )
         return ((inner - outer).abs().mean(1, keepdim=True) * ring_in).sum() / ring_in.sum()
 
     wrong = [masks.roll(s, d) for s, d in [(3, 1), (-3, 1), (3, 2), (-3, 2)]]
@@ -133,7 +147,9 @@ def test_masks_lie_on_the_objects(shapes):
 
 
 def test_objects_have_their_outline(shapes):
-    """The share of its own bounding box that an object fills is the outline's, whatever else the class is."""
+    """The share of its own bounding box that an object fills is the outline's, whatever else the
+    class is.
+    """
     fill = []
     for mask in shapes.masks:
         rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
@@ -150,7 +166,9 @@ def test_objects_have_their_outline(shapes):
 
 def test_a_palette_alone_does_not_give_the_class_away():
     train, test = Shapes(1500, seed=0), Shapes(500, seed=1)
-    predicted = knn_predict(color_histogram(train.images), train.labels, color_histogram(test.images))
+    predicted = knn_predict(
+        color_histogram(train.images), train.labels, color_histogram(test.images)
+    )
     assert 0.2 < accuracy(predicted, test.labels)[0] < 0.65
 
 
@@ -163,5 +181,8 @@ def test_any_size_from_16_up(size):
 
 @pytest.mark.parametrize("arguments", [{"n": 0}, {"n": 5, "size": 15}])
 def test_too_little_is_refused(arguments):
-    with pytest.raises(ValueError, match=f"n={arguments['n']} must be at least 1 and size={arguments.get('size', 48)}"):
+    with pytest.raises(
+        ValueError,
+        match=f"n={arguments['n']} must be at least 1 and size={arguments.get('size', 48)}",
+    ):
         Shapes(**arguments)

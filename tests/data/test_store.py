@@ -21,7 +21,9 @@ from dino_lib.data.store import decode_store
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_store_leaves_out_the_broken_and_keeps_labels_aligned(broken_folder, workers, channels, capsys):
+def test_store_leaves_out_the_broken_and_keeps_labels_aligned(
+    broken_folder, workers, channels, capsys
+):
     class Numbered(FolderOfImages):
         def __getitem__(self, i):
             return super().__getitem__(i)[0], i
@@ -39,7 +41,9 @@ def test_store_leaves_out_the_broken_and_keeps_labels_aligned(broken_folder, wor
 
 def test_store_over_several_batches(capsys):
     items = [(Image.new("L", (8, 8), i), i) for i in range(70)]
-    images, labels, skipped = decode_store(Items(*items[:40], OSError("gone"), *items[41:]), 128, 3, False)
+    images, labels, skipped = decode_store(
+        Items(*items[:40], OSError("gone"), *items[41:]), 128, 3, False
+    )
     assert labels.tolist() == [*range(40), *range(41, 70)] and len(skipped) == 1
     assert torch.equal(images[:, 0, 5, 5], labels.byte())
     assert "3.3 MiB" in capsys.readouterr().out  # 70 * 3 * 128 * 128
@@ -51,7 +55,9 @@ def test_store_resizes_the_shorter_side_and_crops_the_centre(size):
     image = Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
     stored = decode_store(Items((image, 0)), 20, progress=False)[0][0]
     scale = 20 / min(size)
-    resized = image.resize((round(size[0] * scale), round(size[1] * scale)), Image.Resampling.BICUBIC)
+    resized = image.resize(
+        (round(size[0] * scale), round(size[1] * scale)), Image.Resampling.BICUBIC
+    )
     left, top = (resized.width - 20) // 2, (resized.height - 20) // 2
     expected = np.asarray(resized.crop((left, top, left + 20, top + 20))).transpose(2, 0, 1)
     assert close(stored.numpy().astype(int), expected.astype(int), 6)
@@ -59,7 +65,9 @@ def test_store_resizes_the_shorter_side_and_crops_the_centre(size):
 
 def test_store_is_antialiased():
     stripes = Image.fromarray((np.arange(64) % 2 * 255).astype(np.uint8)[None].repeat(64, 0))
-    assert close(decode_store(Items((stripes, 0)), 16, 1, False)[0][:, :, :, 2:-2].int().numpy(), 127, 6)
+    assert close(
+        decode_store(Items((stripes, 0)), 16, 1, False)[0][:, :, :, 2:-2].int().numpy(), 127, 6
+    )
 
 
 def test_a_very_long_image_is_stored_without_its_length():
@@ -80,16 +88,25 @@ def test_a_store_that_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr(store, "available_memory", lambda: 2**20)
     image = (noise(), 0)
     assert len(decode_store(Items(*[image] * 6), 224, progress=False)[0]) == 6
-    with pytest.raises(MemoryError, match="8 images at 224 px need 1 MiB of memory, 1 MiB are free"):
+    with pytest.raises(
+        MemoryError, match="8 images at 224 px need 1 MiB of memory, 1 MiB are free"
+    ):
         decode_store(Items(*[image] * 8), 224, progress=False)
 
 
 def test_available_memory_is_that_of_a_machine():
-    assert 2**26 < store.available_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert (
+        2**26 < store.available_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    )
 
 
-@pytest.mark.parametrize(("v2", "limit", "stat"), [(True, "memory.max", "inactive_file 300\n"),
-                                                   (False, "memory.limit_in_bytes", "total_inactive_file 300\n")])
+@pytest.mark.parametrize(
+    ("v2", "limit", "stat"),
+    [
+        (True, "memory.max", "inactive_file 300\n"),
+        (False, "memory.limit_in_bytes", "total_inactive_file 300\n"),
+    ],
+)
 def test_available_memory_honours_a_containers_limit(tmp_path, monkeypatch, v2, limit, stat):
     folder = tmp_path if v2 else tmp_path / "memory"
     folder.mkdir(exist_ok=True)
@@ -102,15 +119,15 @@ def test_available_memory_honours_a_containers_limit(tmp_path, monkeypatch, v2, 
     assert store.available_memory() > 2**26
 
 
-
-
 def test_a_kept_store_is_read_again_until_a_file_changes(tmp_path, capsys):
     folder, cache = photo_folder(tmp_path / "photos"), tmp_path / "stores"
     plain = decode_store(Pictures(FolderOfImages(folder)), 16, progress=False)
 
     def decoded(size=16, indices=None):
         capsys.readouterr()
-        store = decode_store(Pictures(FolderOfImages(folder), indices), size, progress=False, cache=cache)
+        store = decode_store(
+            Pictures(FolderOfImages(folder), indices), size, progress=False, cache=cache
+        )
         return store, "decoding" in capsys.readouterr().out
 
     for first in (True, False):
@@ -146,7 +163,9 @@ decode_store(FolderOfImages(sys.argv[1]), 16, progress=False, cache=sys.argv[2])
 @pytest.mark.parametrize("how", ["ctrl-c", "kill"])
 def test_an_interrupted_store_is_not_taken_for_whole(tmp_path, how, capsys):
     folder, cache = photo_folder(tmp_path / "photos"), tmp_path / "stores"
-    assert subprocess.run([sys.executable, "-c", KILLED, folder, cache, how], capture_output=True).returncode
+    assert subprocess.run(
+        [sys.executable, "-c", KILLED, folder, cache, how], capture_output=True
+    ).returncode
     assert len(list(cache.iterdir())) == (how == "kill")
     store = decode_store(FolderOfImages(folder), 16, progress=False, cache=cache)
     assert "decoding" in capsys.readouterr().out and len(store[0]) == 5
@@ -218,8 +237,12 @@ def test_torchvisions_datasets_are_never_mixed_up(cats_and_dogs, tmp_path):
     cache = tmp_path / "stores"
     dogs = tv.ImageFolder(cats_and_dogs)
     dogs.samples = [pair for pair in dogs.samples if pair[1] == 1]
-    second = tv.ImageFolder(cats_and_dogs, is_valid_file=lambda path: "dog" in path, allow_empty=True)
-    inverted = tv.ImageFolder(cats_and_dogs, loader=lambda path: Image.new("RGB", (9, 9), (7, 7, 7)))
+    second = tv.ImageFolder(
+        cats_and_dogs, is_valid_file=lambda path: "dog" in path, allow_empty=True
+    )
+    inverted = tv.ImageFolder(
+        cats_and_dogs, loader=lambda path: Image.new("RGB", (9, 9), (7, 7, 7))
+    )
     transformed = tv.ImageFolder(cats_and_dogs, lambda image: image.point(lambda x: x + 1))
     assert level(tv.ImageFolder(cats_and_dogs), cache) == 40
     found = [level(dataset, cache) for dataset in (dogs, second, inverted, transformed)]
@@ -249,8 +272,10 @@ def test_roots_under_a_folder_that_is_named_like_the_stores(tmp_path):
         root.mkdir(parents=True)
         Image.new("RGB", (9, 9), (grey,) * 3).save(root / "a.png")
         os.utime(root / "a.png", ns=(1, 1))
-    found = [level(FolderOfImages(tmp_path / "stores" / name), tmp_path / "cache")
-             for name in ("one", "two")]
+    found = [
+        level(FolderOfImages(tmp_path / "stores" / name), tmp_path / "cache")
+        for name in ("one", "two")
+    ]
     assert found == [40, 200]
 
 
@@ -273,8 +298,12 @@ def test_labels_and_channels_belong_to_the_store(cats_and_dogs, tmp_path):
     folder.labels = [5, 6, 7, 8]
     assert decode_store(folder, 8, progress=False, cache=cache)[1].tolist() == [5, 6, 7, 8]
     Image.new("RGB", (9, 9), (255, 0, 0)).save(cats_and_dogs / "cat" / "0.png")
-    of_grey = [decode_store(Pictures(FolderOfImages(cats_and_dogs, channels), channels=3), 8, 3,
-                            False, cache=cache)[0][0, :, 4, 4].tolist() for channels in (3, 1)]
+    of_grey = [
+        decode_store(
+            Pictures(FolderOfImages(cats_and_dogs, channels), channels=3), 8, 3, False, cache=cache
+        )[0][0, :, 4, 4].tolist()
+        for channels in (3, 1)
+    ]
     assert of_grey == [[255, 0, 0], [76, 76, 76]]
 
 

@@ -24,16 +24,18 @@ def test_the_store_and_the_transform_see_the_same(size):
 
 @pytest.mark.parametrize("size", [(24, 24), (80, 48), (48, 82)])
 def test_it_is_the_usual_evaluation(size):
-    """torchvision's resize of the shorter side and crop of the middle, but for the crop's rounding."""
+    """torchvision's resize and crop of the middle, but for the rounding of the crop."""
     x, y = np.meshgrid(np.linspace(0, 250, size[0]), np.linspace(0, 250, size[1]))
     image = Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
-    usual = v2.Compose([
-        v2.Resize(16, interpolation=v2.InterpolationMode.BICUBIC),
-        v2.CenterCrop(16),
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(MEAN, STD),
-    ])
+    usual = v2.Compose(
+        [
+            v2.Resize(16, interpolation=v2.InterpolationMode.BICUBIC),
+            v2.CenterCrop(16),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+        ]
+    )
     atol = 1e-6 if size[0] == size[1] else 0.15  # a step of the ramp is 0.1 to 0.3
     torch.testing.assert_close(SEE(image), usual(image), atol=atol, rtol=0)
 

@@ -1,4 +1,6 @@
-"""Worker processes: the same run however they are started, and what happens when one dies or the dataset fails."""
+"""Worker processes: the same run however they are started, and what happens when one dies or the
+dataset fails.
+"""
 
 import os
 import resource
@@ -21,7 +23,9 @@ from dino_lib.run.trainer import Trainer
 
 
 class Failing(torch.utils.data.Dataset):
-    """32 pictures; one of them kills the worker that reads it, or raises, as long as the file is there."""
+    """32 pictures; one of them kills the worker that reads it, or raises, as long as the file is
+    there.
+    """
 
     def __init__(self, flag, kind, index=13):
         self.pictures, self.flag, self.kind, self.index = Shapes(32, size=24), flag, kind, index
@@ -52,27 +56,45 @@ def start_method():
 
 
 def end(config):
-    return {k: v for k, v in load_newest(f"{config.output_dir}/checkpoints").items()
-            if k in ("student", "teacher", "loss", "optimizer", "losses")}
+    return {
+        k: v
+        for k, v in load_newest(f"{config.output_dir}/checkpoints").items()
+        if k in ("student", "teacher", "loss", "optimizer", "losses")
+    }
 
 
-def test_spawned_forked_and_no_workers_train_the_same_run(workers, pictures, tmp_path, start_method, assert_same):
+def test_spawned_forked_and_no_workers_train_the_same_run(
+    workers, pictures, tmp_path, start_method, assert_same
+):
     ends = []
     for method, count in [(None, 0), ("fork", 2), ("spawn", 2)]:
         if method:
             start_method(method)
-        config = replace(workers, num_workers=count, epochs=1, output_dir=str(tmp_path / f"{method}"))
+        config = replace(
+            workers, num_workers=count, epochs=1, output_dir=str(tmp_path / f"{method}")
+        )
         train(config, [pictures[i] for i in range(32)])
         ends.append(end(config))
     assert_same(ends[0], ends[1])
     assert_same(ends[0], ends[2])
 
 
-@pytest.mark.parametrize(("kind", "count", "message"), [
-    ("kill", 2, r"exited unexpectedly: mostly for lack of memory or files; take num_workers=0, or fewer than num_workers=2"),
-    ("raise", 2, r"^item 13 of the dataset raised KeyError: 'no such picture'; mend"),
-    ("raise", 0, r"^item 13 of the dataset raised KeyError: 'no such picture'; mend")])
-def test_a_run_whose_input_fails_is_saved_and_goes_on(workers, tmp_path, assert_same, kind, count, message):
+@pytest.mark.parametrize(
+    ("kind", "count", "message"),
+    [
+        (
+            "kill",
+            2,
+            r"exited unexpectedly: mostly for lack of memory or files; take num_workers=0, or "
+            r"fewer than num_workers=2",
+        ),
+        ("raise", 2, r"^item 13 of the dataset raised KeyError: 'no such picture'; mend"),
+        ("raise", 0, r"^item 13 of the dataset raised KeyError: 'no such picture'; mend"),
+    ],
+)
+def test_a_run_whose_input_fails_is_saved_and_goes_on(
+    workers, tmp_path, assert_same, kind, count, message
+):
     flag, config = tmp_path / "flag", replace(workers, num_workers=count, save_every=100)
     whole = replace(config, output_dir=str(tmp_path / "whole"))
     train(whole, Failing(flag, kind))
@@ -114,7 +136,10 @@ def test_what_cannot_be_handed_to_a_spawned_worker_is_told(workers, start_method
         pass
 
     start_method("spawn")
-    with pytest.raises(InputError, match=r"the dataset cannot be handed to worker processes .*Local.* num_workers=0"):
+    with pytest.raises(
+        InputError,
+        match=r"the dataset cannot be handed to worker processes .*Local.* num_workers=0",
+    ):
         train(workers, Local(Failing(None, "", index=-1).pictures[i] for i in range(32)))
 
 
@@ -145,8 +170,13 @@ def hanging(tmp_path, monkeypatch):
     monkeypatch.setattr(loaders, "PATIENCE", 0.2)
     flag = tmp_path / "hang"
     flag.touch()
-    yield WorkerViews(Hanging(flag, range(8, 32)), MultiCrop(24, 12, 2), seed=0, device=torch.device("cpu"),
-                      num_workers=2)
+    yield WorkerViews(
+        Hanging(flag, range(8, 32)),
+        MultiCrop(24, 12, 2),
+        seed=0,
+        device=torch.device("cpu"),
+        num_workers=2,
+    )
     assert not torch.multiprocessing.active_children()  # no orphans, whatever happened
 
 
@@ -156,7 +186,7 @@ def alarm(*args):
 
 @pytest.fixture
 def interrupted():
-    """The function that raises KeyboardInterrupt in half a second, as the handler of Ctrl-C does."""
+    """Raises KeyboardInterrupt in half a second, as the handler of Ctrl-C does."""
     before = signal.signal(signal.SIGALRM, alarm)
     yield lambda: signal.setitimer(signal.ITIMER_REAL, 0.5)
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -195,7 +225,8 @@ def test_after_a_hang_the_same_views_come(hanging, interrupted):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_while_a_worker_hangs_saves_the_run_and_ends_the_workers(
-        workers, tmp_path, monkeypatch, assert_same, number):
+    workers, tmp_path, monkeypatch, assert_same, number
+):
     """The second update is made; of the third batch a picture never comes."""
     monkeypatch.setattr(loaders, "PATIENCE", 0.2)
     flag = tmp_path / "hang"
@@ -244,7 +275,9 @@ class Leaking(torch.utils.data.Dataset):
 
 
 def test_too_many_open_files_in_a_worker_name_the_remedy(workers, tmp_path):
-    with pytest.raises(InputError, match=r"(Too many open files|exited unexpectedly).*take num_workers=0"):
+    with pytest.raises(
+        InputError, match=r"(Too many open files|exited unexpectedly).*take num_workers=0"
+    ):
         train(workers, Leaking())
     assert not torch.multiprocessing.active_children()
 
@@ -261,24 +294,33 @@ class Full:
         raise self.error
 
 
-@pytest.mark.parametrize("error", [
-    RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"),
-    RuntimeError("unable to write to file </torch_1>: No space left on device (28)"),
-    OSError(24, "Too many open files"),
-    RuntimeError("received 0 items of ancdata"),
-    OSError(12, "Cannot allocate memory"),
-])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_1>: No space left on device "
+            "(28)"
+        ),
+        RuntimeError("unable to write to file </torch_1>: No space left on device (28)"),
+        OSError(24, "Too many open files"),
+        RuntimeError("received 0 items of ancdata"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+)
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_machine_that_is_full_is_told_with_the_remedy(pictures, error, count):
-    views = WorkerViews(pictures, Full(error), seed=0, device=torch.device("cpu"), num_workers=count)
+    views = WorkerViews(
+        pictures, Full(error), seed=0, device=torch.device("cpu"), num_workers=count
+    )
     with pytest.raises(InputError, match=r"take num_workers=0.*--shm-size=8g") as found:
         next(views.batches(0, BATCHES))
     assert error.args[-1] in str(found.value) and "\n" not in str(found.value)
 
 
 def test_another_error_of_a_worker_stays_what_it_is(pictures):
-    views = WorkerViews(pictures, Full(ZeroDivisionError("mine")), seed=0,
-                        device=torch.device("cpu"), num_workers=1)
+    views = WorkerViews(
+        pictures, Full(ZeroDivisionError("mine")), seed=0, device=torch.device("cpu"), num_workers=1
+    )
     with pytest.raises(ZeroDivisionError, match="mine"):
         next(views.batches(0, BATCHES))
     assert not torch.multiprocessing.active_children()

@@ -17,7 +17,11 @@ def blobs(n_per_class=30, n_classes=3, dim=5, spread=0.1):
 def test_clusters_that_are_the_classes():
     features, labels = blobs()
     scores = cluster_scores(features, labels + 4)
-    assert scores["nmi"] == pytest.approx(1) and scores["ari"] == pytest.approx(1) and scores["accuracy"] == 1
+    assert (
+        scores["nmi"] == pytest.approx(1)
+        and scores["ari"] == pytest.approx(1)
+        and scores["accuracy"] == 1
+    )
     assert scores["clusters"].dtype == torch.int64
     assert torch.equal(scores["assignment"][scores["clusters"]], labels + 4)
 
@@ -28,28 +32,39 @@ def test_cluster_accuracy_is_the_best_assignment():
     labels = torch.tensor([0] * 5 + [1] * 4 + [0] * 4)
     scores = cluster_scores(features, labels)
     assert scores["accuracy"] == pytest.approx(8 / 13)
-    assert scores["assignment"][scores["clusters"][0]] == 1 and scores["assignment"][scores["clusters"][-1]] == 0
+    assert (
+        scores["assignment"][scores["clusters"][0]] == 1
+        and scores["assignment"][scores["clusters"][-1]] == 0
+    )
     assert 0 < scores["nmi"] < 1 and scores["ari"] < 0.5
 
 
 def test_more_clusters_than_classes():
     features, labels = blobs()
     scores = cluster_scores(features, labels.clamp(max=1), n_clusters=3)
-    assert sorted(scores["assignment"].tolist()) == [-1, 0, 1] and scores["accuracy"] == pytest.approx(2 / 3)
+    assert sorted(scores["assignment"].tolist()) == [-1, 0, 1] and scores[
+        "accuracy"
+    ] == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="no more clusters"):
         cluster_scores(features, labels, n_clusters=91)
 
 
 def test_clusters_are_seeded():
     features = randn(60, 4)
-    first, second = (cluster_scores(features, torch.arange(60) % 6, seed=3)["clusters"] for _ in range(2))
+    first, second = (
+        cluster_scores(features, torch.arange(60) % 6, seed=3)["clusters"] for _ in range(2)
+    )
     assert torch.equal(first, second)
 
 
 def test_embedding_keeps_neighbours_together():
     features, labels = blobs(n_per_class=12, spread=0.02)
     points = embed_2d(features)
-    assert points.shape == (36, 2) and points.dtype == torch.float32 and torch.equal(points, embed_2d(features))
+    assert (
+        points.shape == (36, 2)
+        and points.dtype == torch.float32
+        and torch.equal(points, embed_2d(features))
+    )
     nearest = torch.cdist(points, points).fill_diagonal_(torch.inf).argmin(1)
     assert torch.equal(labels[nearest], labels)
     assert embed_2d(randn(4, 3)).shape == (4, 2)

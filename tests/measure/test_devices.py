@@ -1,4 +1,4 @@
-"""On devices without float64, as Apple's GPUs are: everything that is measured, on such a tensor."""
+"""On devices without float64, as Apple's GPUs are: all measures on such a tensor."""
 
 import pytest
 import torch

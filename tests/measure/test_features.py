@@ -14,9 +14,17 @@ def randn(*shape, seed=0):
 
 
 def small_net():
-    """Dropout and batch norm tell train mode from eval mode; the batch norm's own mode differs from the root's."""
+    """Dropout and batch norm tell train mode from eval mode; the batch norm's own mode differs from
+    the root's.
+    """
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Dropout(0.5),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
     net.train()
     net[1].eval()
     return net
@@ -31,7 +39,11 @@ def test_features_are_unit_rows_in_eval_mode_whatever_the_batch():
     features = extract_features(net, images, batch_size=4)
     with torch.no_grad():
         expected = F.normalize(net.eval()(images), dim=1)
-    assert features.shape == (10, 4) and features.dtype == torch.float32 and features.device.type == "cpu"
+    assert (
+        features.shape == (10, 4)
+        and features.dtype == torch.float32
+        and features.device.type == "cpu"
+    )
     torch.testing.assert_close(features, expected)
 
 
@@ -107,12 +119,21 @@ def test_products_in_reduced_precision_give_nearly_the_same_features_in_float32(
 
 
 def test_other_number_formats_are_refused():
-    with pytest.raises(ValueError, match=r"dtype=torch.float64 must be torch.float32, torch.bfloat16, torch.float16"):
+    with pytest.raises(
+        ValueError,
+        match=r"dtype=torch.float64 must be torch.float32, torch.bfloat16, torch.float16",
+    ):
         extract_features(small_net(), randn(2, 3, 8, 8), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("images, error", [
-    (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), TypeError), (torch.zeros(0, 3, 8, 8), ValueError), ([], ValueError)])
+@pytest.mark.parametrize(
+    "images, error",
+    [
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), TypeError),
+        (torch.zeros(0, 3, 8, 8), ValueError),
+        ([], ValueError),
+    ],
+)
 def test_unfit_images_are_refused(images, error):
     with pytest.raises(error, match="images"):
         extract_features(small_net(), images)
@@ -132,17 +153,28 @@ class Gives(nn.Module):
         return self.output
 
 
-@pytest.mark.parametrize("output, words", [
-    ({"last": torch.zeros(2, 5, 4), "pooled": torch.zeros(2, 4)}, r"dict with last \(2, 5, 4\), pooled \(2, 4\)"),
-    ((torch.zeros(2, 4), torch.zeros(2, 8)), r"tuple with 0 \(2, 4\), 1 \(2, 8\)"),
-    (None, "NoneType with nothing")])
+@pytest.mark.parametrize(
+    "output, words",
+    [
+        (
+            {"last": torch.zeros(2, 5, 4), "pooled": torch.zeros(2, 4)},
+            r"dict with last \(2, 5, 4\), pooled \(2, 4\)",
+        ),
+        ((torch.zeros(2, 4), torch.zeros(2, 8)), r"tuple with 0 \(2, 4\), 1 \(2, 8\)"),
+        (None, "NoneType with nothing"),
+    ],
+)
 def test_what_a_model_gives_instead_of_rows_is_named_with_the_remedy(output, words):
-    with pytest.raises(ValueError, match=f"Gives gave {words}; .*wrap it in a module whose forward"):
+    with pytest.raises(
+        ValueError, match=f"Gives gave {words}; .*wrap it in a module whose forward"
+    ):
         extract_features(Gives(output), randn(2, 3, 8, 8))
 
 
 def test_batches_that_are_dicts_are_refused_with_the_remedy():
-    with pytest.raises(TypeError, match=r'dicts with image, label: .*batch\["image"\] for batch in loader'):
+    with pytest.raises(
+        TypeError, match=r'dicts with image, label: .*batch\["image"\] for batch in loader'
+    ):
         extract_features(small_net(), [{"image": randn(2, 3, 8, 8), "label": torch.zeros(2)}])
 
 

@@ -34,7 +34,9 @@ def heads():
     seen = masks.float()
     fixed = blob((8, 8)).expand(20, 8, 8)
     noise = rand(20, 8, 8)
-    return masks, torch.stack([seen + 0.3 * rand(20, 8, 8, seed=2), seen + 2 * rand(20, 8, 8, seed=3), fixed, noise], 1)
+    return masks, torch.stack(
+        [seen + 0.3 * rand(20, 8, 8, seed=2), seen + 2 * rand(20, 8, 8, seed=3), fixed, noise], 1
+    )
 
 
 def correlation(a, b):
@@ -44,7 +46,9 @@ def correlation(a, b):
 def test_agreement_is_the_correlation_with_the_mean_of_the_others():
     maps = rand(5, 3, 4, 6)
     others = (maps[:, 0] + maps[:, 2]) / 2
-    expected = torch.stack([correlation(a, b) for a, b in zip(maps[:, 1], others, strict=True)]).mean()
+    expected = torch.stack(
+        [correlation(a, b) for a, b in zip(maps[:, 1], others, strict=True)]
+    ).mean()
     torch.testing.assert_close(agreement(maps)[1], expected)
     torch.testing.assert_close(agreement(1e-3 * maps), agreement(maps))
     assert agreement(maps[:, :1]).tolist() == [0]  # no other head
@@ -56,7 +60,9 @@ def test_concentration_runs_from_a_flat_map_to_one_patch():
     maps[:, 1, 2, 2] = 0.1
     maps[:, 2, 2:] = 0
     torch.testing.assert_close(concentration(maps), torch.tensor([0, 1, 0.25]), atol=1e-6, rtol=0)
-    torch.testing.assert_close(entropy(maps), torch.tensor([math.log(16), 0, math.log(8)]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        entropy(maps), torch.tensor([math.log(16), 0, math.log(8)]), atol=1e-6, rtol=0
+    )
 
 
 def test_variety_is_nothing_for_a_map_that_never_changes():
@@ -90,7 +96,8 @@ def test_the_table_tells_what_each_head_looks_at():
     masks, maps = heads()
     table = head_table(maps, masks)
     assert {name: column.shape for name, column in table.items()} == dict.fromkeys(
-        ["object", "auc", "above_blind", "center", "entropy", "agreement"], (4,))
+        ["object", "auc", "above_blind", "center", "entropy", "agreement"], (4,)
+    )
     first = [(of * mask).sum() / of.sum() for of, mask in zip(maps[:, 0], masks, strict=True)]
     torch.testing.assert_close(table["object"][0], torch.stack(first).mean())
     assert table["center"].argmax() == 2 and table["center"][2] == pytest.approx(1)

@@ -46,15 +46,27 @@ def test_knn_is_the_definition(k, temperature):
 def test_knn_defaults_are_twenty_neighbours_at_007():
     train, labels, test = randn(200, 3), torch.arange(200) % 5, randn(300, 3, seed=1)
     assert torch.equal(knn_predict(train, labels, test), naive_knn(train, labels, test, 20, 0.07))
-    assert not torch.equal(knn_predict(train, labels, test), naive_knn(train, labels, test, 19, 0.07))
-    assert not torch.equal(knn_predict(train, labels, test), naive_knn(train, labels, test, 20, 0.1))
+    assert not torch.equal(
+        knn_predict(train, labels, test), naive_knn(train, labels, test, 19, 0.07)
+    )
+    assert not torch.equal(
+        knn_predict(train, labels, test), naive_knn(train, labels, test, 20, 0.1)
+    )
 
 
 def test_knn_agrees_with_sklearn():
-    train, labels, test = F.normalize(randn(80, 8), dim=1), torch.arange(80) % 4, F.normalize(randn(50, 8, seed=1))
-    reference = KNeighborsClassifier(10, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+    train, labels, test = (
+        F.normalize(randn(80, 8), dim=1),
+        torch.arange(80) % 4,
+        F.normalize(randn(50, 8, seed=1)),
+    )
+    reference = KNeighborsClassifier(
+        10, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07)
+    )
     reference.fit(train.numpy(), labels.numpy())
-    assert knn_predict(train, labels, test, k=10).tolist() == reference.predict(test.numpy()).tolist()
+    assert (
+        knn_predict(train, labels, test, k=10).tolist() == reference.predict(test.numpy()).tolist()
+    )
 
 
 def test_temperature_weighs_nearness_against_number():
@@ -62,7 +74,9 @@ def test_temperature_weighs_nearness_against_number():
     near, far = torch.tensor([[1.0, 0.0]]), 10.0
     assert knn_predict(train, labels, near, k=3, temperature=0.07).tolist() == [0]
     assert knn_predict(train, labels, near, k=3, temperature=far).tolist() == [1]
-    assert knn_predict(train, labels, near, k=3, temperature=1e-4).tolist() == [0]  # exp(10000) without overflow
+    assert knn_predict(train, labels, near, k=3, temperature=1e-4).tolist() == [
+        0
+    ]  # exp(10000) without overflow
     assert knn_predict(train, labels, -near, k=3, temperature=1e-4).tolist() == [1]
 
 
@@ -75,7 +89,9 @@ def test_equal_scores_go_to_the_lower_class():
 def test_class_ids_need_not_be_dense():
     train, labels = blobs()
     ids = torch.tensor([3, 10**12, 7])
-    assert torch.equal(knn_predict(train, ids[labels], train, k=5), ids[knn_predict(train, labels, train, k=5)])
+    assert torch.equal(
+        knn_predict(train, ids[labels], train, k=5), ids[knn_predict(train, labels, train, k=5)]
+    )
 
 
 def test_knn_in_blocks_is_knn():
@@ -87,12 +103,25 @@ def test_knn_in_blocks_is_knn():
     assert len(predicted) == 1030 and len(knn_predict(train, labels, test[:0])) == 0
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"k": 11}, "k=11"), ({"k": 0}, "k=0"), ({"test_features": randn(4, 3)}, "do not fit"),
-    ({"train_labels": torch.arange(9)}, "10 integers"), ({"train_labels": torch.rand(10)}, "10 integers"),
-    ({"train_labels": torch.arange(10) - 1}, "hold -1"), ({"temperature": 0.0}, "temperature=0")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"k": 11}, "k=11"),
+        ({"k": 0}, "k=0"),
+        ({"test_features": randn(4, 3)}, "do not fit"),
+        ({"train_labels": torch.arange(9)}, "10 integers"),
+        ({"train_labels": torch.rand(10)}, "10 integers"),
+        ({"train_labels": torch.arange(10) - 1}, "hold -1"),
+        ({"temperature": 0.0}, "temperature=0"),
+    ],
+)
 def test_knn_refuses(change, message):
-    arguments = {"train_features": randn(10, 4), "train_labels": torch.arange(10), "test_features": randn(4, 4), "k": 5}
+    arguments = {
+        "train_features": randn(10, 4),
+        "train_labels": torch.arange(10),
+        "test_features": randn(4, 4),
+        "k": 5,
+    }
     assert len(knn_predict(**arguments)) == 4
     with pytest.raises(ValueError, match=message):
         knn_predict(**{**arguments, **change})
@@ -107,7 +136,10 @@ def test_accuracy_overall_and_by_class():
         accuracy([], [])
     with pytest.raises(ValueError, match="predicted hold 'cat': expected whole numbers"):
         accuracy(["cat"], [0])
-    assert accuracy([-1, 3], [1, 3]) == (0.5, 0.5)  # no class is predicted, as by a cluster beyond the classes
+    assert accuracy([-1, 3], [1, 3]) == (
+        0.5,
+        0.5,
+    )  # no class is predicted, as by a cluster beyond the classes
 
 
 @pytest.mark.parametrize("bins", [1, 3, 8])
@@ -124,7 +156,9 @@ def test_color_histogram_is_numpys(bins):
 
 
 def test_color_histogram_of_any_number_of_channels():
-    images = torch.randint(0, 256, (4, 5, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (4, 5, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     grey = color_histogram(images[:, :1])
     counts = torch.stack([torch.histc(image[0].float(), 8, 0, 256) for image in images])
     torch.testing.assert_close(grey, (counts / 64).sqrt())
@@ -133,14 +167,22 @@ def test_color_histogram_of_any_number_of_channels():
 
 
 def test_color_histogram_in_chunks():
-    images = torch.randint(0, 256, (350, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (350, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     features = color_histogram(images, bins=4)  # 341 images a chunk
     torch.testing.assert_close(features[-12:], color_histogram(images[-12:], bins=4))
     assert len(features) == 350
 
 
-@pytest.mark.parametrize("images, bins", [
-    (torch.zeros(2, 3, 4, 4), 8), (torch.zeros(3, 4, 4).byte(), 8), (torch.zeros(2, 3, 4, 4).byte(), 0)])
+@pytest.mark.parametrize(
+    "images, bins",
+    [
+        (torch.zeros(2, 3, 4, 4), 8),
+        (torch.zeros(3, 4, 4).byte(), 8),
+        (torch.zeros(2, 3, 4, 4).byte(), 0),
+    ],
+)
 def test_color_histogram_refuses(images, bins):
     with pytest.raises(ValueError, match=r"uint8 \(N, C, H, W\)|bins=0"):
         color_histogram(images, bins)
@@ -153,14 +195,18 @@ def test_linear_probe_standardises():
     predicted = linear_probe(features[:60], classes[labels[:60]], test)
     assert predicted.dtype == torch.int64 and (predicted == test_labels).float().mean() > 0.9
     scale = torch.tensor([1e-4, 1.0, 100.0, 1.0, 1.0])
-    assert torch.equal(linear_probe(features[:60] * scale, classes[labels[:60]], test * scale), predicted)
+    assert torch.equal(
+        linear_probe(features[:60] * scale, classes[labels[:60]], test * scale), predicted
+    )
 
 
 def test_the_nearest_come_first_whatever_the_lengths():
     gallery = torch.tensor([[1.0, 0.0], [10.0, 10.0], [0.0, 0.1]])
     cosine, index = nearest(gallery, torch.tensor([[0.2, 0.1]]), 3)
     assert index.tolist() == [[1, 0, 2]]
-    torch.testing.assert_close(cosine, torch.tensor([[3, 2, 1]]) / torch.tensor([[10**0.5, 5**0.5, 5**0.5]]))
+    torch.testing.assert_close(
+        cosine, torch.tensor([[3, 2, 1]]) / torch.tensor([[10**0.5, 5**0.5, 5**0.5]])
+    )
 
 
 def test_average_precision_by_hand():
@@ -170,7 +216,9 @@ def test_average_precision_by_hand():
     assert retrieval_map(gallery, [0, 1, 0, 1], query, [0]) == pytest.approx((1 + 2 / 3) / 2)
     assert retrieval_map(gallery, [0, 1, 0, 1], query, [1]) == pytest.approx((1 / 2 + 2 / 4) / 2)
     # a query without a relevant image has no say
-    assert retrieval_map(gallery, [0, 1, 0, 1], query.expand(2, -1), [0, 7]) == pytest.approx((1 + 2 / 3) / 2)
+    assert retrieval_map(gallery, [0, 1, 0, 1], query.expand(2, -1), [0, 7]) == pytest.approx(
+        (1 + 2 / 3) / 2
+    )
 
 
 def test_average_precision_against_a_naive_loop():
@@ -181,7 +229,9 @@ def test_average_precision_against_a_naive_loop():
         relevant = labels[(gallery @ query / gallery.norm(dim=1)).argsort(descending=True)] == label
         ranks = relevant.nonzero()[:, 0]
         expected.append(((torch.arange(len(ranks)) + 1) / (ranks + 1)).mean().item())
-    assert retrieval_map(gallery, labels, queries, asked) == pytest.approx(np.mean(expected), abs=1e-5)
+    assert retrieval_map(gallery, labels, queries, asked) == pytest.approx(
+        np.mean(expected), abs=1e-5
+    )
 
 
 def test_unfit_retrievals_are_refused():
@@ -210,7 +260,9 @@ TAKES_LABELS = {  # every function that takes labels, with the features of six i
 def test_labels_that_are_text_are_refused_with_the_remedy_which_works(name):
     call, features = TAKES_LABELS[name], F.one_hot(torch.tensor([0, 1] * 3), 4).float()
     for text in (NAMES, np.array(NAMES), np.array(NAMES, dtype=object), tuple(NAMES)):
-        with pytest.raises(ValueError, match=r"hold 'cat': expected whole numbers; .*np.unique\(labels, return_inv"):
+        with pytest.raises(
+            ValueError, match=r"hold 'cat': expected whole numbers; .*np.unique\(labels, return_inv"
+        ):
             call(features, text)
     call(features, np.unique(NAMES, return_inverse=True)[1])
     call(features, torch.tensor([0, 1] * 3))

@@ -21,17 +21,25 @@ from dino_lib.measure.masks import (
 
 
 def test_mask_by_hand():
-    maps = torch.tensor([[[4.0, 1.0], [2.0, 3.0]], [[0.0, 0.02], [0.0, 0.06]]])  # any scale: renormalised
-    for keep, expected in [(0.3, [[[1, 0], [0, 0]], [[0, 0], [0, 1]]]), (0.4, [[[1, 0], [0, 0]], [[0, 0], [0, 1]]]),
-                           (0.41, [[[1, 0], [0, 1]], [[0, 0], [0, 1]]]), (0.76, [[[1, 0], [1, 1]], [[0, 1], [0, 1]]]),
-                           (1.0, [[[1, 1], [1, 1]], [[0, 1], [0, 1]]])]:
+    maps = torch.tensor(
+        [[[4.0, 1.0], [2.0, 3.0]], [[0.0, 0.02], [0.0, 0.06]]]
+    )  # any scale: renormalised
+    for keep, expected in [
+        (0.3, [[[1, 0], [0, 0]], [[0, 0], [0, 1]]]),
+        (0.4, [[[1, 0], [0, 0]], [[0, 0], [0, 1]]]),
+        (0.41, [[[1, 0], [0, 1]], [[0, 0], [0, 1]]]),
+        (0.76, [[[1, 0], [1, 1]], [[0, 1], [0, 1]]]),
+        (1.0, [[[1, 1], [1, 1]], [[0, 1], [0, 1]]]),
+    ]:
         mask = mass_mask(maps, keep)
         assert mask.dtype == torch.bool and mask.int().tolist() == expected, keep
 
 
 def test_mask_keeps_six_tenths_unless_said():
     maps = torch.rand(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(mass_mask(maps), mass_mask(maps, 0.6)) and mass_mask(maps).shape == maps.shape
+    assert (
+        torch.equal(mass_mask(maps), mass_mask(maps, 0.6)) and mass_mask(maps).shape == maps.shape
+    )
 
 
 @pytest.mark.parametrize("n", [4, 10, 30, 60, 100, 3600])
@@ -103,14 +111,20 @@ def test_jaccard_by_hand():
     masks[1, 1, 0, 0] = True  # 1/4; head 0 is empty: 0
     # image 2: nothing anywhere, an empty union
     assert jaccard(masks, truth) == pytest.approx((1 / 2 + 1 / 4 + 0) / 3)
-    torch.testing.assert_close(jaccard_one_head(masks, truth), torch.tensor([1 / 6, (1 / 3 + 1 / 4) / 3]))
+    torch.testing.assert_close(
+        jaccard_one_head(masks, truth), torch.tensor([1 / 6, (1 / 3 + 1 / 4) / 3])
+    )
 
 
-@pytest.mark.parametrize("masks, truth, error", [
-    (torch.ones(1, 2, 4, 4), torch.ones(1, 4, 4).bool(), TypeError),
-    (torch.ones(1, 2, 4, 4).bool(), torch.ones(1, 4, 4), TypeError),
-    (torch.ones(1, 2, 4, 4).bool(), torch.ones(1, 8, 8).bool(), ValueError),
-    (torch.ones(1, 4, 4).bool(), torch.ones(1, 4, 4).bool(), ValueError)])
+@pytest.mark.parametrize(
+    "masks, truth, error",
+    [
+        (torch.ones(1, 2, 4, 4), torch.ones(1, 4, 4).bool(), TypeError),
+        (torch.ones(1, 2, 4, 4).bool(), torch.ones(1, 4, 4), TypeError),
+        (torch.ones(1, 2, 4, 4).bool(), torch.ones(1, 8, 8).bool(), ValueError),
+        (torch.ones(1, 4, 4).bool(), torch.ones(1, 4, 4).bool(), ValueError),
+    ],
+)
 def test_jaccard_refuses(masks, truth, error):
     for score in (jaccard, jaccard_one_head):
         with pytest.raises(error, match="expected"):
@@ -128,7 +142,7 @@ def test_the_table_holds_every_head_at_every_threshold():
     assert table.dtype == jaccard_one_head(truth[:, None], truth).dtype
 
 
-# --- maps against objects ---------------------------------------------------------------------------------------
+# --- maps against objects ------------------------------------------------------------------------
 
 
 def objects_and_maps(n=7, heads=3, grid=(4, 5), seed=0):
@@ -156,14 +170,22 @@ def naive_shuffled(maps, masks):
         weights = (others / others.sum()).flatten().tolist()
         values = maps[i].flatten().tolist()
         inside = masks[i].flatten().nonzero()[:, 0].tolist()
-        scores.append(np.mean([sum(w * against(values[p], v) for w, v in zip(weights, values, strict=True))
-                               for p in inside]))
+        scores.append(
+            np.mean(
+                [
+                    sum(w * against(values[p], v) for w, v in zip(weights, values, strict=True))
+                    for p in inside
+                ]
+            )
+        )
     return np.mean(scores)
 
 
 def naive_above_blind(maps, masks):
     best = naive_shuffled(masks.double(), masks)
-    return [(naive_shuffled(maps[:, head], masks) - 0.5) / (best - 0.5) for head in range(maps.shape[1])]
+    return [
+        (naive_shuffled(maps[:, head], masks) - 0.5) / (best - 0.5) for head in range(maps.shape[1])
+    ]
 
 
 def test_auc_is_the_share_of_pairs_that_are_in_order():
@@ -177,7 +199,11 @@ def test_auc_is_the_share_of_pairs_that_are_in_order():
 def test_auc_of_perfect_blind_flat_and_reversed_maps():
     _, masks = objects_and_maps()
     truth = masks[:, None].float()
-    assert auc(torch.cat([truth, 1 - truth, torch.ones_like(truth)], 1), masks).tolist() == [1, 0, 0.5]
+    assert auc(torch.cat([truth, 1 - truth, torch.ones_like(truth)], 1), masks).tolist() == [
+        1,
+        0,
+        0.5,
+    ]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -201,7 +227,9 @@ def test_a_fixed_map_is_zero_above_blind_where_objects_are_equally_large():
     generator = torch.Generator().manual_seed(0)
     places = torch.rand(40, 36, generator=generator).argsort(1)[:, :7]
     masks = torch.zeros(40, 36, dtype=torch.bool).scatter_(1, places, True).view(40, 6, 6)
-    fixed = torch.cat([torch.rand(2, 6, 6, generator=generator), center_blobs(3, (6, 6)), torch.ones(1, 6, 6)])
+    fixed = torch.cat(
+        [torch.rand(2, 6, 6, generator=generator), center_blobs(3, (6, 6)), torch.ones(1, 6, 6)]
+    )
     scores = above_blind(fixed.expand(40, -1, -1, -1), masks)
     torch.testing.assert_close(scores, torch.zeros(6), atol=1e-6, rtol=0)
     assert auc(fixed.expand(40, -1, -1, -1), masks)[-1] == 0.5
@@ -226,7 +254,11 @@ def test_pictures_without_an_object_or_a_background_have_no_say():
 def test_objects_that_tell_nothing_are_refused():
     maps, masks = objects_and_maps(n=3)
     alike = masks[:1].expand(3, -1, -1)
-    for some in (alike, masks & torch.tensor([True, False, False])[:, None, None], torch.ones_like(masks)):
+    for some in (
+        alike,
+        masks & torch.tensor([True, False, False])[:, None, None],
+        torch.ones_like(masks),
+    ):
         assert not are_comparable(some)
         with pytest.raises(ValueError, match="two objects or more that lie differently"):
             above_blind(maps, some)
@@ -236,11 +268,15 @@ def test_objects_that_tell_nothing_are_refused():
             auc(maps, some)
 
 
-@pytest.mark.parametrize("maps, masks, error, words", [
-    (torch.ones(2, 3, 4, 4), torch.ones(2, 4, 4), TypeError, "expected bool"),
-    (torch.ones(2, 3, 4, 4), torch.ones(2, 8, 8).bool(), ValueError, "patch_masks brings"),
-    (torch.ones(2, 4, 4), torch.ones(2, 4, 4).bool(), ValueError, "do not fit"),
-    (torch.full((2, 3, 4, 4), torch.nan), torch.ones(2, 4, 4).bool(), ValueError, "NaN")])
+@pytest.mark.parametrize(
+    "maps, masks, error, words",
+    [
+        (torch.ones(2, 3, 4, 4), torch.ones(2, 4, 4), TypeError, "expected bool"),
+        (torch.ones(2, 3, 4, 4), torch.ones(2, 8, 8).bool(), ValueError, "patch_masks brings"),
+        (torch.ones(2, 4, 4), torch.ones(2, 4, 4).bool(), ValueError, "do not fit"),
+        (torch.full((2, 3, 4, 4), torch.nan), torch.ones(2, 4, 4).bool(), ValueError, "NaN"),
+    ],
+)
 def test_unfit_maps_and_masks_are_refused(maps, masks, error, words):
     for score in (auc, above_blind):
         with pytest.raises(error, match=words):

@@ -28,17 +28,25 @@ def test_principal_components_become_colours():
     assert colours.shape == (2, 20, 30, 3) and colours.dtype == torch.float32
     assert colours.min() == 0 and colours.max() == 1
     middle = colours[0, 10, :, 0]
-    assert (middle.diff()[1:-1] < 0).all() and colours[0, 10, 0, 0] == 1 and colours[0, 10, -1, 0] == 0
+    assert (
+        (middle.diff()[1:-1] < 0).all() and colours[0, 10, 0, 0] == 1 and colours[0, 10, -1, 0] == 0
+    )
     assert (colours[0, 1:-1, 15, 1].diff() > 0).all()
     torch.testing.assert_close(patch_pca(3 * tokens), colours, atol=1e-4, rtol=0)
 
 
 def test_components_are_those_of_the_svd():
-    tokens = torch.randn(2, 6, 5, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 9)
+    tokens = torch.randn(2, 6, 5, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(
+        1, 9
+    )
     x = tokens.reshape(60, 8)
     scores = (x - x.mean(0)) @ torch.linalg.svd(x - x.mean(0)).Vh[:3].T
-    correlation = torch.corrcoef(torch.cat([scores.T, patch_pca(tokens).reshape(60, 3).T]))[:3, 3:].abs()
-    assert (correlation.diagonal() > 0.98).all() and (correlation - torch.diag(correlation.diagonal())).max() < 0.2
+    correlation = torch.corrcoef(torch.cat([scores.T, patch_pca(tokens).reshape(60, 3).T]))[
+        :3, 3:
+    ].abs()
+    assert (correlation.diagonal() > 0.98).all() and (
+        correlation - torch.diag(correlation.diagonal())
+    ).max() < 0.2
 
 
 def test_the_background_has_no_say():
@@ -53,14 +61,23 @@ def test_the_background_has_no_say():
 
 
 def test_an_outlier_does_not_bleach_the_rest():
-    tokens = torch.randn(1, 20, 20, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([5.0, 3, 2, 1])
+    tokens = torch.randn(1, 20, 20, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [5.0, 3, 2, 1]
+    )
     tokens[0, 0, 0, 0] = 100
     assert patch_pca(tokens)[..., 0].std() > 0.15
 
 
-@pytest.mark.parametrize("tokens, foreground", [
-    (torch.zeros(2, 4, 4, 2), None), (torch.zeros(4, 4, 8), None), (torch.zeros(1, 1, 3, 8), None),
-    (torch.zeros(1, 4, 4, 8), torch.zeros(1, 4, 4).bool()), (torch.zeros(1, 4, 4, 8), torch.ones(1, 4, 2).bool())])
+@pytest.mark.parametrize(
+    "tokens, foreground",
+    [
+        (torch.zeros(2, 4, 4, 2), None),
+        (torch.zeros(4, 4, 8), None),
+        (torch.zeros(1, 1, 3, 8), None),
+        (torch.zeros(1, 4, 4, 8), torch.zeros(1, 4, 4).bool()),
+        (torch.zeros(1, 4, 4, 8), torch.ones(1, 4, 2).bool()),
+    ],
+)
 def test_unfit_tokens_are_refused(tokens, foreground):
     with pytest.raises(ValueError, match="at least 4 patches"):
         patch_pca(tokens, foreground)
@@ -70,8 +87,15 @@ def test_unfit_tokens_are_refused(tokens, foreground):
 
 
 def test_features_are_the_tokens_or_the_heads_side_by_side():
-    model = create_backbone("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=12, depth=2, num_heads=3,
-                            reg_tokens=2).train()
+    model = create_backbone(
+        "vit_tiny_patch16_224",
+        img_size=32,
+        patch_size=8,
+        embed_dim=12,
+        depth=2,
+        num_heads=3,
+        reg_tokens=2,
+    ).train()
     images = randn(2, 3, 24, 40)
     keys = patch_features(model, images, of="keys")
     assert model.training  # left as it was
@@ -83,7 +107,9 @@ def test_features_are_the_tokens_or_the_heads_side_by_side():
     with pytest.raises(ValueError, match="of='key' must be one of"):
         patch_features(model, images, of="key")
     with pytest.raises(TypeError, match="Xcit has ClassAttn"):
-        patch_features(create_backbone("xcit_nano_12_p16_224", img_size=32), randn(1, 3, 32, 32), of="queries")
+        patch_features(
+            create_backbone("xcit_nano_12_p16_224", img_size=32), randn(1, 3, 32, 32), of="queries"
+        )
 
 
 def test_similarity_is_the_cosine_with_one_patch():
@@ -91,7 +117,9 @@ def test_similarity_is_the_cosine_with_one_patch():
     alike = patch_similarity(tokens, 1, 3, 2)
     for place in [(0, 0, 0), (1, 3, 2), (2, 1, 4)]:
         a, b = tokens[place], tokens[1, 3, 2]
-        assert alike[place].item() == pytest.approx((a @ b / (a.norm() * b.norm())).item(), abs=1e-6)
+        assert alike[place].item() == pytest.approx(
+            (a @ b / (a.norm() * b.norm())).item(), abs=1e-6
+        )
     for place in [(3, 0, 0), (0, 4, 0), (0, 0, 5), (-1, 0, 0)]:
         with pytest.raises(ValueError, match="lies outside"):
             patch_similarity(tokens, *place)
@@ -113,7 +141,9 @@ def test_a_shuffled_image_is_matched_patch_by_patch():
 def test_only_mutual_matches_count_and_the_most_similar_come_first():
     a = F.one_hot(torch.tensor([[0, 1, 2]]), 4).float()
     b = torch.tensor([[[1.0, 0, 0, 0], [0.9, 0.1, 0, 0], [0, 0, 0.8, 0.6]]])
-    here, there, cosine = mutual_matches(a, b)  # a's second finds b's second, which prefers a's first
+    here, there, cosine = mutual_matches(
+        a, b
+    )  # a's second finds b's second, which prefers a's first
     assert here.tolist() == [[0, 0], [0, 2]] and there.tolist() == [[0, 0], [0, 2]]
     torch.testing.assert_close(cosine, torch.tensor([1.0, 0.8]))
 

@@ -19,8 +19,17 @@ from dino_lib.measure.masks import (
 )
 from dino_lib.measure.probes import Probes, score_maps
 
-SCORES = ["above_blind", "above_blind_best", "above_blind_blobs", "auc", "auc_best", "auc_blobs",
-          "jaccard", "jaccard_best", "jaccard_blobs"]
+SCORES = [
+    "above_blind",
+    "above_blind_best",
+    "above_blind_blobs",
+    "auc",
+    "auc_best",
+    "auc_blobs",
+    "jaccard",
+    "jaccard_best",
+    "jaccard_blobs",
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +40,30 @@ def shapes():
 @pytest.fixture(scope="module")
 def vit():
     torch.manual_seed(0)
-    return create_backbone("vit_tiny_patch16_224", img_size=48, patch_size=8, embed_dim=24, depth=1, num_heads=3)
+    return create_backbone(
+        "vit_tiny_patch16_224", img_size=48, patch_size=8, embed_dim=24, depth=1, num_heads=3
+    )
 
 
 def probes_of(shapes, n_queries=70):
     n = len(shapes) - n_queries
-    return Probes(shapes.images[:n], shapes.labels[:n], shapes.images[n:], shapes.labels[n:], shapes.masks[n:],
-                  (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), shapes.classes)
+    return Probes(
+        shapes.images[:n],
+        shapes.labels[:n],
+        shapes.images[n:],
+        shapes.labels[n:],
+        shapes.masks[n:],
+        (0.5, 0.4, 0.3),
+        (0.2, 0.3, 0.4),
+        shapes.classes,
+    )
 
 
 def test_images_become_floats_a_batch_at_a_time(shapes, vit, monkeypatch):
     events, normalize = [], Probes.normalize
-    monkeypatch.setattr(Probes, "normalize", lambda self, images: events.append("made") or normalize(self, images))
+    monkeypatch.setattr(
+        Probes, "normalize", lambda self, images: events.append("made") or normalize(self, images)
+    )
     hook = vit.register_forward_hook(lambda *args: events.append("seen"))
     probes_of(shapes).features(vit)  # 80 and 70 images
     hook.remove()
@@ -71,7 +92,10 @@ def test_an_evaluation_scores_the_attention_on_the_first_queries(shapes, vit):
 
 
 def test_a_cnn_has_knn_alone(shapes):
-    assert list(probes_of(shapes).evaluate(create_backbone("resnet10t"))) == ["knn", "knn_per_class"]
+    assert list(probes_of(shapes).evaluate(create_backbone("resnet10t"))) == [
+        "knn",
+        "knn_per_class",
+    ]
 
 
 def test_what_maps_are_scored_by(shapes):
@@ -84,8 +108,14 @@ def test_what_maps_are_scored_by(shapes):
     head = choose_head(maps)
     large = upsample(mass_mask(maps), (48, 48))
     assert scores["head"] == head and scores["jaccard"] == jaccard_one_head(large, masks)[head]
-    assert scores["above_blind"] == above_blind(maps, objects)[head] and scores["auc"] == auc(maps, objects)[head]
-    assert scores["above_blind_best"] == above_blind(maps, objects)[2] and scores["auc_best"] == auc(maps, objects)[2]
+    assert (
+        scores["above_blind"] == above_blind(maps, objects)[head]
+        and scores["auc"] == auc(maps, objects)[head]
+    )
+    assert (
+        scores["above_blind_best"] == above_blind(maps, objects)[2]
+        and scores["auc_best"] == auc(maps, objects)[2]
+    )
     assert scores["jaccard_best"] == jaccard(large, masks) != scores["jaccard"]
     blobs = center_blobs(4, (6, 6)).expand(30, -1, -1, -1)
     assert scores["above_blind_blobs"] == above_blind(blobs, objects).max()

@@ -22,8 +22,14 @@ def rand(*shape, seed=0):
 
 
 def textured(n, *size, seed=0, channels=3):
-    """Smooth patches with noise on them, and some pure black, white and grey pixels: float (n, C, H, W) in [0, 1]."""
-    x = F.resize(rand(n, channels, 5, 6, seed=seed), list(size), antialias=True) + 0.2 * rand(n, channels, *size) - 0.1
+    """Smooth patches with noise on them, and some pure black, white and grey pixels: float (n, C,
+    H, W) in [0, 1].
+    """
+    x = (
+        F.resize(rand(n, channels, 5, 6, seed=seed), list(size), antialias=True)
+        + 0.2 * rand(n, channels, *size)
+        - 0.1
+    )
     x[:, :, 0, :3] = torch.tensor([0.0, 1.0, 0.5])
     return x.clamp(0, 1)
 
@@ -44,9 +50,16 @@ def many_views(kind, images, seed=0, **settings):
 
 both = pytest.mark.parametrize("kind", [MultiCrop, BatchMultiCrop])
 
-# --- cropping and resizing --------------------------------------------------------------------------------------
+# --- cropping and resizing -----------------------------------------------------------------------
 
-BOXES = [(0, 0, 37, 52), (3, 5, 20, 31), (30, 40, 7, 12), (0, 47, 37, 5), (10, 10, 1, 1), (12, 0, 25, 25)]
+BOXES = [
+    (0, 0, 37, 52),
+    (3, 5, 20, 31),
+    (30, 40, 7, 12),
+    (0, 47, 37, 5),
+    (10, 10, 1, 1),
+    (12, 0, 25, 25),
+]
 
 
 def by_pil(image, box, size):
@@ -57,15 +70,26 @@ def by_pil(image, box, size):
 
 
 def in_floats(image, box, size):
-    """The same by torchvision in floats, where values beyond black and white are cut off at the end alone."""
-    view = F.resized_crop(image.float() / 255, *box, [size, size], v2.InterpolationMode.BICUBIC, antialias=True)
+    """The same by torchvision in floats, where values beyond black and white are cut off at the end
+    alone.
+    """
+    view = F.resized_crop(
+        image.float() / 255, *box, [size, size], v2.InterpolationMode.BICUBIC, antialias=True
+    )
     return view.clamp(0, 1)
 
 
-@pytest.mark.parametrize(("way", "reference", "levels"), [
-    (batch_views.crops, by_pil, 2.01),  # weights of 16 bits here, of 22 there: few pixels differ at all
-    (batch_views.crops_by_products, in_floats, 0.51),  # rounded to whole levels
-])
+@pytest.mark.parametrize(
+    ("way", "reference", "levels"),
+    [
+        (
+            batch_views.crops,
+            by_pil,
+            2.01,
+        ),  # weights of 16 bits here, of 22 there: few pixels differ at all
+        (batch_views.crops_by_products, in_floats, 0.51),  # rounded to whole levels
+    ],
+)
 @pytest.mark.parametrize("size", [8, 24, 48, 50, 96])
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
@@ -92,34 +116,56 @@ def plain_crop_box(tries, corner, height, width, scale):
     return None
 
 
-@pytest.mark.parametrize(("size", "scale"), [((40, 60), (0.05, 0.4)), ((48, 48), (0.4, 1.0)), ((30, 90), (0.3, 0.9))])
+@pytest.mark.parametrize(
+    ("size", "scale"), [((40, 60), (0.05, 0.4)), ((48, 48), (0.4, 1.0)), ((30, 90), (0.3, 0.9))]
+)
 def test_boxes_are_the_first_try_that_fits(size, scale):
     tries, corner = rand(400, 2 * CROP_TRIES), rand(400, 2, seed=1)
     corner[0], corner[1] = 0.0, 1 - 2**-24  # the ends of [0, 1)
     boxes = crop_boxes(tries, corner, size, scale)
-    expected = [plain_crop_box(t, c, *size, scale) for t, c in zip(tries, corner.tolist(), strict=True)]
+    expected = [
+        plain_crop_box(t, c, *size, scale) for t, c in zip(tries, corner.tolist(), strict=True)
+    ]
     found = [i for i, box in enumerate(expected) if box is not None]
     # a box in a thousand may round the other way in float32
     assert sum(boxes[i].tolist() != expected[i] for i in found) <= 1 and len(found) > 200
     top, left, h, w = boxes.unbind(1)
-    assert (top >= 0).all() and (left >= 0).all() and (top + h <= size[0]).all() and (left + w <= size[1]).all()
+    assert (
+        (top >= 0).all()
+        and (left >= 0).all()
+        and (top + h <= size[0]).all()
+        and (left + w <= size[1]).all()
+    )
 
 
-@pytest.mark.parametrize(("size", "scale"), [((40, 60), (0.05, 0.4)), ((48, 48), (0.4, 1.0)), ((24, 100), (0.2, 0.8))])
+@pytest.mark.parametrize(
+    ("size", "scale"), [((40, 60), (0.05, 0.4)), ((48, 48), (0.4, 1.0)), ((24, 100), (0.2, 0.8))]
+)
 def test_boxes_are_distributed_as_torchvisions(size, scale):
     n = 2500
     ours = crop_boxes(rand(n, 2 * CROP_TRIES), rand(n, 2, seed=1), size, scale)
     image = torch.empty(3, *size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        theirs = torch.tensor([RandomResizedCrop.get_params(image, scale, (3 / 4, 4 / 3)) for _ in range(n)])
+        theirs = torch.tensor(
+            [RandomResizedCrop.get_params(image, scale, (3 / 4, 4 / 3)) for _ in range(n)]
+        )
     boxes, counts = theirs.unique(dim=0, return_counts=True)
     commonest = boxes[counts.argmax()]  # where a box seldom fits it is the fallback
     shares = [(b == commonest).all(1).float().mean().item() for b in (ours, theirs)]
-    assert shares[0] == pytest.approx(shares[1], abs=4 * math.sqrt(0.5 / n)) and (shares[1] > 0.2) == (size[1] == 100)
-    for statistic in (lambda b: b[:, 0], lambda b: b[:, 1], lambda b: b[:, 2], lambda b: b[:, 3],
-                      lambda b: b[:, 2] * b[:, 3], lambda b: b[:, 2] / b[:, 3],
-                      lambda b: b[:, 0] / (size[0] - b[:, 2] + 1), lambda b: b[:, 1] / (size[1] - b[:, 3] + 1)):
+    assert shares[0] == pytest.approx(shares[1], abs=4 * math.sqrt(0.5 / n)) and (
+        shares[1] > 0.2
+    ) == (size[1] == 100)
+    for statistic in (
+        lambda b: b[:, 0],
+        lambda b: b[:, 1],
+        lambda b: b[:, 2],
+        lambda b: b[:, 3],
+        lambda b: b[:, 2] * b[:, 3],
+        lambda b: b[:, 2] / b[:, 3],
+        lambda b: b[:, 0] / (size[0] - b[:, 2] + 1),
+        lambda b: b[:, 1] / (size[1] - b[:, 3] + 1),
+    ):
         assert ks_2samp(statistic(ours.double()), statistic(theirs.double())).pvalue > 1e-3
 
 
@@ -134,21 +180,34 @@ def test_where_no_box_fits_it_is_torchvisions_fallback(size):
 def test_each_kind_of_view_has_its_size_and_its_share_of_the_image(kind):
     """Red rises along x and green along y, so that a view's own ranges tell what it shows."""
     ramp = torch.linspace(0, 255, 64)
-    image = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64), torch.zeros(64, 64)]).to(torch.uint8)
-    views = many_views(kind, image.expand(60, -1, -1, -1), global_size=32, local_size=16, n_local=3,
-                       global_scale=(0.5, 0.8), local_scale=(0.1, 0.3), **NO_COLOUR, **PLAIN)
+    image = torch.stack(
+        [ramp.expand(64, 64), ramp[:, None].expand(64, 64), torch.zeros(64, 64)]
+    ).to(torch.uint8)
+    views = many_views(
+        kind,
+        image.expand(60, -1, -1, -1),
+        global_size=32,
+        local_size=16,
+        n_local=3,
+        global_scale=(0.5, 0.8),
+        local_scale=(0.1, 0.3),
+        **NO_COLOUR,
+        **PLAIN,
+    )
     assert [tuple(view.shape) for view in views] == [(60, 3, 32, 32)] * 2 + [(60, 3, 16, 16)] * 3
     assert all(view.dtype == torch.float32 for view in views)
     for view, (low, high) in zip(views, [(0.5, 0.8)] * 2 + [(0.1, 0.3)] * 3, strict=True):
         size = view.shape[-1]
-        ranges = [(view[:, c].amax((1, 2)) - view[:, c].amin((1, 2))) * size / (size - 1) for c in (0, 1)]
+        ranges = [
+            (view[:, c].amax((1, 2)) - view[:, c].amin((1, 2))) * size / (size - 1) for c in (0, 1)
+        ]
         share = ranges[0] * ranges[1]
         assert share.min() > low - 0.05 and share.max() < high + 0.05
         assert share.max() - share.min() > 0.5 * (high - low)
         assert view[:, 2].abs().max() == 0
 
 
-# --- colour, blur, solarize -------------------------------------------------------------------------------------
+# --- colour, blur, solarize ----------------------------------------------------------------------
 
 FACTORS = torch.tensor([0.0, 0.6, 0.8, 1.0, 1.4])
 OPERATIONS = [
@@ -184,20 +243,32 @@ def test_gray_is_torchvisions():
 def test_blur_is_torchvisions(size):
     x, sigmas = textured(4, size, size), torch.tensor([0.1, 0.5, 1.3, 2.0])
     for image, sigma, y in zip(x, sigmas.tolist(), colours.blur(x, sigmas), strict=True):
-        expected = F.gaussian_blur(image, [13, 13], [sigma, sigma])  # three sigmas of 2 to each side
+        expected = F.gaussian_blur(
+            image, [13, 13], [sigma, sigma]
+        )  # three sigmas of 2 to each side
         torch.testing.assert_close(y, expected, rtol=0, atol=1e-4)
 
 
 def test_jitter_draws_strengths_and_orders_image_by_image():
-    """torchvision's functions, one after the other, in the order and with the factors that the uniforms stand for."""
+    """torchvision's functions, one after the other, in the order and with the factors that the
+    uniforms stand for.
+    """
     images = as_uint8(textured(30, 16, 16))
-    multicrop = BatchMultiCrop(16, 16, 0, **{**NO_COLOUR, "color_jitter": (1.5, 0.4, 0.3, 0.1)}, **WHOLE, **PLAIN)
+    multicrop = BatchMultiCrop(
+        16, 16, 0, **{**NO_COLOUR, "color_jitter": (1.5, 0.4, 0.3, 0.1)}, **WHOLE, **PLAIN
+    )
     uniforms = rand(30, multicrop.n_uniforms, seed=1)
-    draws = batch_views.Draws(*uniforms.split(WIDTHS * 2, dim=1)[: len(WIDTHS)])  # views into it: the first view's
+    draws = batch_views.Draws(
+        *uniforms.split(WIDTHS * 2, dim=1)[: len(WIDTHS)]
+    )  # views into it: the first view's
     draws.tries[:], draws.flip[:], draws.jitter[:] = 0.5, 0.9, 0.0
     draws.jitter[::7] = 0.81  # these are not jittered
     view = multicrop(images, uniforms=uniforms)[0]
-    steps, low, high = draws.order.argsort(1), [0.0, 0.6, 0.7, -0.1], [2.5, 1.4, 1.3, 0.1]  # 1 - 1.5 stops at 0
+    steps, low, high = (
+        draws.order.argsort(1),
+        [0.0, 0.6, 0.7, -0.1],
+        [2.5, 1.4, 1.3, 0.1],
+    )  # 1 - 1.5 stops at 0
     low, high = torch.tensor(low), torch.tensor(high)
     factors = low + (high - low) * draws.strength
     for i, (image, y) in enumerate(zip(images.float() / 255, view, strict=True)):
@@ -212,7 +283,9 @@ def test_normalisation(kind):
     images, mean, std = as_uint8(textured(2, 32, 32)), (0.2, 0.4, 0.6), (0.5, 0.25, 0.125)
     settings = {"global_size": 32, "local_size": 16, "n_local": 1, **NO_COLOUR}
     plain = many_views(kind, images, **settings, **PLAIN)
-    for view, normalised in zip(plain, many_views(kind, images, **settings, mean=mean, std=std), strict=True):
+    for view, normalised in zip(
+        plain, many_views(kind, images, **settings, mean=mean, std=std), strict=True
+    ):
         torch.testing.assert_close(normalised, F.normalize(view, mean, std), rtol=0, atol=1e-5)
 
 
@@ -220,42 +293,67 @@ def test_normalisation(kind):
 def test_solarize_and_gray_on_whole_images(kind):
     images = as_uint8(textured(20, 16, 16))
     settings = {"global_size": 16, "local_size": 16, "n_local": 1, **WHOLE, **PLAIN}
-    for more, theirs, touched in [({"gray_p": 1.0}, lambda x: F.rgb_to_grayscale(x, 3), (0, 1, 2)),
-                                  ({"solarize_p": 1.0}, lambda x: F.solarize(x, 128), (1,))]:
+    for more, theirs, touched in [
+        ({"gray_p": 1.0}, lambda x: F.rgb_to_grayscale(x, 3), (0, 1, 2)),
+        ({"solarize_p": 1.0}, lambda x: F.solarize(x, 128), (1,)),
+    ]:
         for v, view in enumerate(many_views(kind, images, **settings, **{**NO_COLOUR, **more})):
             expected = (theirs(images) if v in touched else images).float() / 255
             assert same_or_flipped(view, expected, 0.005).all()
 
 
-# --- how often --------------------------------------------------------------------------------------------------
+# --- how often -----------------------------------------------------------------------------------
+
 
 def same_or_flipped(view, x, tolerance):
-    return ((view - x).abs().amax((1, 2, 3)) < tolerance) | ((view - x.flip(-1)).abs().amax((1, 2, 3)) < tolerance)
+    return ((view - x).abs().amax((1, 2, 3)) < tolerance) | (
+        (view - x.flip(-1)).abs().amax((1, 2, 3)) < tolerance
+    )
 
 
 def whole_views(kind, n, image=None, **more):
-    """n times the views of one 16 px image, not cropped, and that image in [0, 1]; operations are off if not given."""
+    """n times the views of one 16 px image, not cropped, and that image in [0, 1]; operations are
+    off if not given.
+    """
     image = as_uint8(textured(1, 16, 16)[0] if image is None else image)
-    views = many_views(kind, image.expand(n, -1, -1, -1), global_size=16, local_size=16, n_local=1, **WHOLE, **PLAIN,
-                       **{**NO_COLOUR, **more})
+    views = many_views(
+        kind,
+        image.expand(n, -1, -1, -1),
+        global_size=16,
+        local_size=16,
+        n_local=1,
+        **WHOLE,
+        **PLAIN,
+        **{**NO_COLOUR, **more},
+    )
     return views, image.float() / 255
 
 
 @both
-@pytest.mark.parametrize(("more", "shares"), [
-    ({"color_jitter": (0.4, 0.4, 0.2, 0.1)}, (0.8, 0.8, 0.8)),
-    ({"gray_p": 0.2}, (0.2, 0.2, 0.2)),
-    ({"blur_p": (1.0, 0.1, 0.5)}, (0.91, 0.091, 0.455)),  # a sigma under 0.27 changes no pixel by half a level
-    ({"solarize_p": 0.2}, (0.0, 0.2, 0.0)),
-])
+@pytest.mark.parametrize(
+    ("more", "shares"),
+    [
+        ({"color_jitter": (0.4, 0.4, 0.2, 0.1)}, (0.8, 0.8, 0.8)),
+        ({"gray_p": 0.2}, (0.2, 0.2, 0.2)),
+        (
+            {"blur_p": (1.0, 0.1, 0.5)},
+            (0.91, 0.091, 0.455),
+        ),  # a sigma under 0.27 changes no pixel by half a level
+        ({"solarize_p": 0.2}, (0.0, 0.2, 0.0)),
+    ],
+)
 def test_share_of_each_operation_in_each_view(kind, more, shares):
     n = 1500 if kind is BatchMultiCrop else 250
     views, x = whole_views(kind, n, **more)
     for view, share in zip(views, shares, strict=True):
         changed = (~same_or_flipped(view, x, 0.002)).float().mean().item()
-        assert changed == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / n) + 0.03 * share)
+        assert changed == pytest.approx(
+            share, abs=4 * math.sqrt(share * (1 - share) / n) + 0.03 * share
+        )
         unflipped = ((view - x).abs().amax((1, 2, 3)) < 0.002).float().mean().item()
-        assert unflipped == pytest.approx((1 - changed) / 2, abs=4 * math.sqrt((1 - changed) / 4 / n))
+        assert unflipped == pytest.approx(
+            (1 - changed) / 2, abs=4 * math.sqrt((1 - changed) / 4 / n)
+        )
 
 
 @pytest.mark.parametrize("more", [{"solarize_p": 0.5}, {"blur_p": (0.5, 0.5, 0.5)}])
@@ -264,7 +362,9 @@ def test_operations_are_drawn_independently_of_each_other_and_of_the_other_views
     views, x = whole_views(BatchMultiCrop, n, gray_p=0.5, **more)
     candidates = [x, F.rgb_to_grayscale(x, 3)]
     candidates += [torch.where(c >= 128 / 255, 1 - c, c) for c in candidates]
-    candidates = torch.stack(candidates + [c.flip(-1) for c in candidates])  # (flip, solarize, gray) as a number
+    candidates = torch.stack(
+        candidates + [c.flip(-1) for c in candidates]
+    )  # (flip, solarize, gray) as a number
     for v, view in enumerate(views):
         soft = [colours.blur(y, torch.full((len(y),), 2.0)).flatten(1) for y in (view, candidates)]
         best = torch.cdist(*soft).argmin(1)
@@ -283,8 +383,12 @@ def test_blur_sigmas_fill_their_range_evenly():
     point[:, 8, 8] = 1
     views, _ = whole_views(BatchMultiCrop, 1500, point, blur_p=(1.0, 0.0, 0.0))
     sigmas = torch.linspace(0.1, 2.0, 2000)
-    peaks = colours.blur(point.expand(2000, -1, -1, -1), sigmas).amax((1, 2, 3))  # falls as sigma rises
-    drawn = sigmas[torch.searchsorted(peaks.flip(0), views[0].amax((1, 2, 3))).sub(1999).neg().clamp(0, 1999)]
+    peaks = colours.blur(point.expand(2000, -1, -1, -1), sigmas).amax(
+        (1, 2, 3)
+    )  # falls as sigma rises
+    drawn = sigmas[
+        torch.searchsorted(peaks.flip(0), views[0].amax((1, 2, 3))).sub(1999).neg().clamp(0, 1999)
+    ]
     drawn = drawn[drawn > 0.35]  # below it the peak is 1, whatever the sigma
     assert len(drawn) / 1500 == pytest.approx(1.65 / 1.9, abs=0.04)
     assert kstest(drawn.double(), "uniform", args=(0.35, 1.65)).pvalue > 1e-3
@@ -296,30 +400,52 @@ def hue(r, g, b):
 
 @pytest.mark.parametrize("operation", ["brightness", "contrast", "saturation", "hue"])
 def test_jitter_factors_fill_their_range_evenly(operation):
-    strengths = [0.3 * (operation == name) for name in ("brightness", "contrast", "saturation", "hue")]
+    strengths = [
+        0.3 * (operation == name) for name in ("brightness", "contrast", "saturation", "hue")
+    ]
     image = torch.tensor([0.5, 0.4, 0.35])[:, None, None].repeat(1, 16, 16)
     image[:, :, 8:] -= 0.1  # contrast needs two colours
     views, x = whole_views(BatchMultiCrop, 1500, image, color_jitter=tuple(strengths))
-    view = torch.where((views[0][:, 0, 0, 0] < views[0][:, 0, 0, 15])[:, None, None, None], views[0].flip(-1), views[0])
+    view = torch.where(
+        (views[0][:, 0, 0, 0] < views[0][:, 0, 0, 15])[:, None, None, None],
+        views[0].flip(-1),
+        views[0],
+    )
     (r, g, b), right = view[..., 0, 0].unbind(1), view[:, 0, 0, 15]
     old_r, old_g, old_b, old_right = *x[:, 0, 0], x[0, 0, 15]
-    factor = {"brightness": r / old_r - 1, "contrast": (r - right) / (old_r - old_right) - 1,
-              "saturation": (r - b) / (old_r - old_b) - 1,
-              "hue": (hue(r, g, b) - hue(old_r, old_g, old_b) + 0.5) % 1 - 0.5}[operation]
+    factor = {
+        "brightness": r / old_r - 1,
+        "contrast": (r - right) / (old_r - old_right) - 1,
+        "saturation": (r - b) / (old_r - old_b) - 1,
+        "hue": (hue(r, g, b) - hue(old_r, old_g, old_b) + 0.5) % 1 - 0.5,
+    }[operation]
     drawn = factor[factor.abs() > 2e-3]
     assert len(drawn) / 1500 == pytest.approx(0.8, abs=0.05)
-    assert drawn.abs().max() < 0.3 + (0.01 if operation == "hue" else 1e-3)  # the hue of a circle is not quite HSV's
+    assert drawn.abs().max() < 0.3 + (
+        0.01 if operation == "hue" else 1e-3
+    )  # the hue of a circle is not quite HSV's
     assert kstest(drawn.double(), "uniform", args=(-0.3, 0.6)).pvalue > 1e-3
 
 
-# --- the two versions together ----------------------------------------------------------------------------------
+# --- the two versions together -------------------------------------------------------------------
+
 
 def describe(view):
-    """A few numbers an image: means, deviations, saturation, detail along x and y, and the squares of all these."""
+    """A few numbers an image: means, deviations, saturation, detail along x and y, and the squares
+    of all these.
+    """
     spread = view.amax(1) - view.amin(1)
-    numbers = torch.stack([*view.mean((2, 3)).unbind(1), *view.std((2, 3)).unbind(1), spread.mean((1, 2)),
-                           view.diff(dim=3).abs().mean((1, 2, 3)), view.diff(dim=2).abs().mean((1, 2, 3)),
-                           view.amax((1, 2, 3)), view.amin((1, 2, 3))])
+    numbers = torch.stack(
+        [
+            *view.mean((2, 3)).unbind(1),
+            *view.std((2, 3)).unbind(1),
+            spread.mean((1, 2)),
+            view.diff(dim=3).abs().mean((1, 2, 3)),
+            view.diff(dim=2).abs().mean((1, 2, 3)),
+            view.amax((1, 2, 3)),
+            view.amin((1, 2, 3)),
+        ]
+    )
     return torch.cat([numbers, numbers.square()])  # (22, B)
 
 
@@ -327,30 +453,42 @@ def test_both_versions_draw_from_one_distribution():
     images = Shapes(300, seed=7).images
     settings = {"global_size": 32, "local_size": 16, "n_local": 1, **PLAIN}
     single = torch.stack([describe(v) for v in many_views(MultiCrop, images, **settings)])
-    batch = [torch.stack([describe(v) for v in many_views(BatchMultiCrop, images, seed, **settings)])
-             for seed in range(6)]
+    batch = [
+        torch.stack([describe(v) for v in many_views(BatchMultiCrop, images, seed, **settings)])
+        for seed in range(6)
+    ]
     difference = single - torch.stack(batch).mean(0)  # of the same image: (3 views, 22, 300)
     z = difference.mean(2) / (difference.std(2) / math.sqrt(300))
     assert z.abs().max() < 4, z
 
 
 def test_both_versions_have_the_same_histograms():
-    """Of red, and of the spread of the channels, in every view: share of the pixels in each of 16 steps."""
+    """Of red, and of the spread of the channels, in every view: share of the pixels in each of 16
+    steps.
+    """
     images = Shapes(300, seed=7).images
     settings = {"global_size": 32, "local_size": 16, "n_local": 1, **PLAIN}
 
     def histograms(views):
         pairs = [(view[:, 0], view.amax(1) - view.amin(1)) for view in views]
-        return torch.stack([torch.stack([((x * 15.999).long() == k).float().mean((1, 2)) for k in range(16)])
-                            for pair in pairs for x in pair])  # (6, 16, 300)
+        return torch.stack(
+            [
+                torch.stack([((x * 15.999).long() == k).float().mean((1, 2)) for k in range(16)])
+                for pair in pairs
+                for x in pair
+            ]
+        )  # (6, 16, 300)
 
-    batch = torch.stack([histograms(many_views(BatchMultiCrop, images, seed, **settings)) for seed in range(6)])
+    batch = torch.stack(
+        [histograms(many_views(BatchMultiCrop, images, seed, **settings)) for seed in range(6)]
+    )
     difference = histograms(many_views(MultiCrop, images, **settings)) - batch.mean(0)
     z = difference.mean(2) / (difference.std(2) / math.sqrt(300)).clamp(min=1e-4)
     assert z.abs().max() < 4.5, z
 
 
-# --- seeds ------------------------------------------------------------------------------------------------------
+# --- seeds ---------------------------------------------------------------------------------------
+
 
 def test_reproducible_from_a_generator():
     images = as_uint8(textured(3, 40, 40))
@@ -369,7 +507,9 @@ def test_views_of_an_image_do_not_depend_on_its_batch():
     assert multicrop.n_uniforms == 4 * sum(WIDTHS) == 4 * (2 * CROP_TRIES + 16)
     together = multicrop(images, uniforms=view_uniforms(3, 2, range(10, 16), multicrop.n_uniforms))
     for part in ([4], [5, 0, 3]):
-        alone = multicrop(images[part], uniforms=view_uniforms(3, 2, [10 + i for i in part], multicrop.n_uniforms))
+        alone = multicrop(
+            images[part], uniforms=view_uniforms(3, 2, [10 + i for i in part], multicrop.n_uniforms)
+        )
         for view, expected in zip(alone, together, strict=True):
             torch.testing.assert_close(view, expected[part], rtol=0, atol=1e-4)
 
@@ -377,10 +517,19 @@ def test_views_of_an_image_do_not_depend_on_its_batch():
 def test_the_views_of_a_seed_stay_what_they_are():
     """Shipped runs depend on them: the figures were taken when each image was resized in floats."""
     multicrop = BatchMultiCrop(32, 16, 1)
-    views = multicrop(Shapes(4, seed=7).images, uniforms=view_uniforms(3, 1, range(4), multicrop.n_uniforms))
-    means = [[-1.0535, -0.2471, -0.2741, -0.0077], [-0.4587, -0.8041, -0.7523, -0.5598],
-             [-0.3083, -0.1426, -0.7583, -0.1007]]
-    deviations = [[0.4363, 0.7200, 0.3975, 1.2084], [0.6851, 0.7392, 0.4835, 0.4011], [0.7159, 0.7745, 0.3421, 0.8537]]
+    views = multicrop(
+        Shapes(4, seed=7).images, uniforms=view_uniforms(3, 1, range(4), multicrop.n_uniforms)
+    )
+    means = [
+        [-1.0535, -0.2471, -0.2741, -0.0077],
+        [-0.4587, -0.8041, -0.7523, -0.5598],
+        [-0.3083, -0.1426, -0.7583, -0.1007],
+    ]
+    deviations = [
+        [0.4363, 0.7200, 0.3975, 1.2084],
+        [0.6851, 0.7392, 0.4835, 0.4011],
+        [0.7159, 0.7745, 0.3421, 0.8537],
+    ]
     for view, mean, deviation in zip(views, means, deviations, strict=True):
         torch.testing.assert_close(view.mean((1, 2, 3)), torch.tensor(mean), rtol=0, atol=5e-4)
         torch.testing.assert_close(view.std((1, 2, 3)), torch.tensor(deviation), rtol=0, atol=5e-4)
@@ -393,17 +542,24 @@ def test_view_uniforms_are_a_function_of_seed_epoch_and_index():
     keys = [(s, e, i) for s in range(3) for e in range(3) for i in range(3)]
     every = torch.cat([view_uniforms(s, e, [i], 400) for s, e, i in keys])
     assert len(every.flatten().unique()) > 0.99 * every.numel()
-    assert every.min() >= 0 and every.max() < 1 and kstest(every.flatten().double(), "uniform").pvalue > 1e-3
+    assert (
+        every.min() >= 0
+        and every.max() < 1
+        and kstest(every.flatten().double(), "uniform").pvalue > 1e-3
+    )
     assert (torch.corrcoef(every) - torch.eye(27)).abs().max() < 0.25
 
 
-# --- what comes from one image ----------------------------------------------------------------------------------
+# --- what comes from one image -------------------------------------------------------------------
+
 
 @both
 def test_every_view_of_a_row_comes_from_one_image(kind):
     colours = rand(8, 3)
     images = as_uint8(colours)[:, :, None, None].expand(-1, -1, 40, 50)
-    for view in many_views(kind, images, global_size=32, local_size=16, n_local=3, **NO_COLOUR, **PLAIN):
+    for view in many_views(
+        kind, images, global_size=32, local_size=16, n_local=3, **NO_COLOUR, **PLAIN
+    ):
         expected = (colours * 255).round()[:, :, None, None] / 255
         torch.testing.assert_close(view, expected.expand_as(view), rtol=0, atol=0.005)
 
@@ -417,27 +573,39 @@ def test_views_of_one_image_differ_and_so_do_rows(kind):
     assert (distance + torch.eye(16)).min() > 0.01
 
 
-# --- input ------------------------------------------------------------------------------------------------------
+# --- input ---------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_multicrop_takes_pil_and_tensor(channels):
     tensor = as_uint8(textured(1, 40, 50, channels=channels))[0]
     image = Image.fromarray(tensor.permute(1, 2, 0).squeeze(2).numpy())
-    multicrop = MultiCrop(global_size=32, local_size=16, n_local=2, mean=IMAGENET[0][:channels],
-                          std=IMAGENET[1][:channels])
+    multicrop = MultiCrop(
+        global_size=32,
+        local_size=16,
+        n_local=2,
+        mean=IMAGENET[0][:channels],
+        std=IMAGENET[1][:channels],
+    )
     results = []
     for x in (tensor, image):
         torch.manual_seed(0)
         results.append(multicrop(x))
-        assert [tuple(v.shape) for v in results[-1]] == [(channels, 32, 32)] * 2 + [(channels, 16, 16)] * 2
+        assert [tuple(v.shape) for v in results[-1]] == [(channels, 32, 32)] * 2 + [
+            (channels, 16, 16)
+        ] * 2
         assert all(v.dtype == torch.float32 and not isinstance(v, Image.Image) for v in results[-1])
     for a, b in zip(*results, strict=True):
-        assert (a - b).abs().mean() < 0.1  # PIL rounds where tensors do not; in units of a deviation
+        assert (
+            a - b
+        ).abs().mean() < 0.1  # PIL rounds where tensors do not; in units of a deviation
 
 
 def test_batch_of_grey_images():
     images = as_uint8(textured(5, 40, 50, channels=1))
-    views = many_views(BatchMultiCrop, images, global_size=32, local_size=16, n_local=2, mean=(0.5,), std=(0.2,))
+    views = many_views(
+        BatchMultiCrop, images, global_size=32, local_size=16, n_local=2, mean=(0.5,), std=(0.2,)
+    )
     assert [tuple(v.shape) for v in views] == [(5, 1, 32, 32)] * 2 + [(5, 1, 16, 16)] * 2
     assert all(v.isfinite().all() and v.dtype == torch.float32 for v in views)
 
@@ -453,22 +621,25 @@ def test_defaults_are_the_papers():
 
 
 @both
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"global_scale": (0.5, 0.4)}, "global_scale"),
-    ({"global_scale": (0.4, 1.1)}, "global_scale"),
-    ({"local_scale": (0.0, 0.4)}, "local_scale"),
-    ({"gray_p": 1.2}, "gray_p"),
-    ({"solarize_p": -0.1}, "solarize_p"),
-    ({"blur_p": (1.0, 0.1, 1.5)}, "blur_p"),
-    ({"blur_p": (1.0, 0.1)}, r"blur_p=\(1.0, 0.1\) must hold 3"),
-    ({"gray_p": (0.1, 0.2)}, r"gray_p=\(0.1, 0.2\) must be a prob"),
-    ({"color_jitter": (0.4, 0.4, 0.2)}, "color_jitter"),
-    ({"color_jitter": (0.4, -0.4, 0.2, 0.1)}, "color_jitter"),
-    ({"mean": (0.5,)}, "mean"),
-    ({"mean": (0.5, 0.5), "std": (0.2, 0.2)}, "mean"),
-    ({"n_local": -1}, "n_local=-1"),
-    ({"local_size": 7}, "at least 8"),
-])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"global_scale": (0.5, 0.4)}, "global_scale"),
+        ({"global_scale": (0.4, 1.1)}, "global_scale"),
+        ({"local_scale": (0.0, 0.4)}, "local_scale"),
+        ({"gray_p": 1.2}, "gray_p"),
+        ({"solarize_p": -0.1}, "solarize_p"),
+        ({"blur_p": (1.0, 0.1, 1.5)}, "blur_p"),
+        ({"blur_p": (1.0, 0.1)}, r"blur_p=\(1.0, 0.1\) must hold 3"),
+        ({"gray_p": (0.1, 0.2)}, r"gray_p=\(0.1, 0.2\) must be a prob"),
+        ({"color_jitter": (0.4, 0.4, 0.2)}, "color_jitter"),
+        ({"color_jitter": (0.4, -0.4, 0.2, 0.1)}, "color_jitter"),
+        ({"mean": (0.5,)}, "mean"),
+        ({"mean": (0.5, 0.5), "std": (0.2, 0.2)}, "mean"),
+        ({"n_local": -1}, "n_local=-1"),
+        ({"local_size": 7}, "at least 8"),
+    ],
+)
 def test_wrong_settings_are_refused(kind, settings, message):
     with pytest.raises(ValueError, match=message):
         kind(**settings)
@@ -492,9 +663,14 @@ def test_the_largest_tensor_on_the_way_is_bounded():
             assert n == max(1, limit // (shape[1] * numbers))
 
 
-@pytest.mark.parametrize("images", [
-    torch.zeros(2, 3, 16, 16), torch.zeros(2, 1, 16, 16, dtype=torch.uint8), torch.zeros(3, 16, 16, dtype=torch.uint8),
-])
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(2, 3, 16, 16),
+        torch.zeros(2, 1, 16, 16, dtype=torch.uint8),
+        torch.zeros(3, 16, 16, dtype=torch.uint8),
+    ],
+)
 def test_batch_of_wrong_dtype_or_channels_is_refused(images):
     with pytest.raises(ValueError, match=r"expected uint8 images \(B, 3, H, W\), got torch"):
         BatchMultiCrop()(images)
@@ -502,14 +678,21 @@ def test_batch_of_wrong_dtype_or_channels_is_refused(images):
 
 def test_wrong_uniforms_are_refused():
     multicrop = BatchMultiCrop(n_local=0)
-    with pytest.raises(ValueError, match=rf"expected uniforms \(2, {multicrop.n_uniforms}\), got \(2, 5\)"):
+    with pytest.raises(
+        ValueError, match=rf"expected uniforms \(2, {multicrop.n_uniforms}\), got \(2, 5\)"
+    ):
         multicrop(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), uniforms=torch.zeros(2, 5))
 
 
-@pytest.mark.parametrize("image", [
-    torch.zeros(3, 16, 16), torch.zeros(1, 16, 16, dtype=torch.uint8), Image.new("L", (16, 16)),
-    Image.new("RGBA", (16, 16)),
-])
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.zeros(3, 16, 16),
+        torch.zeros(1, 16, 16, dtype=torch.uint8),
+        Image.new("L", (16, 16)),
+        Image.new("RGBA", (16, 16)),
+    ],
+)
 def test_single_image_of_wrong_dtype_or_channels_is_refused(image):
     with pytest.raises(ValueError, match="expected a PIL image or a uint8 tensor with 3 channels"):
         MultiCrop()(image)

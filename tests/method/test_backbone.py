@@ -14,8 +14,18 @@ SWIN = {"img_size": 64, "window_size": 2, "depths": (1, 1), "num_heads": (2, 4),
 FAMILIES = {
     "vit": ("vit_tiny_patch16_224", VIT, 16, 32),
     "vit patch 8": ("vit_tiny_patch16_224", {**VIT, "patch_size": 8}, 8, 32),
-    "vit, a rectangle": ("vit_tiny_patch16_224", {**VIT, "patch_size": 8, "img_size": (32, 64)}, 8, 32),
-    "vit with registers": ("vit_small_patch14_reg4_dinov2", {**VIT, "patch_size": 16, "init_values": 1.0}, 16, 32),
+    "vit, a rectangle": (
+        "vit_tiny_patch16_224",
+        {**VIT, "patch_size": 8, "img_size": (32, 64)},
+        8,
+        32,
+    ),
+    "vit with registers": (
+        "vit_small_patch14_reg4_dinov2",
+        {**VIT, "patch_size": 16, "init_values": 1.0},
+        16,
+        32,
+    ),
     "vit, mean of the patches": ("vit_medium_patch16_reg4_gap_256", VIT, 16, 32),
     "vit with a convolutional stem": ("vit_tiny_patch16_224", {**VIT, "conv_stem": True}, 16, 32),
     "resnet": ("resnet18", {}, 32, 512),
@@ -64,7 +74,7 @@ def test_patch_tokens_are_the_last_map_without_cls_and_registers(family):
         h, w = height // cell, wide // cell
         assert tokens.shape[:3] == (2, h, w)
         if last.ndim == 3:  # prefix tokens stand in front, patches follow row by row
-            last = last[:, -h * w:].unflatten(1, (h, w))
+            last = last[:, -h * w :].unflatten(1, (h, w))
             if not backbone.has_cls:
                 last = backbone.model.fc_norm(last)
         elif last.shape[1:3] != (h, w) or tokens.shape[-1] != last.shape[-1]:
@@ -79,7 +89,9 @@ def test_a_gradient_reaches_every_parameter(family):
     backbone = family[0]
     backbone.zero_grad()
     y = backbone(images(2, 3, 64, 64))
-    (y * images(*y.shape, seed=1)).sum().backward()  # a plain sum of LayerNorm's output has no gradient
+    (
+        y * images(*y.shape, seed=1)
+    ).sum().backward()  # a plain sum of LayerNorm's output has no gradient
     assert all(p.grad is not None for p in backbone.parameters())
     stem = next(m for m in backbone.modules() if isinstance(m, nn.Conv2d))
     assert stem.weight.grad.abs().sum() > 0
@@ -105,7 +117,9 @@ def test_mean_pooled_patches_are_normalised_as_their_mean_is():
 
 @torch.no_grad()
 def test_cls_token_of_a_model_that_pools_by_the_mean_is_normalised():
-    """BEiT keeps its final norm after the pool: the CLS token goes through it too, and is not timm's feature."""
+    """BEiT keeps its final norm after the pool: the CLS token goes through it too, and is not
+    timm's feature.
+    """
     backbone = create_backbone("beit_base_patch16_224", **VIT).eval()
     nn.init.normal_(backbone.model.cls_token)
     x = images(2, 3, 64, 64)
@@ -124,7 +138,8 @@ def test_grey_images(family):
         backbone(images(2, 3, 64, 64))
 
 
-# --- the convolutional stem -------------------------------------------------------------------------------------
+# --- the convolutional stem ----------------------------------------------------------------------
+
 
 @pytest.mark.parametrize(("patch_size", "strides"), [(16, [2, 2, 2, 2]), (6, [2, 3]), (10, [2, 5])])
 def test_conv_stem(patch_size, strides):
@@ -141,10 +156,13 @@ def test_conv_stem(patch_size, strides):
     assert tokens.shape == (1, 4, 4, 24)
     # a cell sees itself and some of what lies above it and to its left
     changed = x.detach().clone()
-    changed[:, :, patch_size:2 * patch_size, 2 * patch_size:3 * patch_size] += 3  # the cell in row 1, column 2
+    changed[:, :, patch_size : 2 * patch_size, 2 * patch_size : 3 * patch_size] += (
+        3  # the cell in row 1, column 2
+    )
     difference = (stem(changed).unflatten(1, (4, 4)) - tokens).norm(dim=-1)[0]
     assert difference.nonzero().tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
-    # no pixel is skipped; the padding is on the left, so that an odd factor leaves out the last two rows and columns
+    # no pixel is skipped; the padding is on the left, so that an odd factor leaves out the last two
+    # rows and columns
     (gradient,) = torch.autograd.grad((tokens * images(*tokens.shape, seed=1)).sum(), x)
     assert (gradient.abs().sum(1)[0, :-2, :-2] > 0).all()
 
@@ -157,7 +175,8 @@ def test_conv_stem_takes_its_options_through_the_model():
         build("vit with a convolutional stem", patch_size=(8, 4))
 
 
-# --- construction -----------------------------------------------------------------------------------------------
+# --- construction --------------------------------------------------------------------------------
+
 
 def test_a_backbone_around_a_model_neither_runs_nor_changes_it():
     model, runs = timm.create_model("resnet18", num_classes=0), []
@@ -182,7 +201,9 @@ def test_the_backbone_inside_anything():
 
 
 def test_there_is_no_classifier():
-    assert not [m for m in build("vit").modules() if isinstance(m, nn.Linear) and m.out_features == 1000]
+    assert not [
+        m for m in build("vit").modules() if isinstance(m, nn.Linear) and m.out_features == 1000
+    ]
 
 
 def test_pretrained_and_options_reach_timm(monkeypatch):
@@ -194,36 +215,49 @@ def test_pretrained_and_options_reach_timm(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", recorded)
     backbone = create_backbone("vit_tiny_patch16_224", pretrained=True, drop_path_rate=0.3, **VIT)
-    assert asked == [("vit_tiny_patch16_224", True, {"num_classes": 0, "dynamic_img_size": True,
-                                                     "drop_path_rate": 0.3, **VIT})]
+    assert asked == [
+        (
+            "vit_tiny_patch16_224",
+            True,
+            {"num_classes": 0, "dynamic_img_size": True, "drop_path_rate": 0.3, **VIT},
+        )
+    ]
     assert backbone.model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("size", [(60, 64), (64, 60)])
 def test_sides_that_the_patch_does_not_divide_are_refused(size):
     for call in (build("vit"), build("vit").patch_tokens):
-        with pytest.raises(ValueError, match=rf"{size[0]}, {size[1]}\) must be divisible by the patch size \(16, 16\)"):
+        with pytest.raises(
+            ValueError,
+            match=rf"{size[0]}, {size[1]}\) must be divisible by the patch size \(16, 16\)",
+        ):
             call(images(1, 3, *size))
 
 
 def test_fixed_size_family_names_img_size():
     backbone = create_backbone("beit_base_patch16_224", **VIT)
     assert backbone(images(1, 3, 64, 64)).shape == (1, 32)
-    with pytest.raises(ValueError, match=r"\(64, 64\) only, got \(64, 96\): create it with img_size=\(64, 96\)"):
+    with pytest.raises(
+        ValueError, match=r"\(64, 64\) only, got \(64, 96\): create it with img_size=\(64, 96\)"
+    ):
         backbone(images(1, 3, 64, 96))
 
 
-@pytest.mark.parametrize(("name", "close"), [
-    ("vit_tiny_patch16_24", "vit_tiny_patch16_224"),
-    ("dino_vits16", "vit_small_patch16_224.dino"),
-    ("dino_vitb8", "vit_base_patch8_224.dino"),
-    ("dino-vits8", "vit_small_patch8_224.dino"),
-    ("facebook/dino-vitb16", "vit_base_patch16_224.dino"),
-    ("vits16", "vit_small_patch16_224.dino"),
-    ("dinov2_vitl14", "vit_large_patch14_dinov2.lvd142m"),
-    ("dinov2_vitg14_reg_lc", "vit_giant_patch14_reg4_dinov2.lvd142m"),
-    ("facebook/dinov3-vits16-pretrain-lvd1689m", "vit_small_patch16_dinov3.lvd1689m"),
-])
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [
+        ("vit_tiny_patch16_24", "vit_tiny_patch16_224"),
+        ("dino_vits16", "vit_small_patch16_224.dino"),
+        ("dino_vitb8", "vit_base_patch8_224.dino"),
+        ("dino-vits8", "vit_small_patch8_224.dino"),
+        ("facebook/dino-vitb16", "vit_base_patch16_224.dino"),
+        ("vits16", "vit_small_patch16_224.dino"),
+        ("dinov2_vitl14", "vit_large_patch14_dinov2.lvd142m"),
+        ("dinov2_vitg14_reg_lc", "vit_giant_patch14_reg4_dinov2.lvd142m"),
+        ("facebook/dinov3-vits16-pretrain-lvd1689m", "vit_small_patch16_dinov3.lvd1689m"),
+    ],
+)
 def test_unknown_names_suggest_what_was_meant(name, close):
     with pytest.raises(ValueError, match=f"no model '{name}'; close names: .*{close}"):
         create_backbone(name)
@@ -240,11 +274,14 @@ def test_weights_are_float32_whatever_torchs_default(double_by_default):
     assert backbone(images(2, 3, 64, 64).float()).dtype == torch.float32
 
 
-@pytest.mark.parametrize(("name", "options", "message"), [
-    ("vit_tiny_patch16_224", {"banana": 3}, "banana"),
-    ("vit_tiny_patch16_224", {"embed_dim": 65, "num_heads": 4}, "divisible"),
-    ("resnet18", {"conv_stem": True}, "embed_layer"),
-])
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("vit_tiny_patch16_224", {"banana": 3}, "banana"),
+        ("vit_tiny_patch16_224", {"embed_dim": 65, "num_heads": 4}, "divisible"),
+        ("resnet18", {"conv_stem": True}, "embed_layer"),
+    ],
+)
 def test_wrong_options_are_refused_by_name(name, options, message):
     with pytest.raises(ValueError, match=f"{name} refuses the options .*{message}"):
         create_backbone(name, **options)

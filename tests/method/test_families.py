@@ -20,7 +20,7 @@ WORDS = """\
 Made by `python tests/method/test_families.py`, held by the tests of the same file: one small member
 of each family at its own size, with random weights. Every one of them has a feature, so k-NN and
 training work; D is its width. A grid of patches is what `patch_tokens`, clusters and the maps of a
-CNN need; heads' attention maps need a CLS token whose attention can be read. Not tried, for they are
+CNN need; heads' attention maps need a CLS token whose attention can be read. Not tried, as they are
 large or slow: deepseek_vit, gemma4_vit, inception, mobilenetv5, nasnet, pnasnet, qwen3_vit, vgg.
 
 | family | tried | image | D | grid | CLS attention |

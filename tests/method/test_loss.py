@@ -9,7 +9,9 @@ from dino_lib.loss import DINOLoss, teacher_entropies
 
 
 def randn(*shape, seed=0, scale=1.0):
-    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return scale * torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def pairs_loss(student, teacher, center, teacher_temp, student_temp=0.1):
@@ -23,14 +25,23 @@ def pairs_loss(student, teacher, center, teacher_temp, student_temp=0.1):
     return sum(terms) / len(terms), len(terms)
 
 
-@pytest.mark.parametrize(("n_views", "student_temp", "momentum"), [(2, 0.1, 0.9), (10, 0.1, 0.9), (5, 0.25, 0.6)])
-def test_loss_gradient_and_center_against_the_loop_over_several_steps(n_views, student_temp, momentum):
-    k, temps = 12, torch.empty(6).uniform_(0.03, 0.09, generator=torch.Generator().manual_seed(n_views))
+@pytest.mark.parametrize(
+    ("n_views", "student_temp", "momentum"), [(2, 0.1, 0.9), (10, 0.1, 0.9), (5, 0.25, 0.6)]
+)
+def test_loss_gradient_and_center_against_the_loop_over_several_steps(
+    n_views, student_temp, momentum
+):
+    k, temps = (
+        12,
+        torch.empty(6).uniform_(0.03, 0.09, generator=torch.Generator().manual_seed(n_views)),
+    )
     loss = DINOLoss(k, student_temp=student_temp, center_momentum=momentum)
     center = torch.zeros(k, dtype=torch.float64)
     for step, temp in enumerate(temps.tolist()):
         student = randn(n_views, 7, k, seed=2 * step, scale=0.3).requires_grad_()
-        teacher = randn(2, 7, k, seed=2 * step + 1, scale=0.1) + torch.linspace(0, 0.2, k, dtype=torch.float64)
+        teacher = randn(2, 7, k, seed=2 * step + 1, scale=0.1) + torch.linspace(
+            0, 0.2, k, dtype=torch.float64
+        )
         value = loss(student, teacher, temp)
         (gradient,) = torch.autograd.grad(value, student)
         expected, n_pairs = pairs_loss(student, teacher, center, temp, student_temp)
@@ -46,8 +57,13 @@ def test_loss_gradient_and_center_against_the_loop_over_several_steps(n_views, s
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_gradient_of_logits_in_low_precision_is_scaled_before_it_is_rounded(dtype):
-    """The entries of a large K are below float16's smallest number, unless the scaler's factor comes first."""
-    student, teacher = randn(4, 2, 4096, scale=0.1).to(dtype).requires_grad_(), randn(2, 2, 4096, seed=1, scale=0.1)
+    """The entries of a large K are below float16's smallest number, unless the scaler's factor
+    comes first.
+    """
+    student, teacher = (
+        randn(4, 2, 4096, scale=0.1).to(dtype).requires_grad_(),
+        randn(2, 2, 4096, seed=1, scale=0.1),
+    )
     (65536 * DINOLoss(4096)(student, teacher, 0.04)).backward()
     exact = student.detach().double().requires_grad_()
     (65536 * pairs_loss(exact, teacher, 0.0, 0.04)[0]).backward()
@@ -57,7 +73,9 @@ def test_the_gradient_of_logits_in_low_precision_is_scaled_before_it_is_rounded(
 
 @pytest.mark.parametrize("n_views", [2, 10])
 def test_how_often_each_view_is_counted(n_views):
-    """One view says prototype 0 with certainty a; all others are uniform; the teacher says prototype 1 throughout."""
+    """One view says prototype 0 with certainty a; all others are uniform; the teacher says
+    prototype 1 throughout.
+    """
     k, logits = 8, torch.tensor([1.0] + [0.0] * 7)
     teacher = torch.zeros(2, 3, k)
     teacher[..., 1] = 5.0
@@ -98,9 +116,13 @@ def test_swapping_the_crops_of_two_images_raises_the_loss():
 @pytest.mark.parametrize("k", [2, 256, 4096])
 def test_uniform_student_gives_ln_k_whatever_the_teacher(k):
     loss = DINOLoss(k)
-    assert loss(torch.zeros(3, 2, k), torch.zeros(2, 2, k), 0.04).item() == pytest.approx(math.log(k), rel=1e-6)
+    assert loss(torch.zeros(3, 2, k), torch.zeros(2, 2, k), 0.04).item() == pytest.approx(
+        math.log(k), rel=1e-6
+    )
     for seed in range(2):  # the second time with a center
-        assert loss(torch.ones(3, 2, k), randn(2, 2, k, seed=seed), 0.04).item() == pytest.approx(math.log(k), rel=1e-5)
+        assert loss(torch.ones(3, 2, k), randn(2, 2, k, seed=seed), 0.04).item() == pytest.approx(
+            math.log(k), rel=1e-5
+        )
 
 
 def test_no_gradient_reaches_the_teacher_or_the_center():
@@ -112,7 +134,8 @@ def test_no_gradient_reaches_the_teacher_or_the_center():
     assert not loss.teacher_probs(teacher, 0.04).requires_grad
 
 
-# --- the center -------------------------------------------------------------------------------------------------
+# --- the center ----------------------------------------------------------------------------------
+
 
 def test_center_moves_after_the_loss_and_only_in_train_mode():
     student, teacher = randn(3, 4, 6), randn(2, 4, 6, seed=1)
@@ -174,7 +197,8 @@ def test_state_dict_holds_the_center():
     assert torch.equal(other.center, loss.center) and loss.center.abs().sum() > 0
 
 
-# --- number formats and wrong input -----------------------------------------------------------------------------
+# --- number formats and wrong input --------------------------------------------------------------
+
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits_are_computed_with_in_float32(dtype):
@@ -194,36 +218,48 @@ def test_large_logits_stay_finite():
     assert value.isfinite() and student.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(("student", "teacher"), [
-    ((1, 4, 6), (2, 4, 6)),  # one view has no partner
-    ((3, 4, 6), (3, 4, 6)),
-    ((3, 4, 6), (2, 5, 6)),
-    ((3, 4, 6), (2, 1, 6)),
-    ((3, 4, 5), (2, 4, 5)),  # fit each other, but not the center
-    ((3, 4, 6), (2, 4, 5)),
-    ((12, 6), (8, 6)),
-])
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [
+        ((1, 4, 6), (2, 4, 6)),  # one view has no partner
+        ((3, 4, 6), (3, 4, 6)),
+        ((3, 4, 6), (2, 5, 6)),
+        ((3, 4, 6), (2, 1, 6)),
+        ((3, 4, 5), (2, 4, 5)),  # fit each other, but not the center
+        ((3, 4, 6), (2, 4, 5)),
+        ((12, 6), (8, 6)),
+    ],
+)
 def test_wrong_shapes_are_refused(student, teacher):
-    with pytest.raises(ValueError, match=r"do not fit: expected \(V >= 2, B, 6\) and \(2, B, 6\)") as error:
+    with pytest.raises(
+        ValueError, match=r"do not fit: expected \(V >= 2, B, 6\) and \(2, B, 6\)"
+    ) as error:
         DINOLoss(6)(torch.zeros(student), torch.zeros(teacher), 0.04)
     assert str(student) in str(error.value) and str(teacher) in str(error.value)
 
 
-# --- entropies --------------------------------------------------------------------------------------------------
+# --- entropies -----------------------------------------------------------------------------------
+
 
 def one_hot(*prototypes, k=4):
     return F.one_hot(torch.tensor(prototypes), k).float()
 
 
-@pytest.mark.parametrize(("probs", "rows", "mean"), [
-    (one_hot([0, 0, 0, 0], [0, 0, 0, 0]), 0, 0),  # one prototype for everything
-    (one_hot([0, 1, 2, 3], [0, 1, 2, 3]), 0, math.log(4)),  # as sharp, and in use all of them
-    (one_hot([0, 0, 0, 0], [1, 1, 1, 1]), 0, math.log(2)),  # the mean is over both views
-    (torch.full((2, 5, 4), 0.25), math.log(4), math.log(4)),  # uniform
-    (torch.tensor([0.5, 0.5, 0, 0]).expand(2, 3, 4), math.log(2), math.log(2)),
-])
+@pytest.mark.parametrize(
+    ("probs", "rows", "mean"),
+    [
+        (one_hot([0, 0, 0, 0], [0, 0, 0, 0]), 0, 0),  # one prototype for everything
+        (one_hot([0, 1, 2, 3], [0, 1, 2, 3]), 0, math.log(4)),  # as sharp, and in use all of them
+        (one_hot([0, 0, 0, 0], [1, 1, 1, 1]), 0, math.log(2)),  # the mean is over both views
+        (torch.full((2, 5, 4), 0.25), math.log(4), math.log(4)),  # uniform
+        (torch.tensor([0.5, 0.5, 0, 0]).expand(2, 3, 4), math.log(2), math.log(2)),
+    ],
+)
 def test_teacher_entropies(probs, rows, mean):
-    assert teacher_entropies(probs) == (pytest.approx(rows, abs=1e-6), pytest.approx(mean, abs=1e-6))
+    assert teacher_entropies(probs) == (
+        pytest.approx(rows, abs=1e-6),
+        pytest.approx(mean, abs=1e-6),
+    )
 
 
 def test_entropy_of_the_rows_is_averaged():

@@ -18,18 +18,23 @@ def plain_cosine(base, final, total_steps, warmup_steps, start):
     return values
 
 
-@pytest.mark.parametrize(("base", "final", "total_steps", "warmup_steps", "start"), [
-    (5e-4, 1e-6, 100, 10, 0.0),
-    (0.04, 0.4, 77, 0, 0.0),
-    (0.996, 1.0, 50, 0, 0.0),
-    (1.0, 0.1, 20, 1, 0.3),
-    (1.0, 0.1, 20, 19, 0.2),
-    (1.0, 0.1, 5, 5, 0.2),
-])
+@pytest.mark.parametrize(
+    ("base", "final", "total_steps", "warmup_steps", "start"),
+    [
+        (5e-4, 1e-6, 100, 10, 0.0),
+        (0.04, 0.4, 77, 0, 0.0),
+        (0.996, 1.0, 50, 0, 0.0),
+        (1.0, 0.1, 20, 1, 0.3),
+        (1.0, 0.1, 20, 19, 0.2),
+        (1.0, 0.1, 5, 5, 0.2),
+    ],
+)
 def test_cosine_is_the_definition(base, final, total_steps, warmup_steps, start):
     schedule = cosine_schedule(base, final, total_steps, warmup_steps=warmup_steps, start=start)
     assert schedule.shape == (total_steps,) and schedule.dtype == np.float64
-    np.testing.assert_allclose(schedule, plain_cosine(base, final, total_steps, warmup_steps, start), rtol=1e-12)
+    np.testing.assert_allclose(
+        schedule, plain_cosine(base, final, total_steps, warmup_steps, start), rtol=1e-12
+    )
 
 
 def test_cosine_starts_at_base_passes_the_middle_and_stops_short_of_final():
@@ -51,7 +56,9 @@ def test_warmup_starts_at_zero_unless_told():
 
 
 def test_warmup_of_the_whole_run_ends_at_base():
-    np.testing.assert_array_equal(cosine_schedule(1.0, 0.0, 4, warmup_steps=4), np.linspace(0, 1, 4))
+    np.testing.assert_array_equal(
+        cosine_schedule(1.0, 0.0, 4, warmup_steps=4), np.linspace(0, 1, 4)
+    )
 
 
 @pytest.mark.parametrize("warmup_steps", [-1, 11])
@@ -66,17 +73,22 @@ def test_linear_warmup_then_constant():
     np.testing.assert_allclose(schedule, [0.04, 0.05, 0.06, 0.07] + [0.07] * 6, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("warmup_steps", "expected"), [
-    (0, [7.0, 7.0, 7.0]),
-    (1, [4.0, 7.0, 7.0]),
-    (3, [4.0, 5.5, 7.0]),
-    (7, [4.0, 4.5, 5.0]),  # longer than the run: cut off, not squeezed
-])
+@pytest.mark.parametrize(
+    ("warmup_steps", "expected"),
+    [
+        (0, [7.0, 7.0, 7.0]),
+        (1, [4.0, 7.0, 7.0]),
+        (3, [4.0, 5.5, 7.0]),
+        (7, [4.0, 4.5, 5.0]),  # longer than the run: cut off, not squeezed
+    ],
+)
 def test_linear_warmup_edges(warmup_steps, expected):
     np.testing.assert_allclose(linear_warmup(4, 7, 3, warmup_steps), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("momentum", "steps"), [(0.99, 69), (0.996, 173), (0.9995, 1386), (0.5, 1)])
+@pytest.mark.parametrize(
+    ("momentum", "steps"), [(0.99, 69), (0.996, 173), (0.9995, 1386), (0.5, 1)]
+)
 def test_half_life_published(momentum, steps):
     assert round(half_life(momentum)) == steps
     assert momentum ** half_life(momentum) == pytest.approx(0.5)

@@ -12,7 +12,9 @@ def tiny_student(name="vit_tiny_patch16_224", **options):
     if name.startswith("vit"):
         options = {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2, **options}
     backbone = create_backbone(name, **options)
-    return MultiCropModel(backbone, DINOHead(backbone.num_features, 16, hidden_dim=24, bottleneck_dim=8, use_bn=True))
+    return MultiCropModel(
+        backbone, DINOHead(backbone.num_features, 16, hidden_dim=24, bottleneck_dim=8, use_bn=True)
+    )
 
 
 def with_random_parameters(model, seed):
@@ -51,14 +53,17 @@ def test_teacher_has_no_gradient_and_the_student_keeps_its_own():
     assert not teacher([torch.randn(4, 3, 32, 32)]).requires_grad
 
 
-@pytest.mark.parametrize(("name", "options"), [
-    ("vit_tiny_patch16_224", {"drop_path_rate": 0.5}),
-    ("vit_tiny_patch16_224", {"proj_drop_rate": 0.5}),
-    ("vit_tiny_patch16_224", {"attn_drop_rate": 0.5}),
-    ("vit_tiny_patch16_224", {"patch_drop_rate": 0.5}),
-    ("resnet10t", {"drop_rate": 0.5}),
-    ("resnet10t", {"drop_block_rate": 0.5, "zero_init_last": False}),
-])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_tiny_patch16_224", {"drop_path_rate": 0.5}),
+        ("vit_tiny_patch16_224", {"proj_drop_rate": 0.5}),
+        ("vit_tiny_patch16_224", {"attn_drop_rate": 0.5}),
+        ("vit_tiny_patch16_224", {"patch_drop_rate": 0.5}),
+        ("resnet10t", {"drop_rate": 0.5}),
+        ("resnet10t", {"drop_block_rate": 0.5, "zero_init_last": False}),
+    ],
+)
 def test_noise_is_off_in_the_teacher_and_on_in_the_student(name, options):
     student = tiny_student(name, **options)
     teacher = make_teacher(student)
@@ -68,7 +73,8 @@ def test_noise_is_off_in_the_teacher_and_on_in_the_student(name, options):
     with torch.no_grad():
         assert torch.equal(teacher(views), teacher(views))
         assert not torch.allclose(student(views), student(views), atol=1e-3)
-        # in train mode, batch norm's own statistics included, the teacher is the student without noise
+        # in train mode, batch norm's own statistics included, the teacher is the student without
+        # noise
         quiet = tiny_student(name)
         quiet.load_state_dict(teacher.state_dict())
         torch.testing.assert_close(teacher(views), quiet(views))
@@ -77,21 +83,29 @@ def test_noise_is_off_in_the_teacher_and_on_in_the_student(name, options):
 def test_ema_closed_form_over_a_momentum_schedule():
     """t_n = m_1 .. m_n t_0 + sum_k (1 - m_k) m_(k+1) .. m_n s_k."""
     momenta = [0.5, 0.9, 0.996, 0.7, 0.99]
-    student, teacher = with_random_parameters(small_net(), 0), with_random_parameters(small_net(), 99)
+    student, teacher = (
+        with_random_parameters(small_net(), 0),
+        with_random_parameters(small_net(), 99),
+    )
     expected = [p.double() for p in copies(teacher)]
     expected = [p * torch.tensor(momenta, dtype=torch.float64).prod() for p in expected]
     for step, momentum in enumerate(momenta):
         with_random_parameters(student, step)
         ema_update(teacher, student, momentum)
-        weight = (1 - momentum) * torch.tensor(momenta[step + 1:], dtype=torch.float64).prod()
-        expected = [e + weight * p.double() for e, p in zip(expected, student.parameters(), strict=True)]
+        weight = (1 - momentum) * torch.tensor(momenta[step + 1 :], dtype=torch.float64).prod()
+        expected = [
+            e + weight * p.double() for e, p in zip(expected, student.parameters(), strict=True)
+        ]
     for p, e in zip(teacher.parameters(), expected, strict=True):
         torch.testing.assert_close(p.detach().double(), e, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("momentum", [0, 0.0, 1, 1.0])
 def test_momentum_at_the_ends_is_exact(momentum):
-    student, teacher = with_random_parameters(small_net(), 0), with_random_parameters(small_net(), 1)
+    student, teacher = (
+        with_random_parameters(small_net(), 0),
+        with_random_parameters(small_net(), 1),
+    )
     expected = copies(student if momentum == 0 else teacher)
     ema_update(teacher, student, momentum)
     assert all(torch.equal(p, e) for p, e in zip(teacher.parameters(), expected, strict=True))
@@ -105,7 +119,9 @@ def test_update_is_in_place_and_leaves_student_and_buffers_alone():
         teacher(3 + torch.randn(8, 3))
     places, weights = [p.data_ptr() for p in teacher.parameters()], copies(student)
     buffers = [[b.clone() for b in model.buffers()] for model in (student, teacher)]
-    assert not torch.equal(buffers[0][0], buffers[1][0])  # the running means differ, or the test says nothing
+    assert not torch.equal(
+        buffers[0][0], buffers[1][0]
+    )  # the running means differ, or the test says nothing
 
     ema_update(teacher, student, 0.5)
     assert places == [p.data_ptr() for p in teacher.parameters()]
@@ -121,10 +137,13 @@ def test_wrong_momentum_is_refused(momentum):
         ema_update(small_net(), small_net(), momentum)
 
 
-@pytest.mark.parametrize("other", [
-    nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)),
-    nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)),
-])
+@pytest.mark.parametrize(
+    "other",
+    [
+        nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)),
+        nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)),
+    ],
+)
 def test_mismatched_models_are_refused(other):
     before = copies(other)
     for teacher, student in [(other, small_net()), (small_net(), other)]:

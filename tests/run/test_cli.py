@@ -42,9 +42,23 @@ def test_words_set_what_they_name_and_leave_the_rest_to_the_preset():
         --limit None --store-size 64 --use-bn False --head original --mean 0.5 --std 0.25
         --resume auto --output-dir x --device=cuda:1 --dataset 2024 --weights 7.pth"""
     assert settings_of(*words.split()) == dataclasses.replace(
-        PRESETS["smoke"], batch_size=32, lr=1e-3, download=False, global_scale=(0.3, 0.9),
-        limit=None, store_size=64, head="original", use_bn=False, mean=(0.5,), std=(0.25,),
-        resume="auto", output_dir="x", device="cuda:1", dataset="2024", weights="7.pth")
+        PRESETS["smoke"],
+        batch_size=32,
+        lr=1e-3,
+        download=False,
+        global_scale=(0.3, 0.9),
+        limit=None,
+        store_size=64,
+        head="original",
+        use_bn=False,
+        mean=(0.5,),
+        std=(0.25,),
+        resume="auto",
+        output_dir="x",
+        device="cuda:1",
+        dataset="2024",
+        weights="7.pth",
+    )
 
 
 def test_without_a_preset_it_is_the_demo():
@@ -54,31 +68,41 @@ def test_without_a_preset_it_is_the_demo():
 def test_backbone_options_are_pairs_that_replace_the_presets():
     pairs = ["img_size", "32", "mlp_ratio", "2.5", "class_token", "False", "global_pool", "avg"]
     assert settings_of("--backbone-options", *pairs).backbone_options == {
-        "img_size": 32, "mlp_ratio": 2.5, "class_token": False, "global_pool": "avg"}
+        "img_size": 32,
+        "mlp_ratio": 2.5,
+        "class_token": False,
+        "global_pool": "avg",
+    }
     assert settings_of("--backbone", "resnet18", "--backbone-options").backbone_options == {}
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    ("--preset smok", "'smok' (choose from"),
-    ("--batch-sise 32", "did you mean --batch-size"),
-    ("--teacher_tmp 0.07", "did you mean --teacher-temp"),
-    ("--batch 32", "unknown: --batch 32"),  # no abbreviations
-    ("7", "unknown: 7"),
-    ("--batch-size many", "batch_size='many' must be a valid integer"),
-    ("--batch-size 1e3", "batch_size=1000.0 must be a valid integer"),
-    ("--batch-size -3", "batch_size=-3 must be greater than 0"),
-    ("--batch-size -3 --momentum 2", "greater than 0; momentum=2 must be less than or equal to 1"),
-    ("--download no", "download='no' must be a valid boolean"),
-    ("--device tpu", "device='tpu' must be auto, cpu, mps, cuda"),
-    ("--seed", "--seed: expected one argument"),
-    ("--preset", "--preset: expected one argument"),
-    ("--global-scale 0.3", "--global-scale: expected 2 arguments"),
-    ("--blur-p 0.1 2 0", "blur_p=(0.1, 2, 0): 2 must be less than or equal to 1"),
-    ("--backbone-options depth", "'depth' has no value"),
-    ("--backbone-options depth [1]", "backbone_options={'depth': [1]}: [1] must be"),
-    ("--local-rank=0 --preset smoke", "use torchrun"),
-    ("--local_rank=1", "use torchrun"),
-])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--preset smok", "'smok' (choose from"),
+        ("--batch-sise 32", "did you mean --batch-size"),
+        ("--teacher_tmp 0.07", "did you mean --teacher-temp"),
+        ("--batch 32", "unknown: --batch 32"),  # no abbreviations
+        ("7", "unknown: 7"),
+        ("--batch-size many", "batch_size='many' must be a valid integer"),
+        ("--batch-size 1e3", "batch_size=1000.0 must be a valid integer"),
+        ("--batch-size -3", "batch_size=-3 must be greater than 0"),
+        (
+            "--batch-size -3 --momentum 2",
+            "greater than 0; momentum=2 must be less than or equal to 1",
+        ),
+        ("--download no", "download='no' must be a valid boolean"),
+        ("--device tpu", "device='tpu' must be auto, cpu, mps, cuda"),
+        ("--seed", "--seed: expected one argument"),
+        ("--preset", "--preset: expected one argument"),
+        ("--global-scale 0.3", "--global-scale: expected 2 arguments"),
+        ("--blur-p 0.1 2 0", "blur_p=(0.1, 2, 0): 2 must be less than or equal to 1"),
+        ("--backbone-options depth", "'depth' has no value"),
+        ("--backbone-options depth [1]", "backbone_options={'depth': [1]}: [1] must be"),
+        ("--local-rank=0 --preset smoke", "use torchrun"),
+        ("--local_rank=1", "use torchrun"),
+    ],
+)
 def test_wrong_words_say_what_is_right(words, message, capsys):
     assert message in refused(["train", *words.split()], capsys)
 
@@ -116,16 +140,19 @@ def test_a_device_that_is_not_there_is_refused(command, tmp_path, capsys):
 
 
 def test_help_names_the_commands_and_loads_no_torch():
-    code = "import sys\nfrom dino_lib.cli import main\ntry: main(['--help'])\nexcept SystemExit: " \
-           "sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
+    code = (
+        "import sys\nfrom dino_lib.cli import main\ntry: main(['--help'])\nexcept SystemExit: "
+        "sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(f"  {name} " in done.stdout for name in cli.COMMANDS)
 
 
 def test_the_package_is_a_command():
-    done = subprocess.run([sys.executable, "-m", "dino_lib", "train", "--lr", "0"],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "dino_lib", "train", "--lr", "0"], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: lr=0 must be greater than 0\n"
 
@@ -133,9 +160,16 @@ def test_the_package_is_a_command():
 # --- how errors end -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [
-    ValueError("this\n  is wrong"), OSError("this is wrong"), MemoryError("this is wrong"),
-    FloatingPointError("this is wrong"), InputError("this is wrong")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("this\n  is wrong"),
+        OSError("this is wrong"),
+        MemoryError("this is wrong"),
+        FloatingPointError("this is wrong"),
+        InputError("this is wrong"),
+    ],
+)
 def test_an_error_that_says_it_all_is_one_line(error, monkeypatch, capsys):
     monkeypatch.setitem(cli.COMMANDS, "doctor", raising(error))
     assert refused(["doctor"], capsys) == "error: this is wrong"

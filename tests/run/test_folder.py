@@ -19,7 +19,7 @@ def stop(record):
 
 @pytest.fixture
 def begun(tiny, pictures, tmp_path):
-    """The settings of a run on a folder of 16 images that was interrupted after its first update."""
+    """Settings of a run on a folder of 16 images, interrupted after its first update."""
     (tmp_path / "images").mkdir()
     for i in range(16):
         pictures[i][0].save(tmp_path / "images" / f"{i:02d}.png")
@@ -67,7 +67,9 @@ def test_settings_that_differ_are_named_in_the_folders_words(begun):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_names_that_the_terminal_cannot_show_end_no_run(tiny, pictures, tmp_path, monkeypatch, encoding):
+def test_names_that_the_terminal_cannot_show_end_no_run(
+    tiny, pictures, tmp_path, monkeypatch, encoding
+):
     folder = os.fsencode(tmp_path) + b"/photos"
     os.mkdir(folder)
     for i in range(9):
@@ -81,7 +83,9 @@ def test_names_that_the_terminal_cannot_show_end_no_run(tiny, pictures, tmp_path
     output = os.fsdecode(os.fsencode(tmp_path) + b"/run\xff")
     screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
     monkeypatch.setattr(sys, "stdout", screen)
-    config = replace(tiny, dataset=os.fsdecode(folder), store_size=None, output_dir=output, resume="auto")
+    config = replace(
+        tiny, dataset=os.fsdecode(folder), store_size=None, output_dir=output, resume="auto"
+    )
     _, history = train(replace(config, eval_every=0))
     _, again = train(replace(config, eval_every=0))
     printed = screen.buffer.getvalue().decode(encoding)
@@ -90,7 +94,9 @@ def test_names_that_the_terminal_cannot_show_end_no_run(tiny, pictures, tmp_path
     assert r"caf\udce9.png" in printed and (r"\u2603" in printed) == (encoding == "ascii")
 
 
-def test_a_broken_held_back_part_is_told_before_the_images_are_decoded(tiny, pictures, tmp_path, capsys):
+def test_a_broken_held_back_part_is_told_before_the_images_are_decoded(
+    tiny, pictures, tmp_path, capsys
+):
     for part in ("train", "val"):
         for i in range(16):
             path = tmp_path / "photos" / part / ("even", "odd")[i % 2] / f"{i}.png"

@@ -49,8 +49,10 @@ def test_read_weights_gives_timms_names_and_what_it_is(tmp_path, assert_same):
 def test_any_family_takes_its_own_names(tmp_path, name):
     torch.manual_seed(0)
     there = timm.create_model(name, num_classes=10).eval()
-    torch.save({"state_dict": {f"module.{k}": v for k, v in there.state_dict().items()}},
-               tmp_path / "x.pth.tar")
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in there.state_dict().items()}},
+        tmp_path / "x.pth.tar",
+    )
     torch.manual_seed(1)
     here = create_backbone(name).eval()
     load_weights(here, tmp_path / "x.pth.tar")
@@ -60,8 +62,9 @@ def test_any_family_takes_its_own_names(tmp_path, name):
         torch.testing.assert_close(here.model.forward_features(x), expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"reg_tokens": 4, "no_embed_class": True},
-                                     {"reg_tokens": 4}])
+@pytest.mark.parametrize(
+    "options", [{}, {"reg_tokens": 4, "no_embed_class": True}, {"reg_tokens": 4}]
+)
 def test_positions_are_resampled_to_the_backbones_grid(tmp_path, options):
     there, here = vit(0, **options), vit(1, img_size=64, **options)
     ramp = torch.linspace(-1, 1, 4)[None, :, None].expand(4, 4, 64).reshape(1, 16, 64)
@@ -100,10 +103,15 @@ def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
     assert read_weights("~/x.safetensors")[0].keys() == vit(0).model.state_dict().keys()
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"embed_dim": 32}, "wrong shapes blocks.0.attn.proj.bias (32,) for (64,)"),
-    ({"depth": 1}, "missing blocks.1.attn.proj.bias"), ({"depth": 3}, "unexpected blocks.2."),
-    ({"patch_size": 16}, "patch_embed.proj.weight (64, 3, 16, 16) for (64, 3, 8, 8)")])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"embed_dim": 32}, "wrong shapes blocks.0.attn.proj.bias (32,) for (64,)"),
+        ({"depth": 1}, "missing blocks.1.attn.proj.bias"),
+        ({"depth": 3}, "unexpected blocks.2."),
+        ({"patch_size": 16}, "patch_embed.proj.weight (64, 3, 16, 16) for (64, 3, 8, 8)"),
+    ],
+)
 def test_weights_of_another_network_are_refused_in_one_line(tmp_path, options, words):
     torch.save(vit(0, **options).model.state_dict(), tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"x\.pth does not fit") as error:

@@ -96,14 +96,22 @@ def hugging_face(state):
         rows = [(".ls1.gamma", ".layer_scale1.lambda1"), (".ls2.gamma", ".layer_scale2.lambda1")]
         state = dinov2(state)
     else:
-        rows = [(".mlp.fc1.", ".intermediate.dense."), (".mlp.fc2.", ".output.dense."),
-                (".norm1.", ".layernorm_before."), (".norm2.", ".layernorm_after.")]
+        rows = [
+            (".mlp.fc1.", ".intermediate.dense."),
+            (".mlp.fc2.", ".output.dense."),
+            (".norm1.", ".layernorm_before."),
+            (".norm2.", ".layernorm_after."),
+        ]
     state = in_three(state, "attention.attention", ("query", "key", "value"))
     tokens = ("cls_token", "mask_token", "register_tokens", "pos_embed")
-    state = {f"embeddings.{name}" if name in tokens else name: value
-             for name, value in state.items()}
+    state = {
+        f"embeddings.{name}" if name in tokens else name: value for name, value in state.items()
+    }
     return renamed(
-        state, *rows, ("blocks.", "encoder.layer."), (".attn.proj.", ".attention.output.dense."),
+        state,
+        *rows,
+        ("blocks.", "encoder.layer."),
+        (".attn.proj.", ".attention.output.dense."),
         ("embeddings.pos_embed", "embeddings.position_embeddings"),
         ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
     ) | {"layernorm.weight": state["norm.weight"], "layernorm.bias": state["norm.bias"]}
@@ -122,35 +130,57 @@ def layouts():
 
     def official(state, prefix="module.backbone."):
         head = {"module.head.mlp.0.weight": torch.ones(2, 2)}
-        return {"teacher": under(prefix, state) | head, "epoch": 3, "args": Namespace(arch="vit"),
-                "student": under("module.backbone.", doubled(state)),
-                "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}
+        return {
+            "teacher": under(prefix, state) | head,
+            "epoch": 3,
+            "args": Namespace(arch="vit"),
+            "student": under("module.backbone.", doubled(state)),
+            "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}},
+        }
 
     def lightly(state):
-        return {"state_dict": under("student_backbone.vit.", doubled(state))
-                | under("teacher_backbone.vit.", state) | {
-                    "teacher_backbone.mask_token": torch.ones(1, 1, 64),
-                    "teacher_head.layers.0.weight": torch.ones(3),
-                    "criterion.center": torch.ones(3)},
-                "epoch": 2, "hyper_parameters": {"lr": 0.1}, "pytorch-lightning_version": "2.4.0"}
+        return {
+            "state_dict": under("student_backbone.vit.", doubled(state))
+            | under("teacher_backbone.vit.", state)
+            | {
+                "teacher_backbone.mask_token": torch.ones(1, 1, 64),
+                "teacher_head.layers.0.weight": torch.ones(3),
+                "criterion.center": torch.ones(3),
+            },
+            "epoch": 2,
+            "hyper_parameters": {"lr": 0.1},
+            "pytorch-lightning_version": "2.4.0",
+        }
 
     def solo(state):
-        return {"state_dict": under("backbone.", doubled(state))
-                | under("momentum_backbone.", state)
-                | {"momentum_head.mlp.0.weight": torch.ones(2), "classifier.weight": torch.ones(2)},
-                "hyper_parameters": Settings(), "loops": {"fit_loop": {"state_dict": {}}}}
+        return {
+            "state_dict": under("backbone.", doubled(state))
+            | under("momentum_backbone.", state)
+            | {"momentum_head.mlp.0.weight": torch.ones(2), "classifier.weight": torch.ones(2)},
+            "hyper_parameters": Settings(),
+            "loops": {"fit_loop": {"state_dict": {}}},
+        }
 
     def moco(state):
-        return {"arch": "vit_small", "state_dict": under("module.base_encoder.", doubled(state))
-                | under("module.momentum_encoder.", state)}
+        return {
+            "arch": "vit_small",
+            "state_dict": under("module.base_encoder.", doubled(state))
+            | under("module.momentum_encoder.", state),
+        }
 
     def mae(state):
         beside = {"mask_token": torch.ones(1), "decoder_pos_embed": torch.ones(1)}
         return {"model": {**state, **beside, "decoder_blocks.0.norm1.bias": torch.ones(2)}}
 
     def timms(state):
-        return {"state_dict": doubled(state), "state_dict_ema": {
-            **state, "head.weight": torch.ones(10, 64), "head.bias": torch.ones(10)}}
+        return {
+            "state_dict": doubled(state),
+            "state_dict_ema": {
+                **state,
+                "head.weight": torch.ones(10, 64),
+                "head.bias": torch.ones(10),
+            },
+        }
 
     return {
         "official, full": ({}, "checkpoint0300.pth", official),
@@ -160,17 +190,26 @@ def layouts():
         "official DINOv2, registers": ({**ls, **registers}, "dinov2_vits14_reg4.pth", dinov2),
         "official DINOv2, chunks": (ls, "chunks.pth", lambda s: chunked(dinov2(s))),
         "official DINOv2, training": (
-            {**ls, **registers}, "teacher_checkpoint.pth",
-            lambda s: {"teacher": under("backbone.", chunked(dinov2(s)))
-                       | {"dino_head.mlp.0.weight": torch.ones(2)}}),
+            {**ls, **registers},
+            "teacher_checkpoint.pth",
+            lambda s: {
+                "teacher": under("backbone.", chunked(dinov2(s)))
+                | {"dino_head.mlp.0.weight": torch.ones(2)}
+            },
+        ),
         "Hugging Face DINO, safetensors": ({}, "model.safetensors", hugging_face),
         "Hugging Face DINO, bin": (
-            {}, "pytorch_model.bin", lambda s: under("vit.", hugging_face(s))),
+            {},
+            "pytorch_model.bin",
+            lambda s: under("vit.", hugging_face(s)),
+        ),
         "Hugging Face DINOv2, safetensors": (ls, "model.safetensors", hugging_face),
         "Hugging Face DINOv2, registers": ({**ls, **registers}, "x.safetensors", hugging_face),
         "Hugging Face DINOv2, classifier": (
-            ls, "pytorch_model.bin",
-            lambda s: under("dinov2.", hugging_face(s)) | {"classifier.weight": torch.ones(2)}),
+            ls,
+            "pytorch_model.bin",
+            lambda s: under("dinov2.", hugging_face(s)) | {"classifier.weight": torch.ones(2)},
+        ),
         "lightly": ({}, "last.ckpt", lightly),
         "solo-learn": ({}, "dino-vit-ep=99.ckpt", solo),
         "pth.tar": ({}, "model_best.pth.tar", moco),
@@ -187,8 +226,11 @@ def layouts():
 
 def written(path, content):
     if path.suffix == ".safetensors":
-        save_file({name: value.clone() for name, value in content.items()}, path,
-                  metadata={"format": "pt"})
+        save_file(
+            {name: value.clone() for name, value in content.items()},
+            path,
+            metadata={"format": "pt"},
+        )
     else:
         torch.save(content, path)
     return path
@@ -216,8 +258,9 @@ def test_the_gated_mlp_of_dinov2_giant(tmp_path):
 
     model = vit(init_values=1.0, mlp_layer=SwiGLUPacked, act_layer=nn.SiLU, mlp_ratio=5.0)
     official = renamed(dinov2(model.state_dict()), (".fc1.", ".w12."), (".fc2.", ".w3."))
-    theirs = renamed(hugging_face(model.state_dict()), (".fc1.", ".weights_in."),
-                     (".fc2.", ".weights_out."))
+    theirs = renamed(
+        hugging_face(model.state_dict()), (".fc1.", ".weights_in."), (".fc2.", ".weights_out.")
+    )
     x = torch.randn(2, 3, 32, 32)
     for state in (official, theirs):
         teacher = load_teacher(written(tmp_path / "giant.pth", state), num_heads=4)
@@ -239,9 +282,14 @@ def test_torchvisions_vit_gives_torchvisions_features(tmp_path, prefix):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "width", "patch"), [
-    ("xcit_small_12_p16_224", 64, 16), ("xcit_small_12_p8_224", 64, 8),
-    ("xcit_nano_12_p16_224", 128, 16)])
+@pytest.mark.parametrize(
+    ("name", "width", "patch"),
+    [
+        ("xcit_small_12_p16_224", 64, 16),
+        ("xcit_small_12_p8_224", 64, 8),
+        ("xcit_nano_12_p16_224", 128, 16),
+    ],
+)
 def test_an_official_xcit_gives_timms_features(tmp_path, name, width, patch):
     model = network(name, embed_dim=width, depth=2, num_heads=4)
     state = {}
@@ -262,8 +310,10 @@ def test_an_official_xcit_gives_timms_features(tmp_path, name, width, patch):
     assert teacher.model.patch_size == (patch, patch)
 
 
-@pytest.mark.parametrize(("name", "layout"), [
-    ("resnet18", "in a Sequential"), ("resnet18", "solo-learn"), ("resnet50", "official")])
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("resnet18", "in a Sequential"), ("resnet18", "solo-learn"), ("resnet50", "official")],
+)
 def test_a_resnet_gives_torchvisions_features(tmp_path, name, layout):
     torch.manual_seed(0)
     model = torchvision.models.get_model(name).eval()
@@ -274,8 +324,10 @@ def test_a_resnet_gives_torchvisions_features(tmp_path, name, layout):
         state = nn.Sequential(*list(model.children())[:-1]).state_dict()
         content = {"state_dict": under("backbone.", state)}
     elif layout == "solo-learn":
-        content = {"state_dict": under("momentum_backbone.", model.state_dict())
-                   | under("backbone.", doubled(model.state_dict()))}
+        content = {
+            "state_dict": under("momentum_backbone.", model.state_dict())
+            | under("backbone.", doubled(model.state_dict()))
+        }
     else:
         content = {"teacher": under("module.backbone.", model.state_dict())}
     path = written(tmp_path / "resnet.pth", content)
@@ -345,10 +397,14 @@ def test_a_foreign_teacher_sees_pictures_of_its_size_in_imagenets_colours_or_its
 # --- what isn't read ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("model", "what", "name"), [
-    ("swin_tiny_patch4_window7_224", "Swin", "timm:swin"),
-    ("convnext_atto", "ConvNeXt", "timm:convnext"),
-    ("beit_base_patch16_224", "BEiT", "timm:beit")])
+@pytest.mark.parametrize(
+    ("model", "what", "name"),
+    [
+        ("swin_tiny_patch4_window7_224", "Swin", "timm:swin"),
+        ("convnext_atto", "ConvNeXt", "timm:convnext"),
+        ("beit_base_patch16_224", "BEiT", "timm:beit"),
+    ],
+)
 def test_other_families_are_named_with_the_timm_model_that_would_do(tmp_path, model, what, name):
     state = timm.create_model(model, num_classes=0).state_dict()
     state = {key: torch.zeros(1) for key in state}
@@ -356,12 +412,19 @@ def test_other_families_are_named_with_the_timm_model_that_would_do(tmp_path, mo
     assert what in words and name in words
 
 
-@pytest.mark.parametrize(("names", "what"), [
-    (["cls_token", "storage_tokens", "rope_embed.periods", "blocks.0.attn.qkv.weight"], "DINOv3"),
-    (["embeddings.patch_embeddings.weight", "rope_embeddings.inv_freq"], "DINOv3"),
-    (["visual.class_embedding", "visual.transformer.resblocks.0.ln_1.weight"], "CLIP"),
-    (["vision_model.embeddings.patch_embedding.weight"], "CLIP"),
-    (["conv1.weight", "features.0.weight"], "it starts with conv1.weight, features.0.weight")])
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (
+            ["cls_token", "storage_tokens", "rope_embed.periods", "blocks.0.attn.qkv.weight"],
+            "DINOv3",
+        ),
+        (["embeddings.patch_embeddings.weight", "rope_embeddings.inv_freq"], "DINOv3"),
+        (["visual.class_embedding", "visual.transformer.resblocks.0.ln_1.weight"], "CLIP"),
+        (["vision_model.embeddings.patch_embedding.weight"], "CLIP"),
+        (["conv1.weight", "features.0.weight"], "it starts with conv1.weight, features.0.weight"),
+    ],
+)
 def test_what_a_file_is_stands_in_the_error(tmp_path, names, what):
     assert what in refused(written(tmp_path / "x.bin", {name: torch.ones(1) for name in names}))
 
@@ -377,8 +440,11 @@ def test_weights_that_do_not_fit_are_listed_shortly(tmp_path):
     state["blocks.1.extra"], state["norm.weight"] = torch.ones(64), torch.ones(7)
     words = refused(written(tmp_path / "x.pth", state), num_heads=4)
     missing = "blocks.0.norm1.bias, blocks.0.norm1.weight, blocks.1.norm1.bias and 3 more"
-    for part in (f"missing {missing}", "wrong shapes norm.weight (7,) for (64,)",
-                 "unexpected blocks.1.extra"):
+    for part in (
+        f"missing {missing}",
+        "wrong shapes norm.weight (7,) for (64,)",
+        "unexpected blocks.1.extra",
+    ):
         assert part in words
 
 
@@ -390,11 +456,17 @@ def test_other_resnets_are_named(tmp_path):
     assert "ResNet with (2, 2, 2, 1) blocks" in refused(written(tmp_path / "x.pth", state))
 
 
-@pytest.mark.parametrize(("content", "what"), [
-    (b"PK\x03\x04", "is damaged"), (b"", "is damaged"), (b"no weights at all", "is damaged"),
-    (b"<!DOCTYPE html><html></html>", "is a web page"),
-    (b"version https://git-lfs.github.com/spec/v1\n", "a pointer"),
-    (b"\x05\x00\x00\x00\x00\x00\x00\x00{]}{}", "is damaged")])
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"PK\x03\x04", "is damaged"),
+        (b"", "is damaged"),
+        (b"no weights at all", "is damaged"),
+        (b"<!DOCTYPE html><html></html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer"),
+        (b"\x05\x00\x00\x00\x00\x00\x00\x00{]}{}", "is damaged"),
+    ],
+)
 def test_files_that_hold_nothing(tmp_path, content, what):
     for name in ("x.pth", "x.safetensors", "x.ckpt", "x"):
         (tmp_path / name).write_bytes(content)
@@ -444,8 +516,10 @@ class Setter:
         Path(state["path"]).touch()
 
 
-@pytest.mark.parametrize(("kind", "zipped"), [
-    (Touch, True), (Setter, True), (Method, True), (Touch, False), (Setter, False)])
+@pytest.mark.parametrize(
+    ("kind", "zipped"),
+    [(Touch, True), (Setter, True), (Method, True), (Touch, False), (Setter, False)],
+)
 def test_nothing_in_a_file_is_run_and_healthy_weights_beside_it_are_read(tmp_path, kind, zipped):
     trap, model = tmp_path / "executed", vit()
     path = tmp_path / "x.ckpt"

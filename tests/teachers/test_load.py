@@ -133,8 +133,12 @@ def test_a_teacher_that_does_not_fit_its_settings_lists_what_is_wrong(saved):
     state["model.extra"], state["model.norm.bias"] = torch.ones(2), torch.ones(7)
     save_file(state, path, metadata={"format": "1", "config": config.to_json(), "about": "{}"})
     error = refused(folder)
-    for part in (str(path), "missing model.norm.weight", "unexpected model.extra",
-                 "model.norm.bias (7,) for (16,)"):
+    for part in (
+        str(path),
+        "missing model.norm.weight",
+        "unexpected model.extra",
+        "model.norm.bias (7,) for (16,)",
+    ):
         assert part in error
 
 
@@ -208,7 +212,8 @@ def test_scores_in_shipped_histories_are_called_what_probes_call_them():
 
 
 def test_a_bare_name_means_the_teacher_that_ships_also_beside_a_folder_of_that_name(
-        saved, tmp_path, monkeypatch, capsys):
+    saved, tmp_path, monkeypatch, capsys
+):
     folder = saved[0].rename(tmp_path / "demo")
     (folder / "history.jsonl").write_text("")
     monkeypatch.chdir(tmp_path)
@@ -224,7 +229,8 @@ def test_a_bare_name_means_the_teacher_that_ships_also_beside_a_folder_of_that_n
 
 
 def test_without_a_folder_of_its_name_nothing_is_said_of_a_shipped_teacher(
-        tmp_path, monkeypatch, capsys):
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     load_teacher("demo")
     assert capsys.readouterr().out == ""
@@ -248,8 +254,14 @@ def test_a_missing_teacher_names_what_can_be_loaded(tmp_path, monkeypatch, name)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError) as error:
         load_teacher(name)
-    for words in (f"no teacher {name!r}", "demo, photos", "teacher.safetensors", ".pth",
-                  "timm:MODEL", "hf-hub:OWNER/MODEL"):
+    for words in (
+        f"no teacher {name!r}",
+        "demo, photos",
+        "teacher.safetensors",
+        ".pth",
+        "timm:MODEL",
+        "hf-hub:OWNER/MODEL",
+    ):
         assert words in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -278,8 +290,9 @@ def test_timm_models_come_pretrained_with_their_own_size_and_mean(asked):
     assert not any(p.requires_grad for p in teacher.model.parameters())
     white = teacher.transform(Image.new("RGB", (300, 300), "white"))
     torch.testing.assert_close(white, torch.ones(3, 224, 224))  # this model's mean and std are 0.5
-    assert re.search("vit_bse_patch16_224.*vit_base_patch16_224",
-                     refused("timm:vit_bse_patch16_224"))
+    assert re.search(
+        "vit_bse_patch16_224.*vit_base_patch16_224", refused("timm:vit_bse_patch16_224")
+    )
 
 
 @pytest.mark.parametrize("name", ["hf-hub:timm/some_vit", "timm:hf-hub:timm/some_vit"])
@@ -303,7 +316,10 @@ def test_without_a_network_one_line_says_what_could_not_be_downloaded(monkeypatc
 def test_the_pretrained_models_that_the_texts_name_are_timms():
     root = Path(load.__file__).parents[2]
     texts = [root / "README.md", *root.glob("dino_lib/**/*.py"), *root.glob("notebooks/**/*.ipynb")]
-    names = {name for path in texts
-             for name in re.findall(r"\b\w+_patch\d+_\w+\.\w+", path.read_text("utf-8"))}
+    names = {
+        name
+        for path in texts
+        for name in re.findall(r"\b\w+_patch\d+_\w+\.\w+", path.read_text("utf-8"))
+    }
     needed = {"vit_small_patch16_224.dino", "deit_small_patch16_224.fb_in1k"}
     assert needed <= names <= set(timm.list_pretrained())

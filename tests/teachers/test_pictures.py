@@ -60,8 +60,10 @@ KINDS = {  # name: (the picture of that kind, the same as RGB)
     "array (H, W)": (lambda p: array(p.convert("L")), lambda p: p.convert("L").convert("RGB")),
     "array (H, W, 4)": (lambda p: array(p.convert("RGBA")), lambda p: p),
     "tensor (3, H, W)": (lambda p: torch.from_numpy(array(p)).permute(2, 0, 1), lambda p: p),
-    "tensor (1, H, W)": (lambda p: torch.from_numpy(array(p.convert("L")))[None],
-                         lambda p: p.convert("L").convert("RGB")),
+    "tensor (1, H, W)": (
+        lambda p: torch.from_numpy(array(p.convert("L")))[None],
+        lambda p: p.convert("L").convert("RGB"),
+    ),
 }
 
 
@@ -75,6 +77,10 @@ def test_every_kind_of_picture_gives_the_feature_of_the_same_as_rgb(photos, pict
 
 def test_a_wrong_reading_would_show(photos, picture):
     expected = photos.transform(picture)
-    for wrong in (picture.transpose(Image.Transpose.ROTATE_90), ImageOps.invert(picture),
-                  Image.merge("RGB", picture.split()[::-1]), picture.convert("L").convert("RGB")):
+    for wrong in (
+        picture.transpose(Image.Transpose.ROTATE_90),
+        ImageOps.invert(picture),
+        Image.merge("RGB", picture.split()[::-1]),
+        picture.convert("L").convert("RGB"),
+    ):
         assert cosine(photos, photos.transform(wrong), expected) < 0.99
