@@ -21,7 +21,7 @@ from dino_lib.run.config import Config
 # The others wait while rank 0 evaluates or downloads. A process that dies is noticed at once,
 # since its connections close.
 PATIENCE = datetime.timedelta(hours=6)
-GRACE = 10.0  # seconds: see Interrupts
+GRACE = 20.0  # seconds: see Interrupts
 LOST = re.compile("connection (closed|reset|was aborted|refused)|broken pipe|heartbeat", re.I)
 
 

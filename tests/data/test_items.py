@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from dino_lib.data.folders import FolderOfImages
 from dino_lib.data.images import InputError, UnreadableImage
 from dino_lib.data.items import Pictures, SkipUnreadable, report_skipped
+from dino_lib.data.say import say
 from dino_lib.data.shapes import Shapes
 from dino_lib.data.store import decode_store
 
@@ -237,6 +238,5 @@ def test_a_part_takes_items_of_every_form():
 def test_the_report_can_be_printed_on_any_screen(monkeypatch, encoding):
     screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr("sys.stdout", screen)
-    print(report_skipped([(0, "\u732b.jpg (cut)"), (1, "\udce9.jpg (empty)")], 2))
-    screen.flush()
+    say(report_skipped([(0, "\u732b.jpg (cut)"), (1, "\udce9.jpg (empty)")], 2))
     assert b".jpg (cut), \\udce9.jpg (empty)" in screen.buffer.getvalue()

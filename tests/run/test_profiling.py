@@ -91,10 +91,16 @@ def test_flops_are_those_of_the_formula(fused):
 
 
 def test_the_ceiling_is_the_fastest_of_some_products(monkeypatch):
-    """2 n^3 operations of n = 2048, in 4 s at best."""
-    times = iter([0, 9, 10, 16, 20, 24, 30, 35, 40, 47, 50, 58])
+    """2 n^3 operations of n = 1024, in 0.25 s at best."""
+    times = iter([0, 0.5, 1, 1.5, 2, 2.25, 3, 3.5, 4, 4.5, 5, 5.5])
     monkeypatch.setattr(profiling, "clock", lambda device: next(times))
-    assert product_ceiling(torch.device("cpu"), torch.float32) == 2 * 2048**3 / 4
+    assert product_ceiling(torch.device("cpu"), torch.float32) == 2 * 1024**3 / 0.25
+
+
+def test_a_format_that_is_emulated_is_tried_once(monkeypatch):
+    times = iter([0, 4])
+    monkeypatch.setattr(profiling, "clock", lambda device: next(times))
+    assert product_ceiling(torch.device("cpu"), torch.bfloat16) == 2 * 1024**3 / 4
 
 
 HEALTHY = {
