@@ -54,11 +54,8 @@ class ConvStem(PatchEmbed):
             halvings = len(factors) - 1 - i
             out = max(embed_dim // 2**halvings, 16)
             kernel = max(3, stride)
-            layers += [
-                nn.Conv2d(width, out, kernel, stride=stride, padding=1, bias=False),
-                nn.BatchNorm2d(out),
-                nn.GELU(),
-            ]
+            convolution = nn.Conv2d(width, out, kernel, stride=stride, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(out), nn.GELU()]
             width = out
         self.proj = nn.Sequential(*layers, nn.Conv2d(width, embed_dim, 1, bias=bias))
 

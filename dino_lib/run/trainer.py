@@ -72,8 +72,7 @@ class Trainer:
 
         self.device = next(student.parameters()).device
         self.dtype = pick_precision(config.precision, self.device)
-        in_fp16 = self.dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=in_fp16)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.forward = student
         if self.ranks.together:
             devices = [self.device] if self.device.type == "cuda" else None
