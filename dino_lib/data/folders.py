@@ -167,11 +167,11 @@ def _split(names: set[str], inside: bool) -> dict[str, str]:
     `inside` of a class it takes a folder to train on as well: a lone "test" may be anything there.
     """
     parts = {name: _looks_like(name) for name in names}
-    if {"valid", "invalid"} <= {name.lower() for name in names}:  # two classes
-        return {}
     held_back = {name: part for name, part in parts.items() if part in ("val", "test")}
     if held_back and "train" in parts.values():
         return {name: part or "" for name, part in parts.items()}
+    if {"valid", "invalid"} <= {name.lower() for name in names}:  # two classes
+        return {}
     if inside:
         return {}
     # without a train beside it, only a folder that is called nothing else

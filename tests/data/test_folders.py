@@ -234,6 +234,14 @@ def test_a_class_that_looks_like_a_split_is_named(tmp_path, capsys, names):
     assert f"; {suspects} taken for a class\n" in capsys.readouterr().out
 
 
+def test_valid_is_held_back_beside_a_train_folder_also_if_there_is_an_invalid(tmp_path):
+    names = ("train", "Training", "Valid", "invalid")
+    save_all(tmp_path, *[f"{name}/{i}.png" for name in names for i in range(2)])
+    assert {path.split("/")[0] for path, _ in roles(tmp_path)["train"]}.isdisjoint(
+        {"Valid", "invalid"}
+    )
+
+
 @pytest.mark.parametrize("names", [("contest", "latest"), ("trainer", "values"), ("sub", "way")])
 def test_other_words_are_classes_without_a_word(tmp_path, capsys, names):
     save_all(tmp_path, *[f"{name}/{i}.png" for name in names for i in range(5)])
