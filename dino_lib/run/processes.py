@@ -86,7 +86,7 @@ class Ranks:
 class Interrupts:
     """Ctrl-C and SIGTERM, which wait for the end of an update: none is saved half done.
 
-    `asked` tells the trainer to leave after the update. A second signal exits unsaved. In the
+    `leave` tells the trainer to leave after the update. A second signal exits unsaved. In the
     block of `at_once`, where the trainer waits for a batch and nothing is half done, a signal
     raises KeyboardInterrupt: a worker that hangs would be waited for forever.
 
@@ -97,6 +97,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.asked = False
+        self.agreed = False  # what the processes have told each other in this update
         self.waiting = False
         self.before, self.alarm = {}, None
 
@@ -111,6 +112,13 @@ class Interrupts:
             self.alarm.cancel()
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+    @property
+    def leave(self) -> bool:
+        """Whether to leave after this update. A signal that comes once the processes have spoken
+        of it waits for the next update: a process that left alone would take the others along
+        before they have saved."""
+        return self.agreed if dist.is_initialized() else self.asked
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:

@@ -71,7 +71,7 @@ class Seen:
         if ranks.together:
             asked = loss.new_tensor(float(interrupts.asked))
             loss, asked = ranks.mean(torch.stack([loss, asked]))
-            interrupts.asked = bool(asked > 0)
+            interrupts.agreed = bool(asked > 0)
         return loss, ranks.any(used)
 
 

@@ -195,7 +195,7 @@ class Trainer:
                     self.compiling = False
                 bar.update()
                 self._after_update(update)
-                if self.interrupts.asked:
+                if self.interrupts.leave:
                     raise KeyboardInterrupt
                 clock = time.perf_counter()
 
