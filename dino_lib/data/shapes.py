@@ -1,10 +1,16 @@
-"""The embedded dataset: ten kinds of small creatures on soft backgrounds, drawn by code.
+"""The embedded dataset: ten kinds of small creatures in a soft clutter, drawn by code.
 
-Each picture comes with the mask of its object. A reader without network or GPU sees DINO learn on
+Each picture comes with the mask of its objects. A reader without network or GPU sees DINO learn on
 them in minutes. Each class joins a palette, a texture and an outline, as they go together in
 nature. Every palette, every texture and every outline belongs to exactly two classes, and no two
 classes share more than one of the three: one cue alone tells at most half of the classes apart, any
 two cues tell all of them.
+
+What else could tell the pictures apart is taken away. Objects lie anywhere, cut by the border too,
+so that a map which looks at the middle finds little. The clutter has all palettes' colours and is
+fine, so that a crop without the object says nothing about its picture: where it does, that is what
+a network learns, and its attention goes there. The two classes of a palette have equally large
+objects, and equally much of them is painted: a histogram of the colours can tell no more.
 """
 
 import math
@@ -31,6 +37,11 @@ CLASSES = {
 }
 # hues in [0, 1)
 PALETTES = {"red": 0.0, "yellow": 0.13, "green": 0.33, "blue": 0.57, "violet": 0.8}
+# what of a texture is painted: where its value is above this. 30 % of the dots and rings, half of
+# the others, and so the two classes of each palette are painted alike
+LEVELS = {"dots": -0.18, "rings": 0.56, "stripes": 0.0, "rays": 0.0, "checks": 0.0}
+# the area of an outline of radius 1
+AREAS = {"disc": 2.26, "star": 1.74, "flower": 2.30, "drop": 1.66, "leaf": 1.46}
 
 
 def _texture(kind: str, u: Tensor, v: Tensor, freq: Tensor) -> Tensor:
@@ -74,57 +85,79 @@ def _hsv(h: Tensor, s: Tensor, v: Tensor) -> Tensor:
     return torch.stack(torch.broadcast_tensors(*channels), 1)
 
 
-def _draw(name: str, n: int, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """n images of one class: uint8 (n, 3, size, size) and masks bool (n, size, size)."""
-    palette, texture, outline = CLASSES[name]
+class _Artist:
+    """Draws n pictures of one class at a time, all numbers from one generator."""
 
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        values = rng.uniform(low, high, (n, *(shape or (1, 1))))
+    def __init__(self, n: int, size: int, rng: np.random.Generator):
+        self.n, self.size, self.rng = n, size, rng
+        axis = (torch.arange(size, dtype=torch.float32) + 0.5) / size * 2 - 1
+        self.y, self.x = torch.meshgrid(axis, axis, indexing="ij")  # (size, size) in [-1, 1]
+
+    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        """(n, 1, 1), or (n, *shape)."""
+        values = self.rng.uniform(low, high, (self.n, *(shape or (1, 1))))
         return torch.from_numpy(values.astype(np.float32))
 
-    axis = (torch.arange(size, dtype=torch.float32) + 0.5) / size * 2 - 1
-    y, x = torch.meshgrid(axis, axis, indexing="ij")  # (size, size) in [-1, 1]
+    def grown(self, cells: Tensor) -> Tensor:
+        """(n, C, k, k) -> (n, C, size, size), smooth."""
+        size = (self.size, self.size)
+        return F.interpolate(cells, size, mode="bicubic", align_corners=True)
 
-    radius = uniform(0.65, 0.95)
-    angle = uniform(-0.6, 0.6)
-    reach = 1 - 0.8 * radius
-    dx = x - reach * uniform(-1, 1)
-    dy = y - reach * uniform(-1, 1)
-    u = (torch.cos(angle) * dx + torch.sin(angle) * dy) / radius
-    v = (torch.cos(angle) * dy - torch.sin(angle) * dx) / radius
-    inside = _outline(outline, u, v)
+    def ground(self) -> Tensor:
+        """Fine spots of all palettes flow into each other, with finer light and shade on them."""
+        hues = torch.tensor(list(PALETTES.values()))
+        spots = torch.from_numpy(self.rng.integers(0, len(hues), (self.n, 9, 9)))
+        hue = hues[spots] + self.uniform(-0.04, 0.04)
+        saturation = self.uniform(0.15, 0.6, 9, 9)
+        brightness = self.uniform(0.3, 0.9, 9, 9)
+        ground = self.grown(_hsv(hue, saturation, brightness)).clamp(0, 1)
+        light = self.grown(self.uniform(-1, 1, 1, 18, 18))
+        grain = self.uniform(-1, 1, 1, self.size, self.size)
+        return (ground * (1 + 0.12 * light + 0.12 * grain)).clamp(0, 1)
 
-    pattern = _texture(texture, u, v, uniform(2.0, 2.6))
-    paint = torch.sigmoid(4 * (pattern + uniform(-0.5, 0.5)))
-    hue = PALETTES[palette] + uniform(-0.05, 0.05) + 0.06 * (paint - 0.5)
-    light = 1 - 0.15 * (dx + dy)  # from the upper left
-    value = (uniform(0.15, 0.45) + uniform(0.35, 0.6) * paint) * light
-    saturation = uniform(0.45, 0.95) - uniform(0.0, 0.4) * paint
-    creature = _hsv(hue, saturation, value.clamp(0, 1))
+    def creature(self, name: str, scale: float) -> tuple[Tensor, Tensor]:
+        """A creature somewhere: RGB (n, 3, size, size), and (n, size, size) positive inside."""
+        palette, texture, outline = CLASSES[name]
+        radius = self.uniform(0.48, 0.95) * scale
+        angle = self.uniform(-0.6, 0.6)
+        reach = 1 - 0.25 * radius  # up to three quarters of the radius lie outside
+        dx = self.x - reach * self.uniform(-1, 1)
+        dy = self.y - reach * self.uniform(-1, 1)
+        unit = 1.3 * radius / math.sqrt(AREAS[outline])
+        u = (torch.cos(angle) * dx + torch.sin(angle) * dy) / unit
+        v = (torch.cos(angle) * dy - torch.sin(angle) * dx) / unit
 
-    # the background: spots of all hues flow into each other, so that neither its colours nor any
-    # one crop's colours speak of the class or of the picture
-    hues = torch.tensor(list(PALETTES.values()))
-    spots = torch.from_numpy(rng.integers(0, len(hues), (n, 3, 3)))
-    hue = hues[spots] + uniform(-0.04, 0.04)
-    saturation = uniform(0.2, 0.7, 3, 3)
-    brightness = uniform(0.3, 1.0, 3, 3)
-    ground = _hsv(hue, saturation, brightness)
-    ground = F.interpolate(ground, (size, size), mode="bicubic", align_corners=True).clamp(0, 1)
+        pattern = _texture(texture, u, v, self.uniform(2.0, 2.6)) - LEVELS[texture]
+        paint = torch.sigmoid(4 * (pattern + self.uniform(-0.5, 0.5)))
+        hue = PALETTES[palette] + self.uniform(-0.1, 0.1) + 0.06 * (paint - 0.5)
+        light = 1 - 0.15 * (dx + dy)  # from the upper left
+        value = (self.uniform(0.15, 0.45) + self.uniform(0.35, 0.6) * paint) * light
+        saturation = self.uniform(0.45, 0.95) - self.uniform(0.0, 0.4) * paint
+        return _hsv(hue, saturation, value.clamp(0, 1)), _outline(outline, u, v)
 
-    cover = torch.sigmoid(inside * size)[:, None]  # an edge about a pixel wide
-    image = creature * cover + ground * (1 - cover)
-    image = image * uniform(0.7, 1.1, 3, 1, 1)  # the light's colour
+
+def _draw(name: str, n: int, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """n images of one class: uint8 (n, 3, size, size) and masks bool (n, size, size)."""
+    artist = _Artist(n, size, rng)
+    image = artist.ground()
+    masks = torch.zeros(n, size, size, dtype=torch.bool)
+    alone = artist.uniform(0, 1) > 0.2  # one picture in five has a second, smaller creature
+    for scale, absent in [(1.0, torch.zeros_like(alone)), (0.8, alone)]:
+        creature, inside = artist.creature(name, scale)
+        inside = inside.masked_fill(absent, -1.0)
+        cover = torch.sigmoid(inside * size)[:, None]  # an edge about a pixel wide
+        image = creature * cover + image * (1 - cover)
+        masks |= inside > 0
     noise = rng.normal(0, 0.015, image.shape).astype(np.float32)
     image = image + torch.from_numpy(noise)
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8), inside > 0
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8), masks
 
 
 class Shapes(InMemory):
     """n images of ten classes in turn, the same for the same (n, seed, size) on every machine.
 
     `images` uint8 (n, 3, size, size), `labels` int64 (n,), `masks` bool (n, size, size) (True on
-    the object); indexing gives (PIL image, label), as torchvision's datasets do. Different seeds
+    the objects); indexing gives (PIL image, label), as torchvision's datasets do. Different seeds
     give different pictures: train on one, test on another.
     """
 

@@ -8,8 +8,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from dino_lib.data.shapes import CLASSES, PALETTES, Shapes, _outline, _texture
+from dino_lib.data import shapes as shapes_module
+from dino_lib.data.shapes import (
+    AREAS,
+    CLASSES,
+    LEVELS,
+    PALETTES,
+    Shapes,
+    _outline,
+    _texture,
+)
 from dino_lib.measure.knn import accuracy, color_histogram, knn_predict
+from dino_lib.measure.masks import auc, center_blobs, patch_masks
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +113,36 @@ def test_same_arguments_same_pictures_other_seed_other_pictures(shapes):
     assert not torch.equal(other.masks, shapes.masks)
 
 
-def test_object_is_neither_a_speck_nor_the_whole_picture(shapes):
+def test_objects_are_small_and_large_and_lie_anywhere(shapes):
     share = shapes.masks.float().mean((1, 2))
-    assert share.min() > 0.05 and share.max() < 0.75
-    assert 0.2 < share.mean() < 0.5
-    assert share.std() > 0.03  # sizes vary
-    rows, columns = shapes.masks.any(2).float(), shapes.masks.any(1).float()
-    center = torch.stack([(m * torch.arange(48)).sum(1) / m.sum(1) for m in (rows, columns)])
-    assert (center.std(1) > 2).all()  # places too
+    assert 0.15 < share.mean() < 0.3
+    assert 0.03 < share.quantile(0.02) < 0.12 and 0.33 < share.quantile(0.98) < 0.6
+    on_object = shapes.masks.float().mean(0)
+    quarters = on_object.unflatten(0, (2, 24)).unflatten(2, (2, 24)).mean((1, 3))
+    assert (quarters / quarters.mean() - 1).abs().max() < 0.15
+    rim = torch.cat([on_object[0], on_object[-1], on_object[:, 0], on_object[:, -1]])
+    assert rim.mean() > 0.3 * on_object.mean()  # cut by the border
+
+
+def test_one_picture_in_five_has_two_creatures(monkeypatch):
+    """A second creature adds to the mask: without it pictures of the same numbers have less."""
+    with_two = Shapes(500, seed=3).masks.sum()
+    only_first = shapes_module._Artist.creature
+
+    def creature(artist, name, scale):
+        paint, inside = only_first(artist, name, scale)
+        return paint, inside if scale == 1 else torch.full_like(inside, -1)
+
+    monkeypatch.setattr(shapes_module._Artist, "creature", creature)
+    alone = Shapes(500, seed=3).masks
+    more = with_two / alone.sum() - 1
+    assert 0.05 < more < 0.2
+
+
+def test_a_map_that_sees_no_picture_finds_little(shapes):
+    objects = patch_masks(shapes.masks, (8, 8))
+    blobs = center_blobs(1, (8, 8)).expand(len(objects), -1, -1, -1)
+    assert auc(blobs, objects).item() < 0.65
 
 
 def test_every_class_has_the_colour_of_its_palette_inside_its_mask_alone(shapes):
@@ -148,35 +180,53 @@ def test_masks_lie_on_the_objects(shapes):
 
 def test_objects_have_their_outline(shapes):
     """The share of its own bounding box that an object fills is the outline's, whatever else the
-    class is.
+    class is. Those that the border cuts have no say, and the median leaves out pairs.
     """
-    fill = []
-    for mask in shapes.masks:
-        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-        fill.append(mask.sum() / ((rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)))
-    fill = torch.stack(fill)
     by_outline = {outline: [] for _, _, outline in CLASSES.values()}
     for label, (_, _, outline) in enumerate(CLASSES.values()):
-        by_outline[outline].append(fill[shapes.labels == label].mean().item())
-    assert all(a == pytest.approx(b, abs=0.04) for a, b in by_outline.values())
+        fill = []
+        for mask in shapes.masks[shapes.labels == label]:
+            rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+            if min(rows[0], columns[0]) > 0 and max(rows[-1], columns[-1]) < 47:
+                box = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
+                fill.append((mask.sum() / box).item())
+        by_outline[outline].append(np.median(fill))
+    assert all(a == pytest.approx(b, abs=0.06) for a, b in by_outline.values())
     mean = {outline: sum(pair) / 2 for outline, pair in by_outline.items()}
     assert mean["disc"] == pytest.approx(math.pi / 4, abs=0.03)
-    assert mean["star"] < mean["leaf"] - 0.1 and mean["leaf"] < mean["disc"] - 0.05
+    assert mean["star"] < mean["leaf"] - 0.05 and mean["leaf"] < mean["disc"] - 0.05
 
 
-def test_a_palette_alone_does_not_give_the_class_away():
+def test_the_classes_of_a_palette_have_equally_large_objects_equally_much_painted():
+    axis = torch.linspace(-1.5, 1.5, 601)
+    v, u = torch.meshgrid(axis, axis, indexing="ij")
+    for outline, area in AREAS.items():
+        assert (_outline(outline, u, v) > 0).float().mean() * 9 == pytest.approx(area, rel=0.01)
+    u, v, freq = u[120:-120, 120:-120], v[120:-120, 120:-120], torch.tensor([[2.3]])
+    painted = {
+        texture: (_texture(texture, u, v, freq) > level).float().mean().item()
+        for texture, level in LEVELS.items()
+    }
+    by_palette = {palette: [] for palette in PALETTES}
+    for palette, texture, _ in CLASSES.values():
+        by_palette[palette].append(painted[texture])
+    assert all(a == pytest.approx(b, abs=0.05) for a, b in by_palette.values())
+
+
+def test_colours_alone_tell_less_than_half_of_the_pictures():
+    """The full 4,000 tell 48 %."""
     train, test = Shapes(1500, seed=0), Shapes(500, seed=1)
     predicted = knn_predict(
         color_histogram(train.images), train.labels, color_histogram(test.images)
     )
-    assert 0.2 < accuracy(predicted, test.labels)[0] < 0.65
+    assert 0.2 < accuracy(predicted, test.labels)[0] < 0.5
 
 
 @pytest.mark.parametrize("size", [16, 33, 96])
 def test_any_size_from_16_up(size):
     shapes = Shapes(12, size=size)
     assert shapes.images.shape == (12, 3, size, size) and shapes.masks.shape == (12, size, size)
-    assert 0.15 < shapes.masks.float().mean() < 0.6
+    assert 0.1 < shapes.masks.float().mean() < 0.4
 
 
 @pytest.mark.parametrize("arguments", [{"n": 0}, {"n": 5, "size": 15}])
