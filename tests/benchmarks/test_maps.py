@@ -13,6 +13,7 @@ import heads
 import horses
 
 from dino_lib.backbone import create_backbone
+from dino_lib.data import datasets
 from dino_lib.data.shapes import Shapes
 from dino_lib.measure.heads import inside
 from dino_lib.measure.masks import above_blind, patch_masks
@@ -122,9 +123,10 @@ def test_the_table_holds_ratios_to_the_best_head():
     ]
 
 
-def test_the_heads_of_the_shipped_demo(capsys, tmp_path):
+def test_the_heads_of_the_shipped_demo(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "_shapes", lambda n, seed: Shapes(n // 50, seed=seed))
     out = tmp_path / "heads.json"
-    heads.main(["demo", "--n", "60", "--limit", "400", "--out", str(out)])
+    heads.main(["demo", "--n", "20", "--out", str(out)])
     tables = json.loads(out.read_text())["heads"]["demo"]
     assert {len(column) for column in tables.values()} == {8}
     assert "20-NN lost" in tables and "mean map lost" in tables
