@@ -8,7 +8,8 @@ teacher's heads on its own pictures: what it looks at, and, on the embedded ones
 loses when it is taken out of the last block, and what above blind of the heads' mean map loses.
 
 A criterion that is picked among many looks better than it is. `inside` was picked among some eighty
-on thirteen pairs of teacher and pictures; teachers that came later are the fair test.
+on thirteen pairs of teacher and pictures, where it reached 0.99; on four pairs of two teachers that
+came later 0.93 (the mass inside 0.98 and 0.99; agreement 0.29 and 0.89).
 """
 
 import argparse
