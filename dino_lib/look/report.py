@@ -14,7 +14,7 @@ from dino_lib.look.maps import attention_sheet
 from dino_lib.look.style import PALETTE, caption
 from dino_lib.measure.knn import nearest
 from dino_lib.measure.probes import Probes, spread
-from dino_lib.measure.stages import Findings, examine, histogram_knn
+from dino_lib.measure.stages import Findings, error_scores, examine, histogram_scores
 from dino_lib.run.build import build_student, open_probes
 from dino_lib.run.config import Config
 from dino_lib.run.history import read_history
@@ -142,20 +142,33 @@ def in_words(numbers: dict) -> str:
         seconds = f"{numbers['seconds']:.0f} seconds"
         lines.append(f"{numbers['images_seen']} images seen in {seconds}.")
     for key, (title, form) in TITLES.items():
-        found = [f"{numbers[f'{key}_{stage}']:{form}} {stage}"
-                 for stage in ("untrained", "trained") if f"{key}_{stage}" in numbers]
-        if key == "knn" and found:
-            found.append(f"{numbers['knn_color_histogram']:{form}} by a colour histogram")
-        blobs = numbers.get(f"{key.removesuffix('_best')}_blobs_trained")
-        if blobs is not None:
-            found.append(f"{blobs:{form}} by blind blobs in the middle")
+        found = [f"{numbers[name]:{form}} {whose}"
+                 for name, whose in _beside(key).items() if name in numbers]
         if found:
             lines.append(f"{title}: {', '.join(found)}.")
     return "\n".join(lines + numbers.get("left_out", []))
 
 
+def _beside(key: str) -> dict[str, str]:
+    """What stands in one line of the report: the number's name -> whose it is."""
+    of_maps = key.removesuffix("_best")
+    return {
+        f"{key}_untrained": "untrained",
+        f"{key}_trained": "trained",
+        f"{key}_color_histogram": "by a colour histogram",
+        f"{key}_chance": "by chance",
+        f"{of_maps}_blobs_trained": "by blind blobs in the middle",
+        f"{of_maps}_others_trained": "against other pictures' objects",
+        f"{of_maps}_contrast_trained": "by local contrast",
+    }
+
+
 TITLES = {
     "knn": ("20-NN accuracy", ".1%"),
+    "errors_palette": ("Of its errors, those that take a class for one of the same palette",
+                       ".0%"),
+    "errors_texture": ("Of the same texture", ".0%"),
+    "errors_outline": ("Of the same outline", ".0%"),
     "nmi": ("Clusters against classes (NMI)", ".2f"),
     "map": ("Retrieval (mean average precision)", ".1%"),
     "linear": ("Linear probe", ".1%"),
@@ -169,9 +182,9 @@ TITLES = {
 def _score_and_draw(stages: dict, probes: Probes, numbers: dict, figures: dict,
                     left_out: list[str]) -> None:
     """Adds to all three."""
-    overall, per_class = histogram_knn(probes)
-    numbers["knn_color_histogram"] = overall
-    numbers["knn_per_class_color_histogram"] = per_class
+    blind = {"color_histogram": histogram_scores(probes), "chance": error_scores(probes)}
+    for stage, scores in blind.items():
+        numbers |= {f"{key}_{stage}": value for key, value in scores.items()}
     step = max(1, (len(probes.queries) - 1) // 9)  # the last picture is of the last class
     table, attention, clusters = compare(stages, probes, step=step, thorough=True)
     for stage, scores in table.items():

@@ -2,16 +2,40 @@
 
 Users of the official code pick by hand (facebookresearch/dino #92, #120). A criterion
 takes maps (N, heads, h, w) and gives each head's score (heads,), the higher the better.
+`benchmarks/heads.py` compares them with others that didn't make it into the library.
 """
 
-import math
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dino_lib.backbone import backbone_of
 from dino_lib.measure.masks import above_blind, auc, blob
+
+
+def inside(maps: Tensor, share: float = 0.25, least_variety: float = 0.1) -> Tensor:
+    """How much of the top quarter of a head's patches keeps away from the border.
+
+    From 0 to 1. It assumes one thing of the pictures, that their ground reaches the
+    border more often than their objects do; and so it tells figure from ground where
+    heads that agree may agree about the ground. A blob in the middle would score high, so
+    heads that hardly change with the picture get 0 (`variety`; with one picture nobody
+    knows). The border is an eighth of the side wide, one patch at least.
+    """
+    height, width = maps.shape[2:]
+    rows, cols = max(1, height // 8), max(1, width // 8)
+    middle = torch.zeros(height, width, device=maps.device)
+    middle[rows : height - rows, cols : width - cols] = 1
+    n_top = max(1, round(share * middle.numel()))
+    top = maps.flatten(2).topk(n_top).indices  # (N, heads, n_top)
+    scores = middle.flatten()[top].mean((0, 2))
+    if len(maps) == 1:
+        return scores
+    return scores * (variety(maps) >= least_variety)
 
 
 def agreement(maps: Tensor) -> Tensor:
@@ -24,11 +48,6 @@ def agreement(maps: Tensor) -> Tensor:
     return _correlation(maps, others).mean(0)
 
 
-def concentration(maps: Tensor) -> Tensor:
-    """Low entropy: 0 for a flat map, 1 for one that holds a single patch."""
-    return 1 - entropy(maps) / math.log(maps[0, 0].numel())
-
-
 def variety(maps: Tensor) -> Tensor:
     """One minus the correlation of a head's maps with their mean over the pictures.
 
@@ -37,21 +56,10 @@ def variety(maps: Tensor) -> Tensor:
     return 1 - _correlation(maps, maps.mean(0, keepdim=True).expand_as(maps)).mean(0)
 
 
-def mirror_agreement(maps: Tensor) -> Tensor:
-    """Correlation of a picture's map with that of the mirrored picture.
-
-    maps: those of torch.cat([images, images.flip(-1)]). ValueError on an odd number.
-    """
-    if len(maps) % 2:
-        raise ValueError(f"{len(maps)} maps: expected pictures, then their mirror images")
-    maps, mirrored = maps.chunk(2)
-    return _correlation(maps, mirrored.flip(-1)).mean(0)
-
-
-def choose_head(maps: Tensor, by: Callable[[Tensor], Tensor] = agreement) -> int:
+def choose_head(maps: Tensor, by: Callable[[Tensor], Tensor] = inside) -> int:
     """The number of the head to show, chosen without masks from maps (N, heads, h, w).
 
-    `agreement` chooses best among the criteria above. ValueError on other shapes.
+    The more pictures, the surer; 50 are enough. ValueError on other shapes.
     """
     if maps.ndim != 4 or len(maps) == 0:
         raise ValueError(f"maps {tuple(maps.shape)}: expected (N >= 1, heads, h, w)")
@@ -69,13 +77,16 @@ def head_table(maps: Tensor, masks: Tensor | None = None) -> dict[str, Tensor]:
     maps (N, heads, h, w) of attention; masks bool (N, h, w), see `patch_masks`. `object`:
     the share of the mass on the object (the rest is on the background), `auc` and
     `above_blind`, if there are masks. `center`: correlation with a blob in the middle.
-    `entropy` in nats. `agreement`: with the other heads.
+    `entropy` in nats. `agreement` with the other heads, `inside` and `variety`: the
+    criteria above.
     """
     middle = blob(maps.shape[2:]).to(maps).expand_as(maps)
     table = {
         "center": _correlation(maps, middle).mean(0),
         "entropy": entropy(maps),
         "agreement": agreement(maps),
+        "inside": inside(maps),
+        "variety": variety(maps),
     }
     if masks is None:
         return table
@@ -86,6 +97,34 @@ def head_table(maps: Tensor, masks: Tensor | None = None) -> dict[str, Tensor]:
         "above_blind": above_blind(maps, masks),
         **table,
     }
+
+
+@contextlib.contextmanager
+def without_head(model: Any, head: int, layer: int = -1) -> Iterator[None]:
+    """Inside, what this head of a block found is not written: it is 0 before the projection.
+
+    The other heads' maps in that block stay as they are. TypeError where the blocks have
+    no such projection, ValueError on a head that is not there.
+    """
+    block = getattr(backbone_of(model).model, "blocks", [None])[layer]
+    attention = getattr(block, "attn", None)
+    n_heads = getattr(attention, "num_heads", None)
+    if n_heads is None or not hasattr(attention, "proj"):
+        name = type(backbone_of(model).model).__name__
+        raise TypeError(f"{name} has no heads that could be taken out")
+    if head not in range(n_heads):
+        raise ValueError(f"head={head}: there are {n_heads}")
+
+    def silence(module, inputs):
+        heads = inputs[0].unflatten(-1, (n_heads, -1))  # (B, T, heads, d)
+        kept = torch.arange(n_heads, device=heads.device) != head
+        return (heads * kept[:, None]).flatten(-2)
+
+    hook = attention.proj.register_forward_pre_hook(silence)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _shares(maps):

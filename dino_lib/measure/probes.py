@@ -10,6 +10,7 @@ from torch import Tensor
 from dino_lib.backbone import backbone_of
 from dino_lib.data.transforms import normalize
 from dino_lib.measure.attention import cls_attention
+from dino_lib.measure.baselines import local_contrast
 from dino_lib.measure.features import extract_features
 from dino_lib.measure.heads import choose_head
 from dino_lib.measure.knn import accuracy, knn_predict
@@ -91,32 +92,46 @@ class Probes:
         scores = {"knn": overall, "knn_per_class": per_class}
         if self.masks is not None and backbone.has_cls:
             maps = self.attention(backbone, n_masks)
-            scores |= score_maps(maps, self.masks[:n_masks])
+            images = self.queries[:n_masks]
+            scores |= score_maps(maps, self.masks[:n_masks], images)
         return scores
 
 
-def score_maps(maps: Tensor, masks: Tensor) -> dict[str, float]:
+def score_maps(maps: Tensor, masks: Tensor, images: Tensor) -> dict[str, float]:
     """What maps (N, heads, h, w) know of objects, masks bool (N, H, W).
 
     `head`: the one that `choose_head` takes, without masks. Of it: `above_blind`, `auc`,
     and `jaccard` of its 60 % mass mask. With `_best`: the best head's; of jaccard the
-    best for each picture, as in the paper. With `_blobs`: the same best of as many blind
-    blobs in the middle. Without two objects that differ there is `head` alone.
+    best for each picture, as in the paper. Beside these the same best of what knows
+    nothing: with `_blobs` of as many blind blobs in the middle, with `_others` of the
+    same maps against the masks of other pictures, and with `_contrast` the score of the
+    local contrast of the images, uint8 (N, C, H, W). Without two objects that differ
+    there is `head` alone.
     """
     head = choose_head(maps)
-    objects = patch_masks(masks, maps.shape[2:])
+    grid = maps.shape[2:]
+    objects = patch_masks(masks, grid)
     scores = {"head": head}
     if not are_comparable(objects):
         return scores
-    blobs = center_blobs(maps.shape[1], maps.shape[2:]).expand_as(maps)
+    blobs = center_blobs(maps.shape[1], grid).expand_as(maps)
+    contrast = local_contrast(images, grid)[:, None]
     for name, measure in [("above_blind", above_blind), ("auc", auc)]:
         of_heads = measure(maps, objects)
         scores[name] = of_heads[head].item()
         scores[f"{name}_best"] = of_heads.max().item()
         scores[f"{name}_blobs"] = measure(blobs, objects).max().item()
-    size = masks.shape[-2:]
-    covered = upsample(mass_mask(maps), size)
+        scores[f"{name}_others"] = measure(maps, objects.roll(1, 0)).max().item()
+        scores[f"{name}_contrast"] = measure(contrast, objects).item()
+    covered = _covered(maps, masks)
     scores["jaccard"] = jaccard_one_head(covered, masks)[head].item()
     scores["jaccard_best"] = jaccard(covered, masks)
-    scores["jaccard_blobs"] = jaccard(upsample(mass_mask(blobs), size), masks)
+    scores["jaccard_blobs"] = jaccard(_covered(blobs, masks), masks)
+    scores["jaccard_others"] = jaccard(covered, masks.roll(1, 0))
+    scores["jaccard_contrast"] = jaccard(_covered(contrast, masks), masks)
     return scores
+
+
+def _covered(maps, masks):
+    """The 60 % mass masks, on the pixels of the masks."""
+    return upsample(mass_mask(maps), masks.shape[-2:])

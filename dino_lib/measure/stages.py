@@ -10,6 +10,7 @@ from torch import Tensor
 from dino_lib.backbone import Backbone, backbone_of
 from dino_lib.measure.attention import cls_attention, pooled_similarity
 from dino_lib.measure.clusters import cluster_scores, embed_2d
+from dino_lib.measure.cues import cues_by_chance, cues_of, cues_of_errors
 from dino_lib.measure.heads import choose_head
 from dino_lib.measure.knn import (
     accuracy,
@@ -38,8 +39,8 @@ def examine(model: Any, probes: Probes, chosen: Tensor, pictures: Tensor,
     chosen: the queries that stand in the plane. pictures: those whose maps are wanted,
     of the head that `choose_head` takes, on a grid that is fine enough to look at.
     scores: those of `Probes.evaluate` and nmi; if thorough, retrieval's mean average
-    precision ("map") and, where there are two classes or more, a linear probe's
-    accuracy too.
+    precision ("map"), what the k-NN's errors share with the right classes (see
+    `error_scores`) and, where there are two classes or more, a linear probe's accuracy.
     """
     backbone = backbone_of(model)
     gallery, queries = probes.features(backbone)
@@ -47,6 +48,7 @@ def examine(model: Any, probes: Probes, chosen: Tensor, pictures: Tensor,
     scores = probes.evaluate(backbone, (gallery, queries))
     scores["nmi"] = cluster_scores(queries[chosen], labels[1][chosen])["nmi"]
     if thorough:
+        scores |= error_scores(probes, _predicted(probes, gallery, queries))
         scores["map"] = retrieval_map(gallery, labels[0], queries, labels[1])
     if thorough and len(labels[0].unique()) > 1:
         predicted = linear_probe(gallery, labels[0], queries)
@@ -56,16 +58,38 @@ def examine(model: Any, probes: Probes, chosen: Tensor, pictures: Tensor,
     return Findings(scores, embed_2d(queries[chosen]), maps, label)
 
 
-def histogram_knn(probes: Probes) -> tuple[float, float]:
-    """20-NN accuracy of a colour histogram, overall and mean over the classes.
+def histogram_scores(probes: Probes) -> dict[str, float]:
+    """What a colour histogram gets, which any learned feature has to beat.
 
-    It is what any learned feature has to beat.
+    knn and knn_per_class, as `Probes.evaluate`, and what `error_scores` says.
     """
     gallery = color_histogram(probes.gallery)
-    queries = color_histogram(probes.queries)
+    predicted = _predicted(probes, gallery, color_histogram(probes.queries))
+    overall, per_class = accuracy(predicted, probes.query_labels)
+    scores = {"knn": overall, "knn_per_class": per_class}
+    return scores | error_scores(probes, predicted)
+
+
+def error_scores(probes: Probes, predicted: Tensor | None = None) -> dict[str, float]:
+    """Of the wrong answers (M,), how many share a cue with the right class.
+
+    errors_palette, errors_texture, errors_outline; nothing where the classes aren't the
+    embedded dataset's. Without `predicted`: if every wrong class were as likely.
+    """
+    cues = cues_of(probes.classes)
+    if cues is None:
+        return {}
+    labels = probes.query_labels
+    if predicted is None:
+        found = cues_by_chance(labels, cues)
+    else:
+        found = cues_of_errors(predicted, labels, cues)
+    return {f"errors_{name}": share for name, share in found.items()}
+
+
+def _predicted(probes, gallery, queries):
     k = min(20, len(gallery))
-    predicted = knn_predict(gallery, probes.gallery_labels, queries, k=k)
-    return accuracy(predicted, probes.query_labels)
+    return knn_predict(gallery, probes.gallery_labels, queries, k=k)
 
 
 def fine_attention(model: Any, images: Tensor, side: int = 16) -> Tensor:

@@ -94,7 +94,8 @@ def test_a_report_has_the_figures_and_the_numbers(reported):
         assert pixels.shape[0] > height and pixels.shape[1] > width and pixels.std() > 10, name
     numbers = json.loads((folder / "report.json").read_text())
     assert numbers == returned
-    kinds = ("", "_best", "_blobs")
+    kinds = ("", "_best", "_blobs", "_others", "_contrast")
+    errors = ["errors_palette", "errors_texture", "errors_outline"]
     keys = [
         "knn",
         "knn_per_class",
@@ -102,6 +103,7 @@ def test_a_report_has_the_figures_and_the_numbers(reported):
         "map",
         "linear",
         "linear_per_class",
+        *errors,
         *(f"{key}{kind}" for key in ("above_blind", "auc", "jaccard") for kind in kinds),
     ]
     scores = [f"{key}_{stage}" for key in keys for stage in ("untrained", "trained")]
@@ -113,6 +115,7 @@ def test_a_report_has_the_figures_and_the_numbers(reported):
         "head_untrained",
         "head_trained",
         "figures",
+        *(f"{key}_{blind}" for key in errors for blind in ("color_histogram", "chance")),
         *scores,
     }
     assert all(-1 <= numbers[key] <= 1 for key in scores)
@@ -127,7 +130,7 @@ def test_the_command_prints_the_figures_and_what_it_wrote(reported, tmp_path, ca
     (tmp_path / "older.png").touch()
     command(folder, "--out", tmp_path)
     *words, wrote = capsys.readouterr().out.splitlines()
-    assert words[-8:] == in_words(json.loads((tmp_path / "report.json").read_text())).splitlines()
+    assert words[-11:] == in_words(json.loads((tmp_path / "report.json").read_text())).splitlines()
     names = ("attention.png", "clusters.png", "curves.png", "neighbours.png", "report.json")
     assert wrote == "wrote " + ", ".join(str(tmp_path / name) for name in names)
 
@@ -215,6 +218,10 @@ def test_in_words_holds_the_figures():
             "knn_untrained": 0.4321,
             "knn_trained": 0.6789,
             "knn_color_histogram": 0.5555,
+            "errors_palette_untrained": 0.31,
+            "errors_palette_trained": 0.52,
+            "errors_palette_color_histogram": 0.73,
+            "errors_palette_chance": 0.11,
             "nmi_untrained": 0.111,
             "nmi_trained": 0.222,
             "map_untrained": 0.1234,
@@ -225,6 +232,9 @@ def test_in_words_holds_the_figures():
             "above_blind_trained": 0.92,
             "above_blind_blobs_untrained": 0.01,
             "above_blind_blobs_trained": 0.06,
+            "above_blind_others_untrained": 0.02,
+            "above_blind_others_trained": 0.03,
+            "above_blind_contrast_trained": 0.24,
             "auc_untrained": 0.51,
             "auc_trained": 0.97,
             "auc_blobs_trained": 0.62,
@@ -240,6 +250,10 @@ def test_in_words_holds_the_figures():
         "43.2%",
         "67.9%",
         "55.5%",
+        "31%",
+        "52%",
+        "73%",
+        "11%",
         "0.11",
         "0.22",
         "12.3%",
@@ -249,6 +263,8 @@ def test_in_words_holds_the_figures():
         "0.11",
         "0.92",
         "0.06",
+        "0.03",
+        "0.24",
         "0.51",
         "0.97",
         "0.62",
@@ -259,6 +275,7 @@ def test_in_words_holds_the_figures():
     assert [line.split()[0] for line in text.splitlines()] == [
         "640",
         "20-NN",
+        "Of",
         "Clusters",
         "Retrieval",
         "Linear",

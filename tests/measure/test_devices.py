@@ -5,7 +5,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from dino_lib.measure.clusters import cluster_scores
-from dino_lib.measure.heads import choose_head, head_table, mirror_agreement, variety
+from dino_lib.measure.heads import choose_head, head_table, variety
 from dino_lib.measure.knn import accuracy, color_histogram, knn_predict, linear_probe, retrieval_map
 from dino_lib.measure.masks import (
     above_blind,
@@ -56,7 +56,6 @@ CALLS = {
     "above_blind": (above_blind, MAPS, OBJECTS, {}),
     "choose_head": (choose_head, MAPS, {}),
     "variety": (variety, MAPS, {}),
-    "mirror_agreement": (mirror_agreement, MAPS, {}),
     "head_table": (lambda *args: head_table(*args)["object"], MAPS, OBJECTS, {}),
     "patch_pca": (patch_pca, rand(2, 3, 3, 5), {}),
     "mutual_matches": (mutual_matches, rand(3, 3, 5), rand(2, 4, 5), {}),

@@ -6,6 +6,7 @@ import torch
 from dino_lib.backbone import create_backbone
 from dino_lib.data.shapes import Shapes
 from dino_lib.measure import probes as module
+from dino_lib.measure.baselines import local_contrast
 from dino_lib.measure.heads import choose_head
 from dino_lib.measure.masks import (
     above_blind,
@@ -23,12 +24,18 @@ SCORES = [
     "above_blind",
     "above_blind_best",
     "above_blind_blobs",
+    "above_blind_others",
+    "above_blind_contrast",
     "auc",
     "auc_best",
     "auc_blobs",
+    "auc_others",
+    "auc_contrast",
     "jaccard",
     "jaccard_best",
     "jaccard_blobs",
+    "jaccard_others",
+    "jaccard_contrast",
 ]
 
 
@@ -83,7 +90,7 @@ def test_an_evaluation_scores_the_attention_on_the_first_queries(shapes, vit):
     probes = probes_of(shapes)
     scores = probes.evaluate(vit, n_masks=40)
     assert list(scores) == ["knn", "knn_per_class", "head", *SCORES]
-    maps = score_maps(probes.attention(vit, 40), probes.masks[:40])
+    maps = score_maps(probes.attention(vit, 40), probes.masks[:40], probes.queries[:40])
     assert maps.items() <= scores.items()
     json.dumps(scores, allow_nan=False)  # a line of the history
     assert probes.evaluate(vit, probes.features(vit), n_masks=40) == scores
@@ -104,7 +111,7 @@ def test_what_maps_are_scored_by(shapes):
     objects = patch_masks(masks, (6, 6))
     maps[:, 2] += objects  # the best one
     maps[:, 1] += 0.3 * objects
-    scores = score_maps(maps, masks)
+    scores = score_maps(maps, masks, shapes.images[:30])
     head = choose_head(maps)
     large = upsample(mass_mask(maps), (48, 48))
     assert scores["head"] == head and scores["jaccard"] == jaccard_one_head(large, masks)[head]
@@ -121,10 +128,20 @@ def test_what_maps_are_scored_by(shapes):
     assert scores["above_blind_blobs"] == above_blind(blobs, objects).max()
     assert scores["auc_blobs"] == auc(blobs, objects).max()
     assert scores["jaccard_blobs"] == jaccard(upsample(mass_mask(blobs), (48, 48)), masks)
+    others = torch.cat([objects[-1:], objects[:-1]])  # each picture with another's mask
+    assert scores["above_blind_others"] == above_blind(maps, others).max() < 0.3
+    assert scores["auc_others"] == auc(maps, others).max() < scores["auc_best"]
+    assert scores["jaccard_others"] == jaccard(large, torch.cat([masks[-1:], masks[:-1]]))
+    contrast = local_contrast(shapes.images[:30], (6, 6))[:, None]
+    assert scores["above_blind_contrast"] == above_blind(contrast, objects)
+    assert scores["auc_contrast"] == auc(contrast, objects)
+    of_contrast = upsample(mass_mask(contrast), (48, 48))
+    assert scores["jaccard_contrast"] == jaccard(of_contrast, masks)
 
 
 def test_pictures_that_tell_nothing_of_a_map_end_no_run(shapes, vit):
     maps = torch.rand(30, 4, 6, 6)
     for masks in (shapes.masks[:1], torch.zeros(30, 48, 48).bool(), torch.ones(30, 48, 48).bool()):
-        assert list(score_maps(maps[: len(masks)], masks)) == ["head"]
+        n = len(masks)
+        assert list(score_maps(maps[:n], masks, shapes.images[:n])) == ["head"]
     assert list(probes_of(shapes, n_queries=1).evaluate(vit)) == ["knn", "knn_per_class", "head"]

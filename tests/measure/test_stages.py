@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from dino_lib.backbone import create_backbone
-from dino_lib.data.shapes import Shapes
+from dino_lib.data.shapes import CLASSES, Shapes
 from dino_lib.measure.attention import cls_attention
 from dino_lib.measure.heads import choose_head
+from dino_lib.measure.knn import knn_predict
 from dino_lib.measure.masks import above_blind, patch_masks
 from dino_lib.measure.probes import Probes
-from dino_lib.measure.stages import examine, fine_attention, histogram_knn
+from dino_lib.measure.stages import error_scores, examine, fine_attention, histogram_scores
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,24 @@ def test_the_colour_histogram_tells_plain_colours_apart():
     labels = torch.arange(30) % 3
     images[torch.arange(30), labels] = 200
     probes = Probes(images, labels, images[:9], labels[:9], None, (0.5,) * 3, (0.5,) * 3)
-    assert histogram_knn(probes) == (1.0, 1.0)
+    assert histogram_scores(probes) == {"knn": 1.0, "knn_per_class": 1.0}
     probes.query_labels = (labels[:9] + 1) % 3
-    assert histogram_knn(probes) == (0.0, 0.0)
+    assert histogram_scores(probes) == {"knn": 0.0, "knn_per_class": 0.0}
+
+
+def test_errors_are_told_by_what_they_share_with_the_right_class(probes, backbone):
+    found = examine(backbone, probes, torch.arange(20), torch.arange(2), thorough=True).scores
+    names = ["errors_palette", "errors_texture", "errors_outline"]
+    gallery, queries = probes.features(backbone)
+    predicted = knn_predict(gallery, probes.gallery_labels, queries)
+    wrong = (predicted != probes.query_labels).nonzero()[:, 0]
+    pairs = [(predicted[i].item(), probes.query_labels[i].item()) for i in wrong]
+    cues = list(CLASSES.values())
+    for i, name in enumerate(names):
+        share = sum(cues[a][i] == cues[b][i] for a, b in pairs) / len(pairs)
+        assert found[name] == pytest.approx(share)
+    assert list(histogram_scores(probes)) == ["knn", "knn_per_class", *names]
+    assert all(0 <= error_scores(probes)[name] < 1 for name in names)
+    strangers = dataclasses.replace(probes, classes=list("abcdefghij"))
+    assert list(histogram_scores(strangers)) == ["knn", "knn_per_class"]
+    assert error_scores(strangers) == {}
