@@ -460,7 +460,6 @@ def test_a_clip_becomes_a_video_of_each_teacher(tmp_path, demo, images, kind, he
         ["explore", "{image}", "--size", "big"],
         ["explore", "{image}", "--size", "2"],
         ["explore", "{image}", "--teacher", "{pickle}"],
-        ["explore", "{moving}"],
         ["video"],
         ["video", "{nowhere}"],
         ["video", "{clip}"],
