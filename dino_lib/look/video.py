@@ -35,10 +35,11 @@ def attention_video(teacher: Any, source: str | Path, path: str | Path, *, layer
     """Write the CLS attention of `teacher` in each frame of a clip to `path`; the Path.
 
     teacher: what `load_teacher` gives, a ViT with a CLS token. source: what PyAV
-    decodes (.mp4, .webm, .mov, .gif, ...). path: an .mp4 or .gif. Frames are seen whole, at about size x size pixels in all (None: the teacher's
-    own size), their aspect kept but for rounding to whole patches. Beside the picture
-    stand all heads of block `layer`, the one of number `head`, or their mean ("mean"),
-    in panels whose longer side is `panel` pixels.
+    decodes (.mp4, .webm, .mov, .gif, ...). path: an .mp4 or .gif. Frames are seen whole,
+    at about size x size pixels in all (None: the teacher's own size), their aspect kept
+    but for rounding to whole patches. Beside the picture stand all heads of block
+    `layer`, the one of number `head`, or their mean ("mean"), in panels whose longer side
+    is `panel` pixels.
 
     Colours: 0 is darkest. Brightest is the map's maximum, or 3 times its mean if that
     is more, averaged over the frames so far with a time constant of one second: it

@@ -351,23 +351,20 @@ def test_one_image_is_drawn_large_for_each_teacher(folder, tmp_path, demo):
     assert all(path.exists() for path in paths)
 
 
-def test_a_network_without_heads_gets_a_sheet_beside_those_that_have_some(folder, tmp_path, demo):
+def test_a_network_without_heads_gets_a_sheet_of_its_own(folder, tmp_path, demo):
     cnn = with_transform("resnet10t", 64)
     paths = write_explorer(folder / "0.png", {"demo": demo, "cnn": cnn}, tmp_path / "out")
-    assert [path.name for path in paths] == ["explorer.html", "heads-demo.png", "heads.png"]
+    assert [path.name for path in paths] == ["explorer.html", "heads-demo.png", "heads-cnn.png"]
 
 
-def test_a_network_without_patches_is_left_out_with_a_line(tmp_path, demo, images, capsys):
+def test_a_network_without_patches_is_refused_before_a_page_is_written(tmp_path, demo, images):
     def refuse(x):
         raise TypeError("Mixer has no grid of patches")
 
     bare = with_transform("vit_tiny_patch16_224", 48, img_size=48, depth=1)
     bare.patch_tokens = refuse
-    page = explore({"bare": bare, "demo": demo}, images[:1], path=tmp_path / "a.html")
-    assert [teacher["name"] for teacher in data_of(page)["teachers"]] == ["demo"]
-    assert capsys.readouterr().out == "bare is left out: Mixer has no grid of patches\n"
-    for teachers in (bare, {"a": bare, "b": bare}):
-        with pytest.raises(TypeError, match="patches"):
+    for teachers in (bare, {"demo": demo, "bare": bare}):
+        with pytest.raises(TypeError, match="Mixer has no grid of patches"):
             explore(teachers, images[:1], path=tmp_path / "b.html")
     assert not (tmp_path / "b.html").exists()
 
