@@ -172,7 +172,7 @@ def correspondence(images: Sequence[Tensor], grids: Sequence[tuple[int, int]],
     """Two images, a line from each patch of the first to its match in the second.
 
     images: two uint8 (C, H, W); grids: their (h, w) in patches; places: two int (n, 2),
-    (row, col) as `patches.best_matches` and `mutual_matches` give them.
+    (row, col) as `patches.mutual_matches` gives them.
     """
     figure, [axes] = grid(1, 2, cell=3.4)
     ends = []
