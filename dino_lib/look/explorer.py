@@ -28,7 +28,7 @@ from dino_lib.data.transforms import as_seen
 from dino_lib.look.maps import attention_sheet, heads_of
 from dino_lib.look.packing import compress, factorise, quantise, to_base64, to_short
 from dino_lib.look.video import file_word
-from dino_lib.measure.attention import every_layer, pooled_similarity
+from dino_lib.measure.attention import every_layer, full_attention, pooled_similarity
 from dino_lib.measure.patches import patch_features
 
 PAGE = Path(__file__).with_name("explorer.html")
@@ -134,15 +134,15 @@ def _look(backbone: Backbone, image: Image.Image, transform, size: int | None) -
     picture, x = as_seen(image, transform, backbone.patch_size, size)
     x = x[None].to(next(backbone.parameters()).device)
     try:
-        maps, attention = every_layer(backbone, x)
-    except TypeError:  # a CNN has no attention
-        maps = attention = None
-    kind = "CLS attention"
-    if maps is None:
+        maps = every_layer(backbone, x)
+        kind = "CLS attention"
+    except TypeError:
+        maps = pooled_similarity(backbone, x)[None]
         kind = "pooled similarity"
-        maps = pooled_similarity(backbone, x)[:, None]
-    if attention is not None:  # it is None where the CLS token alone asks
-        attention = attention[0].cpu()
+    try:
+        attention = full_attention(backbone, x)[0].cpu()
+    except TypeError:  # of a CNN, or where the CLS token alone asks
+        attention = None
     features = patch_features(backbone, x).flatten(0, 2).cpu()
     return {"picture": picture, "kind": kind, "maps": maps[:, 0].cpu(), "attention": attention,
             "features": features}

@@ -22,7 +22,7 @@ from dino_lib.look.clips import read_frames, write_clip
 from dino_lib.look.explorer import explore, write_explorer
 from dino_lib.look.packing import compress, factorise, quantise
 from dino_lib.look.video import attention_video, write_videos
-from dino_lib.measure.attention import cls_attention, patch_attention, pooled_similarity
+from dino_lib.measure.attention import cls_attention, full_attention, pooled_similarity
 from dino_lib.teachers.load import load_teacher
 
 
@@ -96,7 +96,7 @@ def test_the_page_holds_the_cls_attention_of_every_layer(page, demo, images):
 def test_the_page_rebuilds_the_attention_of_every_patch(page, demo, images):
     item = data_of(page)["teachers"][0]["images"][1]
     rows, x = patch_rows(item), demo.transform(images[1])[None]
-    expected = torch.stack([patch_attention(demo, x, p // 8, p % 8)[0] for p in range(64)], 1)
+    expected = full_attention(demo, x)[0, :, 1:, 1:].unflatten(-1, (8, 8))
     off = (rows - expected).abs().sum((-1, -2)) / 2
     assert off.mean() < 0.006 and off.max() < 0.05
     assert expected.std() > 10 * (rows - expected).std()
