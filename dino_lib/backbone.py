@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from typing import Any
 
 import timm
@@ -10,27 +11,7 @@ from timm.layers import PatchEmbed
 from timm.models.xcit import ConvPatchEmbed
 from torch import Tensor, nn
 
-# torch.hub's names of the official weights, and timm's of the same
-OFFICIAL = {
-    "dino_vits16": "vit_small_patch16_224.dino",
-    "dino_vits8": "vit_small_patch8_224.dino",
-    "dino_vitb16": "vit_base_patch16_224.dino",
-    "dino_vitb8": "vit_base_patch8_224.dino",
-    "dinov2_vits14": "vit_small_patch14_dinov2.lvd142m",
-    "dinov2_vitb14": "vit_base_patch14_dinov2.lvd142m",
-    "dinov2_vitl14": "vit_large_patch14_dinov2.lvd142m",
-    "dinov2_vitg14": "vit_giant_patch14_dinov2.lvd142m",
-    "dinov2_vits14_reg": "vit_small_patch14_reg4_dinov2.lvd142m",
-    "dinov2_vitb14_reg": "vit_base_patch14_reg4_dinov2.lvd142m",
-    "dinov2_vitl14_reg": "vit_large_patch14_reg4_dinov2.lvd142m",
-    "dinov2_vitg14_reg": "vit_giant_patch14_reg4_dinov2.lvd142m",
-    "dinov3_vits16": "vit_small_patch16_dinov3.lvd1689m",
-    "dinov3_vits16plus": "vit_small_plus_patch16_dinov3.lvd1689m",
-    "dinov3_vitb16": "vit_base_patch16_dinov3.lvd1689m",
-    "dinov3_vitl16": "vit_large_patch16_dinov3.lvd1689m",
-    "dinov3_vith16plus": "vit_huge_plus_patch16_dinov3.lvd1689m",
-    "dinov3_vit7b16": "vit_7b_patch16_dinov3.lvd1689m",
-}
+SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant", "h": "huge"}
 
 
 class ConvStem(PatchEmbed):
@@ -202,13 +183,20 @@ def _create(name, pretrained, options):
 
 
 def close_names(name: str) -> list[str]:
-    """Up to three of timm's names that someone who wrote `name` may have meant."""
-    name = name.lower().removeprefix("facebook/").replace("-", "_")
-    for official in sorted(OFFICIAL, key=len, reverse=True):
-        if name.startswith(official):
-            return [OFFICIAL[official]]
-    found = difflib.get_close_matches(name, [*OFFICIAL, *timm.list_models()], n=3, cutoff=0.5)
-    return [OFFICIAL.get(close, close) for close in found]
+    """Up to three of timm's names that someone who wrote `name` may have meant.
+
+    torch.hub and Hugging Face call the official weights dino_vits16, dinov2_vitl14_reg, ...
+    """
+    name = name.lower().replace("-", "_")
+    official = re.search(r"(dinov[23])?_?vit([a-z]|7b)(\d+)(plus)?(_reg)?", name)
+    found = []
+    if official:
+        kind, size, patch, plus, registers = official.groups()
+        size = SIZES.get(size, size) + ("_plus" if plus else "")
+        register = "reg4_" if registers else ""
+        weights = f"{kind}.*" if kind else "*.dino"
+        found = timm.list_pretrained(f"vit_{size}_patch{patch}_{register}{weights}")
+    return (found or difflib.get_close_matches(name, timm.list_models(), cutoff=0.5))[:3]
 
 
 def backbone_of(model: object) -> Backbone:

@@ -112,18 +112,15 @@ def report(words: Sequence[str]) -> None:
 def explore(words: Sequence[str]) -> None:
     """write a page that shows the attention of teachers in your images"""
     parser = _Parser("explore", "Write explorer.html and heads.png: what teachers attend to.")
-    parser.add_argument("images", help="an image, or a folder of them")
+    parser.add_argument("images", help="an image, or a folder of them (of a clip: dino video)")
     _add_look(parser)
     parser.add_argument(
         "--limit", type=int, default=12, help="the most images of a folder (default: 12)"
     )
     given = parser.parse_all(words)
 
-    from dino_lib.look.clips import is_clip
     from dino_lib.look.explorer import write_explorer
 
-    if is_clip(given.images):
-        raise ValueError(f"{given.images} is a clip: `dino video` makes a clip of it")
     teachers = _teachers(given)
     _wrote(
         write_explorer(given.images, teachers, given.out, size=given.size, limit=given.limit)
@@ -133,7 +130,7 @@ def explore(words: Sequence[str]) -> None:
 def video(words: Sequence[str]) -> None:
     """turn a clip into a clip of what a teacher's heads attend to"""
     parser = _Parser("video", "Write attention-TEACHER.mp4, or .gif of a GIF.")
-    parser.add_argument("clip", help="what PyAV reads (.mp4, .webm, ...), or an animated GIF")
+    parser.add_argument("clip", help="what PyAV reads: .mp4, .webm, .gif, ...")
     _add_look(parser)
     parser.add_argument("--head", help='the number of a head, or "mean" (default: all of them)')
     given = parser.parse_all(words)

@@ -25,22 +25,10 @@ CPU_CHUNK = 2**19
 GPU_CHUNK = 2**25
 
 
-class Draws(NamedTuple):
-    """What one view is made of: columns of a row of uniform numbers in [0, 1)."""
-
-    tries: Tensor  # (n, 2 * CROP_TRIES), area and ratio of each try
-    corner: Tensor  # (n, 2), top and left
-    flip: Tensor  # (n, 1), and so are those that follow, but for two
-    jitter: Tensor
-    order: Tensor  # (n, 4), of brightness, contrast, saturation and hue
-    strength: Tensor  # (n, 4), of the same
-    gray: Tensor
-    blur: Tensor
-    sigma: Tensor
-    solarize: Tensor
-
-
-WIDTHS = Draws(2 * CROP_TRIES, 2, 1, 1, 4, 4, 1, 1, 1, 1)
+# Of the uniform numbers in [0, 1) that make one view: area and ratio of each try, the corner, flip,
+# jitter or none, the order and the strength of brightness, contrast, saturation and hue, grey,
+# blur, its sigma, solarization.
+WIDTHS = (2 * CROP_TRIES, 2, 1, 1, 4, 4, 1, 1, 1, 1)
 
 
 class Plan(NamedTuple):
@@ -96,12 +84,13 @@ class BatchMultiCrop(Recipe):
         return large + self._one_size(images, uniforms[2:], self.views[2:])
 
     def _check_images(self, images):
-        expected = f"expected uint8 images (B, {len(self.mean)}, H, W)"
         if not torch.is_tensor(images):
-            raise ValueError(f"{expected}, got {type(images).__name__}")
-        right_shape = images.ndim == 4 and images.shape[1] == len(self.mean)
-        if images.dtype != torch.uint8 or not right_shape:
-            raise ValueError(f"{expected}, got {images.dtype} {tuple(images.shape)}")
+            got = type(images).__name__
+        elif images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != len(self.mean):
+            got = f"{images.dtype} {tuple(images.shape)}"
+        else:
+            return
+        raise ValueError(f"expected uint8 images (B, {len(self.mean)}, H, W), got {got}")
 
     def _one_size(self, images: Tensor, uniforms: Tensor, views: list[View]) -> list[Tensor]:
         """All views of one size: uniforms (V, B, numbers a view) -> (B, C, size, size) * V."""
@@ -122,23 +111,23 @@ class BatchMultiCrop(Recipe):
     def _plan(self, uniforms, views, image_size):
         """Uniforms (V, B, numbers a view) -> the Plan of V * B views."""
         n_images = uniforms.shape[1]
-        draws = Draws(*uniforms.flatten(0, 1).split(WIDTHS, dim=1))
+        columns = uniforms.flatten(0, 1).split(WIDTHS, dim=1)
+        tries, corner, flip, jitter, order, strength, gray, blur, sigma, solarize = columns
         blur_p = torch.tensor([view.blur_p for view in views], dtype=torch.float32)
         solarize_p = torch.tensor([view.solarize_p for view in views], dtype=torch.float32)
-        steps = draws.order.argsort(1)  # uniform over the orders
-        jitter = torch.tensor(self.color_jitter, dtype=torch.float32)
-        low = torch.cat([(1 - jitter[:3]).clamp(min=0), -jitter[3:]])
-        high = torch.cat([1 + jitter[:3], jitter[3:]])
+        most = torch.tensor(self.color_jitter, dtype=torch.float32)
+        low = torch.cat([(1 - most[:3]).clamp(min=0), -most[3:]])
+        high = torch.cat([1 + most[:3], most[3:]])
         return Plan(
             image=torch.arange(n_images).repeat(len(views)),
-            box=crop_boxes(draws.tries, draws.corner, image_size, views[0].scale),
-            flip=draws.flip[:, 0] < 0.5,
-            steps=torch.where(draws.jitter < JITTER_P, steps, -1),
-            factor=low + (high - low) * draws.strength,
-            gray=draws.gray[:, 0] < self.gray_p,
-            blur=draws.blur[:, 0] < blur_p.repeat_interleave(n_images),
-            sigma=BLUR_SIGMA[0] + (BLUR_SIGMA[1] - BLUR_SIGMA[0]) * draws.sigma[:, 0],
-            solarize=draws.solarize[:, 0] < solarize_p.repeat_interleave(n_images),
+            box=crop_boxes(tries, corner, image_size, views[0].scale),
+            flip=flip[:, 0] < 0.5,
+            steps=torch.where(jitter < JITTER_P, order.argsort(1), -1),  # uniform over the orders
+            factor=low + (high - low) * strength,
+            gray=gray[:, 0] < self.gray_p,
+            blur=blur[:, 0] < blur_p.repeat_interleave(n_images),
+            sigma=BLUR_SIGMA[0] + (BLUR_SIGMA[1] - BLUR_SIGMA[0]) * sigma[:, 0],
+            solarize=solarize[:, 0] < solarize_p.repeat_interleave(n_images),
         )
 
     def _colours(self, x, plan):
@@ -186,8 +175,8 @@ def views_at_once(images: Tensor, size: int) -> int:
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """x from the CPU to the device. CUDA is not waited for, which takes pinned memory."""
-    if device.type == "cuda":
+    """x on the device. CUDA is not waited for, which is safe from pinned memory alone."""
+    if device.type == "cuda" and x.device.type == "cpu":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
 

@@ -2,9 +2,6 @@
 
 import functools
 import os
-import tarfile
-import zipfile
-from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -16,8 +13,6 @@ from dino_lib.data.images import InputError, check_channels
 from dino_lib.data.items import InMemory, Pictures
 from dino_lib.data.shapes import Shapes
 
-NO_DOWNLOAD = (OSError, RuntimeError, ValueError, EOFError, HTTPException,
-               tarfile.TarError, zipfile.BadZipFile)
 BY_HAND = {  # name: (archive, its page, what lies under the root once it is unpacked)
     "stl10": ("stl10_binary.tar.gz", "https://cs.stanford.edu/~acoates/stl10/",
               "stl10_binary/train_X.bin"),
@@ -57,22 +52,24 @@ def open_dataset(name_or_path: str | os.PathLike, root: str | os.PathLike | None
         raise ValueError(f'split={split!r} must be "train", "gallery" or "test"')
     if name_or_path == "shapes":
         dataset = _shapes(1000, seed=1) if split == "test" else _shapes(4000, seed=0)
-    elif name_or_path in BY_HAND:
+    elif name_or_path in OPENERS:
         where = Path(os.path.expanduser(root))
-        dataset = _downloaded(name_or_path, where, split, channels, download)
+        dataset = _downloaded(name_or_path, where, split, download)
     elif os.path.exists(os.path.expanduser(name_or_path)):
-        return open_folder(name_or_path, split, channels)
+        dataset = open_folder(name_or_path, split)
     else:
         raise ValueError(
             f"no dataset or folder is called {str(name_or_path)!r}: the names are shapes, "
-            f"{', '.join(BY_HAND)}; or give the path of a folder of images")
-    return dataset if channels == 3 else Pictures(dataset, channels=channels)
+            f"{', '.join(OPENERS)}; or give the path of a folder of images")
+    if dataset is None or channels == 3:
+        return dataset
+    return Pictures(dataset, channels=channels)
 
 
 _shapes = functools.lru_cache(maxsize=2)(Shapes)  # a run opens it to train on and as its gallery
 
 
-def _open_stl10(root: Path, split: str, channels: int, download: bool) -> InMemory:
+def _open_stl10(root: Path, split: str, download: bool) -> InMemory:
     part = {"train": "unlabeled", "gallery": "train", "test": "test"}[split]
     dataset = tv.STL10(root, part, download=download)
     labels = torch.as_tensor(dataset.labels).long()
@@ -80,13 +77,13 @@ def _open_stl10(root: Path, split: str, channels: int, download: bool) -> InMemo
     return InMemory(torch.as_tensor(dataset.data), labels, classes)
 
 
-def _open_cifar10(root: Path, split: str, channels: int, download: bool) -> InMemory:
+def _open_cifar10(root: Path, split: str, download: bool) -> InMemory:
     dataset = tv.CIFAR10(root, train=split != "test", download=download)
     images = torch.as_tensor(dataset.data).permute(0, 3, 1, 2).contiguous()
     return InMemory(images, torch.as_tensor(dataset.targets), dataset.classes)
 
 
-def _open_caltech101(root: Path, split: str, channels: int, download: bool) -> Files:
+def _open_caltech101(root: Path, split: str, download: bool) -> Files:
     dataset = tv.Caltech101(root, download=download)
     names = dataset.categories
     kept = [i for i, label in enumerate(dataset.y) if names[label] != "Faces_easy"]
@@ -95,35 +92,31 @@ def _open_caltech101(root: Path, split: str, channels: int, download: bool) -> F
     labels = [dataset.y[i] for i in chosen]
     folder = Path(dataset.root, "101_ObjectCategories")
     paths = [folder / names[dataset.y[i]] / f"image_{dataset.index[i]:04d}.jpg" for i in chosen]
-    return Files(paths, labels, names, channels)
+    return Files(paths, labels, names)
 
 
-def _open_imagenette(root: Path, split: str, channels: int, download: bool) -> Files:
+def _open_imagenette(root: Path, split: str, download: bool) -> Files:
     dataset = tv.Imagenette(root, "val" if split == "test" else "train", "160px", download=download)
     paths = [Path(path) for path, _ in dataset._samples]
     labels = [label for _, label in dataset._samples]
-    return Files(paths, labels, [synonyms[0] for synonyms in dataset.classes], channels)
+    return Files(paths, labels, [synonyms[0] for synonyms in dataset.classes])
 
 
 OPENERS = {"stl10": _open_stl10, "cifar10": _open_cifar10,
            "caltech101": _open_caltech101, "imagenette": _open_imagenette}
 
 
-def _downloaded(name, root, split, channels, download):
+def _downloaded(name: str, root: Path, split: str, download: bool) -> Dataset:
     """A dataset of torchvision's, downloaded first if it is not there and that is allowed."""
-    open_it = OPENERS[name]
-    try:
+    why = None
+    # what is there is never fetched again, whatever torchvision's version
+    for fetch in (False, True) if download else (False,):
         try:
-            # what is there is never fetched again, whatever torchvision's version
-            return open_it(root, split, channels, download=False)
-        except NO_DOWNLOAD:
-            if not download:
-                raise
-            return open_it(root, split, channels, download=True)
-    except NO_DOWNLOAD as error:
-        archive, page, inside = BY_HAND[name]
-        what = "could not be downloaded" if download else "is not there, and download=False"
-        raise InputError(
-            f"{name} {what} ({error}). By hand: get {archive} from {page} and unpack it so "
-            f"that {root / inside} exists; if something incomplete lies there, remove it "
-            "first.") from error
+            return OPENERS[name](root, split, fetch)
+        except Exception as error:  # a network, an archive and a disk fail in many ways
+            why = error
+    archive, page, inside = BY_HAND[name]
+    what = "could not be downloaded" if download else "is not there, and download=False"
+    raise InputError(
+        f"{name} {what} ({why}). By hand: get {archive} from {page} and unpack it so that "
+        f"{root / inside} exists; if something incomplete lies there, remove it first.") from why

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 from torch.utils.data import Dataset
 
-from dino_lib.data.images import check_channels, read_image
+from dino_lib.data.images import read_image
 from dino_lib.data.items import Pictures
 from dino_lib.data.say import say
 
@@ -30,23 +30,21 @@ SPLIT_NAMES = {
 
 
 class Files(Dataset):
-    """Images in files: items (PIL image, label), from `paths`, `labels` and `classes`, the names.
+    """Images in files: items (PIL "RGB", label), from `paths`, `labels` and `classes`, the names.
 
     Reading a broken file raises UnreadableImage.
     """
 
-    def __init__(self, paths: Sequence[Path], labels: Sequence[int], classes: Sequence[str],
-                 channels: int = 3):
+    def __init__(self, paths: Sequence[Path], labels: Sequence[int], classes: Sequence[str]):
         self.paths = paths
         self.labels = labels
         self.classes = classes
-        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> tuple[Image.Image, int]:
-        return read_image(self.paths[i], self.channels), self.labels[i]
+        return read_image(self.paths[i]), self.labels[i]
 
 
 class FolderOfImages(Files):
@@ -63,8 +61,7 @@ class FolderOfImages(Files):
     FileNotFoundError where there is no folder or no image in it.
     """
 
-    def __init__(self, root: str | os.PathLike, channels: int = 3):
-        check_channels(channels)
+    def __init__(self, root: str | os.PathLike):
         self.root = Path(os.path.expanduser(root))
         self.left_out = Counter()
         if not self.root.is_dir():
@@ -84,15 +81,13 @@ class FolderOfImages(Files):
                 f"no images in {self.root.absolute()} or below: {found}looked for .jpg, .png and "
                 f"{len(known) - 2} other extensions that PIL reads, leaving out dot files")
         paths.sort(key=lambda path: path.parts)
-        folders = [path.relative_to(self.root).parts[:-1] for path in paths]
-        splits = _find_splits(folders)
-        places = [_place(where, splits) for where in folders]
+        places = _places([path.relative_to(self.root).parts[:-1] for path in paths])
         self.parts = [part for part, _ in places]
         classes = sorted({name for part, name in places if part and name})
         if len(classes) < 2:
             classes = []
         number = {name: i for i, name in enumerate(classes)}
-        super().__init__(paths, [number.get(name, -1) for _, name in places], classes, channels)
+        super().__init__(paths, [number.get(name, -1) for _, name in places], classes)
 
     def unread(self) -> str:
         """What was left out because PIL cannot read it, in words."""
@@ -102,34 +97,37 @@ class FolderOfImages(Files):
         return f"{', '.join(counts)} that PIL cannot read ({remedy})"
 
 
-def open_folder(root: str | os.PathLike, split: str, channels: int = 3) -> Pictures | None:
+def open_folder(root: str | os.PathLike, split: str) -> Pictures | None:
     """One role of a folder of images: "train", "gallery" or "test", as in `open_dataset`.
 
     Says in one line what is not trained on (for "train"), or why there is no k-NN (for the others).
     Raises ValueError if everything looks held back, FileNotFoundError as FolderOfImages does.
     """
-    folder = FolderOfImages(root, channels)
+    folder = FolderOfImages(root)
     where = {part: [i for i, own in enumerate(folder.parts) if own == part]
              for part in ("train", "val", "test", "")}
     train = where["train"]
     if not train:
         raise ValueError(f"{folder.root}: all of its folders look held back, and none is left to "
                          "train on; give the path of one of them")
-    labelled = [i for i in train if folder.labels[i] >= 0]
+    gallery = [i for i in train if folder.labels[i] >= 0]
     if where["val"] or where["test"]:
-        known = {folder.labels[i] for i in labelled}
-        held = [[i for i in where[part] if folder.labels[i] in known] for part in ("val", "test")]
-        gallery, queries = labelled, held[0] or held[1]
+        known = {folder.labels[i] for i in gallery}
+        val, test = [[i for i in where[part] if folder.labels[i] in known]
+                     for part in ("val", "test")]
+        queries = val or test
     else:
-        gallery, queries = every_fifth(labelled)
+        gallery, queries = every_fifth(gallery)
         train = sorted({*train} - {*queries})
     if split == "train":
         _say_what_is_left(folder, where)
-        return Pictures(folder, train, channels=channels)
+        return Pictures(folder, train)
     if not queries:
-        say(f"no k-NN: {_why_no_queries(folder)}")
+        say(f"no k-NN: no image of a known class is held back in {folder.root}. Its folders are "
+            "the classes, two at least, by the same names in each part of a split; if they lie "
+            "deeper, give the path of the folder that they are in")
         return None
-    return Pictures(folder, gallery if split == "gallery" else queries, channels=channels)
+    return Pictures(folder, gallery if split == "gallery" else queries)
 
 
 def every_fifth(indices: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -170,40 +168,36 @@ def _split(names: set[str], inside: bool) -> dict[str, str]:
     held_back = {name: part for name, part in parts.items() if part in ("val", "test")}
     if held_back and "train" in parts.values():
         return {name: part or "" for name, part in parts.items()}
-    if {"valid", "invalid"} <= {name.lower() for name in names}:  # two classes
-        return {}
-    if inside:
+    if inside or {"valid", "invalid"} <= {name.lower() for name in names}:  # two classes
         return {}
     # without a train beside it, only a folder that is called nothing else
     return {name: part for name, part in held_back.items()
             if SPLIT_NAMES[part].fullmatch(re.sub("[^a-z]", "", name.lower()))}
 
 
-def _find_splits(folders: list[tuple[str, ...]]) -> dict[tuple[str, ...], dict[str, str]]:
-    """Of the root, (), and of each folder in it, (name,): the parts of what lies inside."""
-    below = defaultdict(set)
+def _places(folders: list[tuple[str, ...]]) -> list[tuple[str, str | None]]:
+    """(part, class or None) of an image in each of these folders, names from the root on."""
+    below = defaultdict(set)  # what lies in the root, (), and in each folder in it, (name,)
     for where in set(folders):
         for depth, name in enumerate(where[:2]):
             below[where[:depth]].add(name)
-    return {where: _split(names, inside=len(where) > 0) for where, names in below.items()}
-
-
-def _place(where: tuple[str, ...], splits: dict) -> tuple[str, str | None]:
-    """(part, class or None) of an image in the folders `where`."""
-    part = "" if "train" in splits.get((), {}).values() else "train"
-    names = list(where)
-    for depth, name in enumerate(where[:2]):
-        found = splits[where[:depth]].get(name)
-        if found is not None:
-            part = found
-            names.remove(name)
-            break
-    return part, names[0] if names else None
+    splits = {where: _split(names, inside=len(where) > 0) for where, names in below.items()}
+    beside = "" if "train" in splits.get((), {}).values() else "train"
+    places = []
+    for where in folders:
+        part, names = beside, list(where)
+        for depth, name in enumerate(where[:2]):
+            found = splits[where[:depth]].get(name)
+            if found is not None:
+                part = found
+                names.remove(name)
+                break
+        places.append((part, names[0] if names else None))
+    return places
 
 
 def _say_what_is_left(folder: FolderOfImages, where: dict[str, list[int]]) -> None:
-    held_back = [part for part in ("val", "test") if where[part]]
-    notes = [f"{len(where[part])} held back ({part})" for part in held_back]
+    notes = [f"{len(where[part])} held back ({part})" for part in ("val", "test") if where[part]]
     if where[""]:
         notes.append(f"{len(where[''])} left out, which lie beside these")
     suspects = [name for name in folder.classes if _looks_like(name)]
@@ -214,15 +208,3 @@ def _say_what_is_left(folder: FolderOfImages, where: dict[str, list[int]]) -> No
     if notes:
         trained = f"{len(where['train'])} of {len(folder)} images are trained on"
         say(f"{folder.root}: {trained}; {'; '.join(notes)}")
-
-
-def _why_no_queries(folder: FolderOfImages) -> str:
-    held_back = any(part in ("val", "test") for part in folder.parts)
-    tops = {path.relative_to(folder.root).parts[0] for path in folder.paths}
-    if folder.classes and held_back:
-        return f"what is held back in {folder.root} lies in no folder of a class that is trained on"
-    if len(tops) == 1 and len(folder) > 1:
-        top = tops.pop()
-        return (f"all images of {folder.root} lie in its one folder {top}; if there are classes in "
-                f"that, give {folder.root / top}")
-    return f"{folder.root} has no folders of classes, two at least"

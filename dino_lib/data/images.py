@@ -45,10 +45,10 @@ def read_image(path_or_file: str | os.PathLike | IO[bytes], channels: int = 3) -
     against decompression bombs), FileNotFoundError if there is none.
     """
     check_channels(channels)
-    is_file = hasattr(path_or_file, "read")
-    source = path_or_file if is_file else os.path.expanduser(path_or_file)
-    name = getattr(path_or_file, "name", "file") if is_file else source
-    with _naming(name), Image.open(source) as image:
+    source = path_or_file
+    if isinstance(source, str | os.PathLike):
+        source = os.path.expanduser(source)
+    with _naming(getattr(source, "name", source)), Image.open(source) as image:
         return _convert(image, channels)
 
 
@@ -100,30 +100,24 @@ def check_machine(error: Exception) -> None:
 
 def _from_array(picture: np.ndarray | Tensor) -> Image.Image:
     what = f"expected a picture, got {type(picture).__name__}"
-    if isinstance(picture, Tensor):
-        x = picture.detach().cpu()
-        x = x.float() if x.is_floating_point() else x  # NumPy has no bfloat16
-        x = (x.movedim(0, -1) if x.ndim == 3 else x).numpy()
-    elif isinstance(picture, np.ndarray):
-        x = picture
-    else:
+    if not isinstance(picture, Tensor | np.ndarray):
         raise TypeError(f"{what}: {REMEDY}")
     what = f"{what} of {picture.dtype} {tuple(picture.shape)}"
-    if x.ndim == 3 and x.shape[2] == 1:
-        x = x[..., 0]
-    if x.size == 0 or x.ndim not in (2, 3) or (x.ndim == 3 and x.shape[2] > 4):
+    x = picture
+    if isinstance(x, Tensor):
+        x = x.detach().cpu()
+        x = x.float() if x.is_floating_point() else x  # NumPy has no bfloat16
+        x = (x.movedim(0, -1) if x.ndim == 3 else x).numpy()
+    if x.ndim == 2:
+        x = x[..., None]
+    known = x.dtype.kind == "f" or x.dtype in (np.uint8, np.uint16, np.bool_)
+    if not known or x.size == 0 or x.ndim != 3 or x.shape[2] > 4:
         raise TypeError(f"{what}: {REMEDY}")
-    if x.dtype.kind == "f":
-        if not (x.min() >= 0 and x.max() <= 1):
-            raise TypeError(f"{what} with values outside of [0, 1]: leave out the normalisation")
-        x = x * 255.0
-    elif x.dtype == np.uint16:
-        x = x / 257
-    elif x.dtype == np.bool_:
-        x = x * 255
-    elif x.dtype != np.uint8:
-        raise TypeError(f"{what}: {REMEDY}")
-    return Image.fromarray(np.ascontiguousarray(np.round(x).astype(np.uint8)))
+    if x.dtype.kind == "f" and not (x.min() >= 0 and x.max() <= 1):
+        raise TypeError(f"{what} with values outside of [0, 1]: leave out the normalisation")
+    white = np.iinfo(x.dtype).max if x.dtype.kind == "u" else 1
+    x = np.round(x * (255 / white)).astype(np.uint8)
+    return Image.fromarray(x[..., 0] if x.shape[2] == 1 else x)
 
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:
@@ -144,10 +138,10 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
     x = np.asarray(image).astype(np.float64)
-    low, high = 0, 65535
-    if image.mode == "F" or x.min() < low or x.max() > high:
-        low, high = x.min(), x.max()
+    low, high = x.min(), x.max()
     if not np.isfinite([low, high]).all():
         raise ValueError("holds infinite values or NaN")
+    if image.mode != "F" and low >= 0 and high <= 65535:
+        low, high = 0, 65535
     x = (x - low) * (255 / ((high - low) or 1))
     return Image.fromarray(x.round().astype(np.uint8))

@@ -16,13 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from dino_lib.data.images import (
-    InputError,
-    UnreadableImage,
-    check_channels,
-    check_machine,
-    to_channels,
-)
+from dino_lib.data.images import InputError, UnreadableImage, check_machine, to_channels
 from dino_lib.data.say import printable
 
 IMAGE_KEYS = ("image", "img")
@@ -72,11 +66,10 @@ def read_item(dataset: Any, index: int, channels: int = 3) -> tuple[Image.Image,
 def _split(item: Any) -> tuple[Any, Any]:
     """(picture, label) of an item, -1 where it has no label."""
     if isinstance(item, Mapping):
-        found = [key for key in IMAGE_KEYS if key in item]
-        if not found:
-            raise TypeError(f"a dict of {list(item)}: expected the key {' or '.join(IMAGE_KEYS)}")
-        labels = [item[key] for key in LABEL_KEYS if key in item]
-        return item[found[0]], labels[0] if labels else -1
+        for key in IMAGE_KEYS:
+            if key in item:
+                return item[key], next((item[name] for name in LABEL_KEYS if name in item), -1)
+        raise TypeError(f"a dict of {list(item)}: expected the key {' or '.join(IMAGE_KEYS)}")
     if isinstance(item, tuple | list):
         return item[0], item[1] if len(item) > 1 else -1
     return item, -1
@@ -90,7 +83,6 @@ class Pictures(Dataset):
     """
 
     def __init__(self, dataset: Any, indices: Sequence[int] | None = None, *, channels: int = 3):
-        check_channels(channels)
         check_dataset(dataset)
         self.dataset, self.channels = dataset, channels
         self.indices = range(len(dataset)) if indices is None else [int(i) for i in indices]
@@ -139,7 +131,6 @@ class SkipUnreadable(Dataset):
     """
 
     def __init__(self, dataset: Any, channels: int = 3):
-        check_channels(channels)
         check_dataset(dataset)
         if len(dataset) == 0:
             raise ValueError("the dataset holds no images")
@@ -153,27 +144,24 @@ class SkipUnreadable(Dataset):
         n = len(self)
         if not -n <= i < n:
             raise IndexError(f"index {i} is outside of {n} images")
-        for step in range(n):
-            used = (i + step) % n
-            item = None if used in self.bad else self._try(used)
-            if item:
-                return *item, used
+        for used in (index % n for index in range(i, i + n)):
+            if used in self.bad:
+                continue
+            try:
+                return *read_item(self.dataset, used, self.channels), used
+            except UnreadableImage as error:
+                self.bad[used] = str(error)
         raise InputError(f"none of the {n} images could be read; the first: {self.bad[0]}")
-
-    def _try(self, index: int) -> tuple[Image.Image, int] | None:
-        try:
-            return read_item(self.dataset, index, self.channels)
-        except UnreadableImage as error:
-            self.bad[index] = str(error)
-            return None
 
     def note(self, asked: Sequence[int] | Tensor, used: Sequence[int] | Tensor) -> None:
         """Learn from a batch: from an index asked for up to the one used, all are unreadable."""
+        n = len(self)
         pairs = zip(torch.as_tensor(asked).tolist(), torch.as_tensor(used).tolist(), strict=True)
         for first, last in pairs:
-            for step in range((last - first) % len(self)):
-                index = (first + step) % len(self)
-                if index not in self.bad and self._try(index):  # tried again, for the reason
+            for step in range((last - first) % n):
+                index = (first + step) % n
+                # tried again, for the reason
+                if index not in self.bad and self[index][2] == index:
                     self.bad[index] = f"image {index} (readable when tried again)"
 
     def report(self) -> str:

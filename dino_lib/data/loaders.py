@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dino_lib.augment import MultiCrop
-from dino_lib.data.batch_views import BatchMultiCrop, view_uniforms
+from dino_lib.data.batch_views import BatchMultiCrop, to_device, view_uniforms
 from dino_lib.data.images import InputError
 from dino_lib.data.items import SkipUnreadable, report_skipped
 
@@ -64,7 +64,7 @@ class StoreViews:
         """For each array of indices in `batches`: a list of (B, C, h, w) views."""
         for indices in batches:
             rows = torch.from_numpy(indices).to(self.images.device)
-            images = _to_device(self.images.index_select(0, rows), self.device)
+            images = to_device(self.images.index_select(0, rows), self.device)
             uniforms = view_uniforms(self.seed, epoch, indices, self.multicrop.n_uniforms)
             yield self.multicrop(images, uniforms=uniforms)
 
@@ -103,11 +103,13 @@ class WorkerViews:
         try:
             self._start()
             for batch, own in zip(batches, pieces, strict=True):
-                parts, used = zip(*[self._next() for _ in own], strict=True)
+                parts, used = zip(*[next(self._loaded) for _ in own], strict=True)
                 self.images.note(batch, torch.cat(used))
-                yield [torch.cat(view) for view in zip(*parts, strict=True)]
-        except BaseException:
+                yield [torch.cat([to_device(piece, self.device) for piece in view])
+                       for view in zip(*parts, strict=True)]
+        except BaseException as error:
             self.close()
+            self._explain(error)
             raise
 
     def report(self) -> str:
@@ -128,40 +130,30 @@ class WorkerViews:
     def _start(self) -> None:
         """Begin an epoch, in new workers where there are none."""
         if self._loader is None:
-            workers = {}
-            if self.num_workers:
-                workers = dict(persistent_workers=True, prefetch_factor=AHEAD)
             self._loader = DataLoader(
                 self.dataset, batch_sampler=self._asked, num_workers=self.num_workers,
                 worker_init_fn=_begin_worker, pin_memory=self.device.type == "cuda",
-                generator=torch.Generator(),  # or it would advance the global one
-                **workers)
+                persistent_workers=self.num_workers > 0,
+                prefetch_factor=AHEAD if self.num_workers else None,
+                generator=torch.Generator())  # or it would advance the global one
         try:
-            with _without_sigchld_handler():
-                self._loaded = iter(self._loader)
+            self._loaded = iter(self._loader)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise InputError("the dataset cannot be handed to worker processes "
                              f"({error}). {RESTART}") from error
-        except (RuntimeError, OSError) as error:
-            self._explain(error)
-            raise
+        # torch's own handler would raise a worker's death anywhere, in the midst of an update
+        # too; without it, the next batch finds it out
+        main = threading.current_thread() is threading.main_thread()
+        if self.num_workers and main and hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
-    def _next(self) -> tuple[list[Tensor], Tensor]:
-        """(views, used indices) of the next piece."""
-        try:
-            views, used = next(self._loaded)
-        except (RuntimeError, OSError) as error:
-            self._explain(error)
-            raise
-        return [_to_device(view, self.device) for view in views], used
-
-    def _explain(self, error: Exception) -> None:
+    def _explain(self, error: BaseException) -> None:
         """Raise the InputError that an error of the loader stands for, if it stands for one."""
         text = str(error).strip()
         if isinstance(error, InputError):  # from a worker it comes with a traceback before it
             raise InputError(text.rsplit("InputError: ")[-1]) from error
         died = "DataLoader worker" in text and "exited" in text
-        if died or NO_ROOM.search(text):
+        if isinstance(error, RuntimeError | OSError) and (died or NO_ROOM.search(text)):
             why = ": mostly for lack of memory or files" if died else ""
             raise InputError(
                 f"{text.splitlines()[-1]}{why}; take num_workers=0, or fewer than "
@@ -216,13 +208,6 @@ def share_of_workers(num_workers: int | None) -> int:
     return min(max(cores // processes - 1, 1), 16)
 
 
-def _to_device(images: Tensor, device: torch.device) -> Tensor:
-    """A copy beside the computation is safe from pinned memory alone, on CUDA."""
-    if device.type == "cuda" and images.device.type == "cpu":
-        return images.pin_memory().to(device, non_blocking=True)
-    return images.to(device)
-
-
 def _begin_worker(worker: int) -> None:
     """In a worker, before its first image: which signals it hears, when it gives up.
 
@@ -238,22 +223,3 @@ def _begin_worker(worker: int) -> None:
 
 def _end_worker(*error: object) -> None:
     os._exit(1)
-
-
-@contextlib.contextmanager
-def _without_sigchld_handler() -> Iterator[None]:
-    """Inside, torch sets its handler of SIGCHLD; afterwards it is gone.
-
-    It would raise a worker's death anywhere, in the midst of an update too. Without it,
-    the next batch finds it out.
-    """
-    here = threading.current_thread() is threading.main_thread()
-    if not here or not hasattr(signal, "SIGCHLD"):
-        yield
-        return
-    before = signal.getsignal(signal.SIGCHLD)
-    try:
-        yield
-    finally:
-        of_torch = getattr(before, "__module__", "").startswith("torch.utils.data")
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL if of_torch or before is None else before)

@@ -17,28 +17,24 @@ import PIL
 import psutil
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm.auto import tqdm
 
 from dino_lib.data.folders import Files, FolderOfImages
-from dino_lib.data.items import Pictures, SkipUnreadable, check_dataset
+from dino_lib.data.images import InputError, UnreadableImage
+from dino_lib.data.items import Pictures, check_dataset, read_item
 from dino_lib.data.say import say
 from dino_lib.data.transforms import middle_square
 
 STORES = "stores"  # the folder under data_root that holds decoded datasets
 FORMAT = 2  # of what this module makes of a file: raise it when the pixels change
-CGROUPS = Path("/sys/fs/cgroup")
-CGROUP_MEMORY = [  # a container's limit, what it uses, and details: version 2, version 1
-    ("memory.max", "memory.current", "memory.stat"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-]
+CGROUP = Path("/sys/fs/cgroup")  # a container's limits, in version 2
 
 Store = tuple[Tensor, Tensor, list[tuple[int, str]]]  # images, labels, what was skipped
 
 
-def decode_store(dataset: Any, size: int, channels: int = 3, progress: bool = True,
-                 num_workers: int = 0, cache: str | os.PathLike | None = None) -> Store:
+def decode_store(dataset: Any, size: int, channels: int = 3,
+                 cache: str | os.PathLike | None = None) -> Store:
     """A dataset's `middle_square`s: uint8 (N, channels, size, size), labels int64 (N,), and
     what was skipped, [(index, "file (reason)")] for `report_skipped`: N counts the others.
 
@@ -48,15 +44,17 @@ def decode_store(dataset: Any, size: int, channels: int = 3, progress: bool = Tr
     memory-mapped file that may be larger than the memory; the next call reads it as long as
     no file has changed. All others, and all where `cache` cannot be written, are kept in
     memory. Prints the size of the store. Raises MemoryError naming it if the memory does
-    not suffice, InputError if no image is readable.
+    not suffice, InputError if no image is readable, ValueError if there are none.
     """
     check_dataset(dataset)
     if size < 1:
         raise ValueError(f"size={size} must be at least 1 pixel")
+    if len(dataset) == 0:
+        raise ValueError("the dataset holds no images")
     ready = getattr(dataset, "images", None)
     if getattr(ready, "shape", None) == (len(dataset), channels, size, size):
         return ready, dataset.labels, []
-    decode = functools.partial(_decode, dataset, size, channels, progress, num_workers)
+    decode = functools.partial(_decode, dataset, size, channels)
     key = _store_key(dataset, size, channels) if cache else None
     if key is None:
         return decode(None)
@@ -72,14 +70,13 @@ def decode_store(dataset: Any, size: int, channels: int = 3, progress: bool = Tr
 
 def available_memory() -> int:
     """Bytes that are free: the machine's, within a container's limit."""
-    free = [psutil.virtual_memory().available]
-    for limit, used, stat in CGROUP_MEMORY:
-        with contextlib.suppress(OSError, ValueError):  # not there, or "max": no limit
-            room = int((CGROUPS / limit).read_text()) - int((CGROUPS / used).read_text())
-            text = (CGROUPS / stat).read_text()
-            cached = re.search(r"^(?:total_)?inactive_file (\d+)", text, re.MULTILINE)
-            free.append(room + int(cached[1] if cached else 0))  # files that are read again
-    return max(0, min(free))
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # not there, or "max": no limit
+        room = int((CGROUP / "memory.max").read_text())
+        room -= int((CGROUP / "memory.current").read_text())
+        cached = re.search(r"^inactive_file (\d+)", (CGROUP / "memory.stat").read_text(), re.M)
+        free = min(free, room + int(cached[1]))  # files that are read again
+    return max(0, free)
 
 
 def _store_key(dataset: Any, size: int, channels: int) -> str | None:
@@ -90,11 +87,10 @@ def _store_key(dataset: Any, size: int, channels: int) -> str | None:
         return None
     digest = hashlib.sha256(repr((FORMAT, PIL.__version__, size, channels)).encode())
     for path, *how in sources:
-        try:
+        state = None  # gone: it will count as unreadable
+        with contextlib.suppress(OSError):
             found = os.stat(path)
-            state = (found.st_size, found.st_mtime_ns)
-        except OSError:  # gone: it will count as unreadable
-            state = None
+            state = found.st_size, found.st_mtime_ns
         digest.update(repr((os.path.abspath(path), state, how)).encode())
     return digest.hexdigest()[:16]
 
@@ -102,8 +98,7 @@ def _store_key(dataset: Any, size: int, channels: int) -> str | None:
 def _sources(dataset: Any) -> list[tuple] | None:
     """For each item: its file, its label, and the channels that it goes through."""
     if type(dataset) in (Files, FolderOfImages):  # a subclass may do anything
-        pairs = zip(dataset.paths, dataset.labels, strict=True)
-        return [(path, label, dataset.channels) for path, label in pairs]
+        return list(zip(dataset.paths, dataset.labels, strict=True))
     if type(dataset) is Pictures:
         inner = _sources(dataset.dataset)
         return inner and [(*inner[i], dataset.channels) for i in dataset.indices]
@@ -131,10 +126,9 @@ def _read(folder: Path) -> Store:
     return images[: len(labels)], labels, [tuple(pair) for pair in rest["skipped"]]
 
 
-def _decode(dataset, size, channels, progress, num_workers, file) -> Store:
+def _decode(dataset: Any, size: int, channels: int, file: Path | None) -> Store:
     """The store, in `file` or (None) in memory."""
     n = len(dataset)
-    safe = SkipUnreadable(dataset, channels)
     shape = (n, channels, size, size)
     _check_room(shape, file)
     if file is None:
@@ -142,18 +136,18 @@ def _decode(dataset, size, channels, progress, num_workers, file) -> Store:
     else:
         images = torch.from_numpy(np.lib.format.open_memmap(file, "w+", np.uint8, shape))
     labels = []
-    loader = DataLoader(safe, batch_size=32, num_workers=num_workers,
-                        collate_fn=functools.partial(_collate, size),
-                        generator=torch.Generator())  # or it would advance the global one
-    orders = torch.arange(n).split(loader.batch_size)
-    hidden = None if progress else True  # None: hidden in a file, shown on a screen
-    bar = tqdm(loader, desc="decoding", leave=False, disable=hidden)
-    for asked, (squares, found, used) in zip(orders, bar, strict=True):
-        safe.note(asked, used)
-        kept = asked == used  # the others are stand-ins
-        images[len(labels) : len(labels) + int(kept.sum())] = squares[kept]
-        labels += found[kept].tolist()
-    return images[: len(labels)], torch.tensor(labels), sorted(safe.bad.items())
+    skipped = []
+    for i in tqdm(range(n), desc="decoding", leave=False, disable=None):
+        try:
+            image, label = read_item(dataset, i, channels)
+        except UnreadableImage as error:
+            skipped.append((i, str(error)))
+            continue
+        images[len(labels)] = pil_to_tensor(middle_square(image, size))
+        labels.append(label)
+    if not labels:
+        raise InputError(f"none of the {n} images could be read; the first: {skipped[0][1]}")
+    return images[: len(labels)], torch.tensor(labels), skipped
 
 
 def _check_room(shape: Sequence[int], file: Path | None) -> None:
@@ -169,10 +163,3 @@ def _check_room(shape: Sequence[int], file: Path | None) -> None:
                     "are free: take a smaller size, fewer images, or read them from disk "
                     "while training")
     say(f"decoding {what}: {need / 2**20:.1f} MiB of {place}")
-
-
-def _collate(size: int, items: Sequence[tuple]) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch, collated in the worker: squares uint8 (B, C, size, size), labels (B,), used (B,)."""
-    images, labels, used = zip(*items, strict=True)
-    squares = [pil_to_tensor(middle_square(image, size)) for image in images]
-    return torch.stack(squares), torch.tensor(labels), torch.tensor(used)

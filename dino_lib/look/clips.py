@@ -1,8 +1,4 @@
-"""Clips as streams of frames: read and written one at a time, each with its own time.
-
-Animated images are read by Pillow; films are read, and both are written, by PyAV (extra
-"video").
-"""
+"""Clips as streams of frames, read and written one at a time by PyAV (extra "video")."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -11,29 +7,11 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from PIL import Image, ImageSequence
+from PIL import Image
 
-from dino_lib.data.folders import NO_DECODER
-from dino_lib.data.images import to_channels
-
-# formats whose frames follow in time; those of a TIFF or MPO are pages and previews
-MOVING = ("GIF", "WEBP", "PNG", "AVIF")
-# ticks a second of what is written: 24, 25, 30 and 60 frames a second divide 90,000
-CLOCKS = {".mp4": 90_000, ".gif": 100}
-
-
-def is_clip(path: str | Path) -> bool:
-    """Whether a file is to be seen as a clip.
-
-    That is an animated image, or what neither is an image nor is named like one.
-    """
-    path = Path(path).expanduser()
-    try:
-        with Image.open(path) as image:
-            return image.format in MOVING and image.is_animated
-    except Exception:  # a decoder may stumble with anything
-        kind = Image.registered_extensions().get(path.suffix.lower())
-        return path.is_file() and (kind is None or kind in NO_DECODER)
+# ticks a second of what is written: 24, 25, 30 and 60 frames a second divide 90,000; browsers
+# show a GIF's frames for 0.02 s at least
+CLOCKS = {".mp4": 90_000, ".gif": 50}
 
 
 @contextlib.contextmanager
@@ -46,42 +24,20 @@ def read_frames(source: str | Path) -> Iterator[tuple[Iterator, int | None]]:
     source = Path(source).expanduser()
     if not source.is_file():
         raise FileNotFoundError(f"no clip at {source.absolute()}")
-    try:
-        image = Image.open(source)
-    except Exception:  # as above
-        image = None
-    if image:
-        with image:
-            if image.format not in MOVING:
-                raise ValueError(f"{source} (a still image, {image.format}: a clip is wanted)")
-            yield _image_frames(image), image.n_frames
-        return
     av = _need_av()
-    try:
+    with _naming(source, av):
         container = av.open(str(source))
-    except av.FFmpegError as error:
-        raise ValueError(f"{source} (neither a clip that PyAV reads nor an image: "
-                         f"{error.strerror})") from error
     with container:
-        # "tty" shows any text as a film
-        if not container.streams.video or container.format.name == "tty":
+        # "tty" shows any text as a film, and those named "pipe" are still images
+        kind = container.format.name
+        if not container.streams.video or kind == "tty" or kind.endswith("_pipe"):
             raise ValueError(f"{source} (holds no moving picture)")
-        yield _film_frames(source, container, av), container.streams.video[0].frames or None
+        yield _frames(source, container, av), container.streams.video[0].frames or None
 
 
-def _image_frames(image: Image.Image) -> Iterator[tuple[Image.Image, float, float]]:
-    start = 0.0
-    for frame in ImageSequence.Iterator(image):
-        milliseconds = frame.info.get("duration") or 100  # browsers show 0 as 100
-        end = start + milliseconds / 1000
-        yield to_channels(frame), start, end
-        start = end
-
-
-def _film_frames(source: Path, container, av: ModuleType):
+def _frames(source: Path, container, av: ModuleType):
     first = None
-    start = 0.0
-    try:
+    with _naming(source, av):
         for frame in container.decode(video=0):
             first = first or frame
             start = float((frame.pts - first.pts) * frame.time_base)
@@ -89,57 +45,52 @@ def _film_frames(source: Path, container, av: ModuleType):
             # recorded calls change their size on the way, and phones turn their frames
             image = frame.to_image(width=first.width, height=first.height)
             yield image.rotate(frame.rotation, expand=True), start, end
+
+
+@contextlib.contextmanager
+def _naming(source: Path, av: ModuleType) -> Iterator[None]:
+    try:
+        yield
     except av.FFmpegError as error:
-        when = f"{start:.2f} s after its start" if first else "at its start"
-        raise ValueError(f"{source} (damaged {when}: {error.strerror})") from error
+        reason = f"no clip that PyAV reads, or damaged: {error.strerror}"
+        raise ValueError(f"{source} ({reason})") from error
 
 
 @contextlib.contextmanager
 def write_clip(path: str | Path, kind: str) -> Iterator[Callable]:
     """Opens a clip of kind ".mp4" or ".gif": yields write(PIL image, start, end).
 
-    Times are in seconds. All frames have one size, of even sides in an .mp4. A GIF
-    shows no frame for less than 0.02 s, because browsers would show it for 0.1 s: frames
-    that come sooner are left out.
+    Times are in seconds, kept to a tick of CLOCKS; of frames in one tick the first is written. All
+    frames have one size, of even sides in an .mp4.
     """
     av = _need_av()
-    ticks = CLOCKS[kind]
-    clock = Fraction(1, ticks)
-    shortest = 2 if kind == ".gif" else 1
+    clock = Fraction(1, CLOCKS[kind])
+    options = {"flags": "+frame_duration"}  # or the last frame's would be a guess
     with av.open(str(path), "w", format=kind[1:]) as container:
         if kind == ".gif":
-            stream = container.add_stream("gif")
+            stream = container.add_stream("gif", options=options)
             stream.pix_fmt = "pal8"
-            to_frame = _with_palette
         else:  # B-frames blur the last one's time
-            stream = container.add_stream("h264", options={"crf": "20", "bf": "0"})
+            stream = container.add_stream("h264", options={"crf": "20", "bf": "0", **options})
             stream.pix_fmt = "yuv420p"
-            to_frame = av.VideoFrame.from_image
         stream.codec_context.time_base = clock
-        ends: dict[int, int] = {}  # in ticks, by the frames' starts
-        before = -shortest
-
-        def mux(frame) -> None:
-            for packet in stream.encode(frame):
-                # without a duration the last frame's would be a guess
-                packet.duration = max(ends.pop(packet.pts) - packet.pts, shortest)
-                container.mux(packet)
+        before = -1
 
         def write(image: Image.Image, start: float, end: float) -> None:
             nonlocal before
-            begins = round(start * ticks)
-            if begins - before < shortest:
+            begins = round(start / clock)
+            if begins == before:
                 return
+            before = begins
             if not stream.codec_context.is_open:
                 stream.width, stream.height = image.size
-            frame = to_frame(image)
+            frame = _with_palette(image) if kind == ".gif" else av.VideoFrame.from_image(image)
             frame.pts, frame.time_base = begins, clock
-            ends[begins] = round(end * ticks)
-            before = begins
-            mux(frame)
+            frame.duration = max(1, round(end / clock) - begins)
+            container.mux(stream.encode(frame))
 
         yield write
-        mux(None)
+        container.mux(stream.encode(None))
 
 
 def _with_palette(image: Image.Image):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -20,15 +21,15 @@ from tqdm.auto import tqdm
 
 from dino_lib.backbone import Backbone, backbone_of
 from dino_lib.data.folders import FolderOfImages
-from dino_lib.data.images import read_image, to_channels
+from dino_lib.data.images import to_channels
 from dino_lib.data.items import SkipUnreadable
 from dino_lib.data.say import printable, say
 from dino_lib.data.transforms import as_seen
 from dino_lib.look.maps import attention_sheet, heads_of
 from dino_lib.look.packing import compress, factorise, quantise, to_base64, to_short
 from dino_lib.look.video import file_word
-from dino_lib.measure.attention import every_layer, pooled_similarity
-from dino_lib.measure.features import eval_mode
+from dino_lib.measure.attention import every_layer, full_attention, pooled_similarity
+from dino_lib.measure.patches import patch_features
 
 PAGE = Path(__file__).with_name("explorer.html")
 SCRIPTS = (PAGE.with_name("explorer-data.js"), PAGE.with_name("explorer.js"))
@@ -60,10 +61,9 @@ def explore(teacher: Any, images: Any, *, path: str | Path = "explorer.html",
 
     teacher: what `load_teacher` gives, or a dict of name -> teacher, several stages of
     one run too, {"step 0": ..., "step 100": ...}; one without `.transform`, such as an
-    untrained network, takes that of the first which has one. A teacher of several that
-    has no patches to show is left out, and a printed line says so. images: a PIL image,
-    a path, a list of these, or a folder, of which at most `limit` readable images are
-    taken, evenly spread. size: None for the teacher's own transform (the middle
+    untrained network, takes that of the first which has one. images: a PIL image, a path,
+    a list of these, or a folder, of which at most `limit` readable images are taken,
+    evenly spread. size: None for the teacher's own transform (the middle
     square), or the whole image is seen, resized to about size x size pixels in all, its
     aspect kept but for rounding to whole patches. progress=False shows no bar. Raises
     UnreadableImage, FileNotFoundError, ValueError, and TypeError where there are no
@@ -83,17 +83,9 @@ def explore(teacher: Any, images: Any, *, path: str | Path = "explorer.html",
     for name, model in teachers.items():
         transform = getattr(model, "transform", transforms[0])
         bar = tqdm(images, desc=f"{name} looks", leave=False, disable=hidden)
-        try:
-            looks = [_look(backbone_of(model), image, transform, size) for image in bar]
-        except TypeError as error:
-            if len(teachers) == 1:
-                raise
-            say(f"{name} is left out: {error}")
-            continue
+        looks = [_look(backbone_of(model), image, transform, size) for image in bar]
         entries.append(_entry(str(name), looks, pictures, room))
         seen[name] = [(look["picture"], look["maps"]) for look in looks]
-    if not seen:
-        raise TypeError("none of the teachers has patches to show")
     page = {"names": names, "pictures": pictures, "teachers": entries}
     data = json.dumps(page, separators=(",", ":")).replace("<", "\\u003c")  # ends no script
     script = "\n".join(file.read_text("utf-8") for file in SCRIPTS)
@@ -107,41 +99,32 @@ def write_explorer(images: str | Path, teachers: dict, out: str | Path, *,
                    size: int | None = None, limit: int = 12) -> list[Path]:
     """Write explorer.html and the heads' figures to the folder `out`; the files' paths.
 
-    Of one image each teacher gets heads.png, its heads large (heads-TEACHER.png where
-    there are several); of more images heads.png is a sheet of all. Arguments as in
-    `explore`.
+    Each teacher gets heads.png (heads-TEACHER.png where there are several): of one image its heads
+    large, of more images a sheet. Arguments as in `explore`.
     """
     out = Path(out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
     page = explore(teachers, images, path=out / "explorer.html", size=size, limit=limit)
     paths = [page.path]
-    large = {name: looks[0] for name, looks in page.seen.items()
-             if len(looks) == 1 and looks[0][1].shape[1] > 1}
-    for name, (picture, maps) in large.items():
+    for name, looks in page.seen.items():
         suffix = f"-{file_word(name)}" if len(page.seen) > 1 else ""
         paths.append(out / f"heads{suffix}.png")
-        figure = heads_of(pil_to_tensor(picture), maps[-1])
-        figure.savefig(paths[-1])
-    if len(large) < len(page.seen):
-        paths.append(out / "heads.png")
-        others = {name: looks for name, looks in page.seen.items() if name not in large}
-        _sheet(others).savefig(paths[-1])
+        _heads(looks).savefig(paths[-1])
     return paths
 
 
-def _sheet(seen: dict[str, list[tuple[Image.Image, Tensor]]]):
-    """All heads of all teachers, a row each, below the first one's pictures."""
-    rows = {}
-    for name, looks in seen.items():
-        heads = looks[0][1].shape[1]
-        for head in range(heads):
-            what = f"head {head}" if heads > 1 else "similarity"
-            rows[f"{name}\n{what}"] = [maps[-1, head] for _, maps in looks]
-    first = next(iter(seen.values()))
-    return attention_sheet([pil_to_tensor(picture) for picture, _ in first], rows)
+def _heads(looks: list[tuple[Image.Image, Tensor]]) -> Figure:
+    """The heads of a teacher's last layer in the pictures that it saw."""
+    pictures = [pil_to_tensor(picture) for picture, _ in looks]
+    maps = [of_layers[-1] for _, of_layers in looks]
+    if len(maps[0]) == 1:
+        return attention_sheet(pictures, {"similarity": [heads[0] for heads in maps]})
+    if len(maps) == 1:
+        return heads_of(pictures[0], maps[0])
+    rows = {f"head {i}": [heads[i] for heads in maps] for i in range(len(maps[0]))}
+    return attention_sheet(pictures, rows)
 
 
-@torch.no_grad()
 def _look(backbone: Backbone, image: Image.Image, transform, size: int | None) -> dict:
     """What a teacher sees of one image.
 
@@ -150,18 +133,17 @@ def _look(backbone: Backbone, image: Image.Image, transform, size: int | None) -
     """
     picture, x = as_seen(image, transform, backbone.patch_size, size)
     x = x[None].to(next(backbone.parameters()).device)
-    with eval_mode(backbone):
-        features = backbone.patch_tokens(x).float().flatten(0, 2).cpu()
     try:
-        maps, attention = every_layer(backbone, x)
-    except TypeError:  # a CNN has no attention
-        maps = attention = None
-    kind = "CLS attention"
-    if maps is None:
+        maps = every_layer(backbone, x)
+        kind = "CLS attention"
+    except TypeError:
+        maps = pooled_similarity(backbone, x)[None]
         kind = "pooled similarity"
-        maps = pooled_similarity(backbone, x)[:, None]
-    if attention is not None:  # it is None where the CLS token alone asks
-        attention = attention[0].cpu()
+    try:
+        attention = full_attention(backbone, x)[0].cpu()
+    except TypeError:  # of a CNN, or where the CLS token alone asks
+        attention = None
+    features = patch_features(backbone, x).flatten(0, 2).cpu()
     return {"picture": picture, "kind": kind, "maps": maps[:, 0].cpu(), "attention": attention,
             "features": features}
 
@@ -195,34 +177,25 @@ def _entry(name: str, looks: list[dict], pictures: list[str], room: float) -> di
 
 def _gather(images, limit: int) -> tuple[list[str], list[Image.Image]]:
     """(names, PIL images) of one image or path, of a list of them, or of a folder."""
-    is_path = isinstance(images, str | os.PathLike)
-    if is_path and not Path(images).expanduser().is_file():
+    if isinstance(images, str | os.PathLike) and not Path(images).expanduser().is_file():
         return _from_folder(images, limit)
-    images = [images] if is_path or isinstance(images, Image.Image) else list(images)
+    is_one = isinstance(images, str | os.PathLike | Image.Image)
+    images = [images] if is_one else list(images)
     if not images:
         raise ValueError("no images to look at: the list is empty")
-    names = []
-    pictures = []
-    for i, image in enumerate(images):
-        if isinstance(image, str | os.PathLike):
-            image = Path(image).expanduser()
-            names.append(printable(image.name))
-            pictures.append(read_image(image))
-        else:
-            names.append(f"image {i}")
-            pictures.append(to_channels(image))
-    return names, pictures
+    names = [printable(Path(image).name) if isinstance(image, str | os.PathLike) else f"image {i}"
+             for i, image in enumerate(images)]
+    return names, [to_channels(image) for image in images]
 
 
 def _from_folder(path: str | Path, limit: int) -> tuple[list[str], list[Image.Image]]:
     if limit < 1:
         raise ValueError(f"limit={limit} must be at least 1")
     folder = FolderOfImages(path)
-    count = min(limit, len(folder))
-    chosen = torch.linspace(0, len(folder) - 1, count).round().long().tolist()
+    chosen = torch.linspace(0, len(folder) - 1, min(limit, len(folder))).round().long()
     safe = SkipUnreadable(folder)
     found = {}
-    for i in chosen:
+    for i in chosen.tolist():
         image, _, used = safe[i]
         found[used] = image
     if safe.bad:

@@ -26,21 +26,20 @@ def neighbour_sheet(queries: Tensor, neighbours: Tensor, same: Tensor,
     query.
     """
     m, k = same.shape
-    figure, axes = grid(m, k + 2, width_ratios=[1, 0.12, *[1] * k])
+    figure, axes = grid(m, k + 1)
     for i in range(m):
-        axes[i, 1].remove()  # the gap between the query and the others
-        axes[i, 0].imshow(to_image(queries[i]), interpolation="nearest")
         bare(axes[i, 0])
         if titles:
             label_row(axes[i, 0], titles[i])
-        for j, axis in enumerate(axes[i, 2:]):
-            axis.imshow(to_image(neighbours[i, j]), interpolation="nearest")
+        for axis, picture in zip(axes[i], [queries[i], *neighbours[i]], strict=True):
+            axis.imshow(to_image(picture), interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
+        for axis, alike in zip(axes[i, 1:], same[i], strict=True):
             # spines end in square caps, which would fill the gaps between the dashes
-            axis.spines[:].set(capstyle="butt", **(SAME if same[i, j] else OTHER))
+            axis.spines[:].set(capstyle="butt", **(SAME if alike else OTHER))
     axes[0, 0].set_title("query", fontsize=9)
-    axes[0, 2].set_title("nearest", fontsize=9)
+    axes[0, 1].set_title("nearest", fontsize=9)
     handles = [Line2D([], [], label="same class", **SAME),
                Line2D([], [], label="another class", **OTHER)]
     figure.legend(handles=handles, loc="outside lower right", ncols=2, handlelength=3,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import ConnectionPatch, Rectangle
 from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor
 
@@ -32,7 +32,7 @@ def attention_sheet(images: Sequence[Tensor], rows: dict[str, Sequence[Tensor]],
     figure, axes = grid(1 + len(rows), n, cell=1.15 if n > 4 else 2.3)
     pictures = [to_image(image) for image in images]
     for axis, picture in zip(axes[0], pictures, strict=True):
-        axis.imshow(picture, interpolation="nearest")
+        axis.imshow(picture, interpolation="nearest", extent=_extent(picture))
     for line, maps in zip(axes[1:], rows.values(), strict=True):
         if maps[0].ndim == 2:
             maps, scale = brightness(maps)
@@ -151,43 +151,20 @@ def _in_colours(picture: np.ndarray, shares: list) -> np.ndarray:
     return 0.4 * gray * (1 - strength) + lit * strength
 
 
-def similarity_sheet(images: Tensor, maps: Tensor, place: tuple[int, int, int],
-                     columns: int = 6) -> Figure:
+def similarity_sheet(images: Tensor, maps: Tensor, place: tuple[int, int, int]) -> Figure:
     """How much every patch resembles one of them, on one scale for all images.
 
     images uint8 (N, C, H, W); maps (N, h, w), cosines as `patches.patch_similarity`
     gives them; place: (image, row, col) of the patch that was asked for, outlined.
     """
-    n = len(images)
-    columns = min(columns, n)
-    figure, axes = grid(2 * -(-n // columns), columns, cell=1.4, legend=0.7)
-    for axis in axes.flat:
-        bare(axis)
-    low, high = maps.min().item(), maps.max().item()
-    for i in range(n):
-        row = 2 * (i // columns)
-        above, below = axes[row:row + 2, i % columns]
-        picture = to_image(images[i])
-        above.imshow(picture, interpolation="nearest")
-        drawn = below.imshow(maps[i].cpu().numpy(), cmap="viridis", vmin=low, vmax=high,
-                             interpolation="nearest", extent=_extent(picture))
-        if i == place[0]:
-            for axis in (above, below):
-                _frame_patch(axis, picture, maps.shape[1:], place[1:])
-    bar = figure.colorbar(drawn, ax=axes, label="cosine", shrink=0.6)
-    bar.ax.tick_params(labelsize=8)
+    figure = attention_sheet(images, {"cosine": maps})
+    height, width = np.array(images.shape[2:]) / maps.shape[1:]
+    corner = (place[2] * width, place[1] * height)
+    for axis in (figure.axes[place[0]], figure.axes[len(images) + place[0]]):
+        for color, line in [("black", 3.5), ("white", 1.5)]:
+            axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=color,
+                                     linewidth=line))
     return figure
-
-
-def _frame_patch(axis: Axes, picture: np.ndarray, size: Sequence[int],
-                 place: Sequence[int]) -> None:
-    """The outline of patch (row, col) of a grid (h, w) that lies over the picture."""
-    height = picture.shape[0] / size[0]
-    width = picture.shape[1] / size[1]
-    corner = (place[1] * width, place[0] * height)
-    for color, line in [("black", 3.5), ("white", 1.5)]:
-        axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=color,
-                                 linewidth=line))
 
 
 def correspondence(images: Sequence[Tensor], grids: Sequence[tuple[int, int]],
@@ -195,31 +172,21 @@ def correspondence(images: Sequence[Tensor], grids: Sequence[tuple[int, int]],
     """Two images, a line from each patch of the first to its match in the second.
 
     images: two uint8 (C, H, W); grids: their (h, w) in patches; places: two int (n, 2),
-    (row, col) as `patches.best_matches` and `mutual_matches` give them.
+    (row, col) as `patches.mutual_matches` gives them.
     """
-    pictures = [to_image(image) for image in images]
-    widths = [picture.shape[1] / picture.shape[0] for picture in pictures]  # of height 1
-    offsets = [0, widths[0] + 0.15]
-    total = sum(widths) + 0.15
-    width = min(WIDTH, 3.4 * total)
-    figure = new_figure(width, width / total)
-    axis = figure.subplots()
+    figure, [axes] = grid(1, 2, cell=3.4)
     ends = []
-    for i in range(2):
-        axis.imshow(pictures[i], extent=(offsets[i], offsets[i] + widths[i], 1, 0),
-                    interpolation="nearest")
-        rows, cols = np.asarray(places[i]).reshape(-1, 2).T
-        x = offsets[i] + (cols + 0.5) / grids[i][1] * widths[i]
-        y = (rows + 0.5) / grids[i][0]
-        ends.append(np.stack([x, y], 1))
+    for axis, image, size, where in zip(axes, images, grids, places, strict=True):
+        picture = to_image(image)
+        axis.imshow(picture, interpolation="nearest", extent=_extent(picture))
+        bare(axis)
+        cells = np.array(picture.shape[:2]) / size
+        ends.append((np.asarray(where).reshape(-1, 2) + 0.5) * cells)
     halo = [Stroke(linewidth=2.8, foreground="white"), Normal()]
     for i, (start, end) in enumerate(zip(*ends, strict=True)):
-        x, y = np.stack([start, end], 1)
-        axis.plot(x, y, color=PALETTE[i % len(PALETTE)], linewidth=1.4, marker="o", markersize=5,
-                  markeredgecolor="white", path_effects=halo)
-    axis.set_xlim(0, total)
-    axis.set_ylim(1, 0)
-    bare(axis)
+        figure.add_artist(ConnectionPatch(
+            start[::-1], end[::-1], "data", "data", axesA=axes[0], axesB=axes[1], linewidth=1.4,
+            color=PALETTE[i % len(PALETTE)], path_effects=halo))
     return figure
 
 

@@ -35,11 +35,11 @@ def attention_video(teacher: Any, source: str | Path, path: str | Path, *, layer
     """Write the CLS attention of `teacher` in each frame of a clip to `path`; the Path.
 
     teacher: what `load_teacher` gives, a ViT with a CLS token. source: what PyAV
-    decodes (.mp4, .webm, .mov, ...), or an animated GIF, PNG or WebP. path: an .mp4 or
-    .gif. Frames are seen whole, at about size x size pixels in all (None: the teacher's
-    own size), their aspect kept but for rounding to whole patches. Beside the picture
-    stand all heads of block `layer`, the one of number `head`, or their mean ("mean"),
-    in panels whose longer side is `panel` pixels.
+    decodes (.mp4, .webm, .mov, .gif, ...). path: an .mp4 or .gif. Frames are seen whole,
+    at about size x size pixels in all (None: the teacher's own size), their aspect kept
+    but for rounding to whole patches. Beside the picture stand all heads of block
+    `layer`, the one of number `head`, or their mean ("mean"), in panels whose longer side
+    is `panel` pixels.
 
     Colours: 0 is darkest. Brightest is the map's maximum, or 3 times its mean if that
     is more, averaged over the frames so far with a time constant of one second: it
@@ -54,11 +54,6 @@ def attention_video(teacher: Any, source: str | Path, path: str | Path, *, layer
     kind = path.suffix.lower()
     if kind not in CLOCKS:
         raise ValueError(f"{path}: the attention of a clip is written as {' or '.join(CLOCKS)}")
-    if not hasattr(teacher, "transform"):
-        raise ValueError("the teacher has no .transform: set one, as "
-                         "data.transforms.EvalTransform makes it")
-    if panel < 16:
-        raise ValueError(f"panel={panel}: 16 pixels are the least")
     part = path.with_name(path.name + ".part")
     hidden = None if progress else True  # None: hidden in a file, shown on a screen
     try:
@@ -101,12 +96,12 @@ def _sheets(teacher, frames: Iterator, layer: int, head: int | str | None, size:
     """The frames of the video, with their times."""
     backbone = backbone_of(teacher)
     patch = backbone.patch_size
-    if size is None:  # the teacher's own is the side of the square that it crops
-        size = as_seen(Image.new("RGB", (9, 9)), teacher.transform, patch)[0].width
+    transform = getattr(teacher, "transform", None)
+    size = size or getattr(transform, "size", None)
     top = None
     before = 0.0
-    seen = ((as_seen(image, teacher.transform, patch, size)[1], _shrink(image, panel),
-             start, end) for image, start, end in frames)
+    seen = ((as_seen(image, transform, patch, size)[1], _shrink(image, panel), start, end)
+            for image, start, end in frames)
     while batch := list(itertools.islice(seen, BATCH)):
         inputs = torch.stack([x for x, *_ in batch])
         maps = cls_attention(backbone, inputs, layer=layer).cpu()

@@ -9,7 +9,6 @@ device, and leave the model as it was.
 
 import contextlib
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -33,51 +32,25 @@ def cls_attention(model: Any, images: Tensor, *, layer: int = -1) -> Tensor:
     """
     backbone = backbone_of(model)
     _need_cls(backbone)
-    [rows], grid = _look(backbone, images, [(_attention(backbone, layer), _cls_row)])
-    return _patches(rows, grid)
+    return _cls_maps(backbone, images, [_attention(backbone, layer)])[0]
 
 
-def patch_attention(
-    model: Any, images: Tensor, row: int, col: int, *, layer: int = -1
-) -> Tensor:
-    """What the patch at (row, col) of the grid attends to: (B, heads, h, w).
-
-    Errors as `cls_attention`, but no CLS token is needed; ValueError outside the grid.
-    """
+def every_layer(model: Any, images: Tensor) -> Tensor:
+    """`cls_attention` of every layer, in one pass: (layers, B, heads, h, w)."""
     backbone = backbone_of(model)
-    attention = _attention(backbone, layer)
-    height, width = backbone.grid(images.shape[-2:])
-    if not (0 <= row < height and 0 <= col < width):
-        raise ValueError(
-            f"patch ({row}, {col}) lies outside the grid of {height} x {width} patches"
-        )
-    token = backbone.model.num_prefix_tokens + row * width + col
-    [rows], grid = _look(backbone, images, [(attention, partial(_row, token=token))])
-    return _patches(rows, grid)
+    _need_cls(backbone)
+    return _cls_maps(backbone, images, _attentions(backbone))
 
 
 def full_attention(model: Any, images: Tensor, *, layer: int = -1) -> Tensor:
     """softmax(q k^T / sqrt(d)) of all tokens, prefix tokens first: (B, heads, T, T).
 
-    For small images. Errors as `patch_attention`.
+    For small images. Errors as `cls_attention`, but no CLS token is needed. Of its rows the
+    one of the patch (row, col) is number model.num_prefix_tokens + row * w + col.
     """
     backbone = backbone_of(model)
-    [matrix], _ = _look(backbone, images, [(_attention(backbone, layer), _all_rows)])
+    [matrix], _ = _look(backbone, images, [_attention(backbone, layer)], _all_rows)
     return matrix
-
-
-def every_layer(model: Any, images: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """(`cls_attention` of every layer, `full_attention` of the last), in one pass.
-
-    The first is (layers, B, heads, h, w), or None without a CLS token; the second is
-    (B, heads, T, T), or None where the CLS token alone asks. Errors as above.
-    """
-    backbone = backbone_of(model)
-    attentions = _attentions(backbone)
-    looks = [(attention, _cls_row) for attention in attentions]
-    (*rows, last), grid = _look(backbone, images, [*looks, (attentions[-1], _as_it_is)])
-    maps = torch.stack([_patches(row, grid) for row in rows])
-    return maps if backbone.has_cls else None, last if last.shape[2] > 1 else None
 
 
 def rollout(model: Any, images: Tensor) -> Tensor:
@@ -88,8 +61,8 @@ def rollout(model: Any, images: Tensor) -> Tensor:
     """
     backbone = backbone_of(model)
     _need_cls(backbone)
-    looks = [(attention, _mean_of_heads) for attention in _attentions(backbone)]
-    matrices, grid = _look(backbone, images, looks)
+    blocks = _attentions(backbone)
+    matrices, grid = _look(backbone, images, blocks, lambda matrix: _all_rows(matrix).mean(1))
     product = torch.eye(matrices[0].shape[-1], device=matrices[0].device)
     for matrix in matrices:
         product = (matrix @ product + product) / 2  # (B, T, T)
@@ -125,15 +98,13 @@ def queries_keys_values(
             f"{name} has {kind}: queries, keys and values are read from timm's plain "
             "ViT blocks alone"
         )
-    keep = partial(_split, attention=attention)
-    [found], _ = _pass(backbone, images, [(attention.qkv, keep)])
+
+    def split(qkv):  # (b, T, 3 D) -> (b, 3, heads, T, d)
+        q, k, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return torch.stack([attention.q_norm(q), attention.k_norm(k), v], 1)
+
+    [found], _ = _pass(backbone, images, [attention.qkv], split)
     return found.unbind(1)
-
-
-def _split(qkv, attention):
-    """(b, T, 3 D) -> (b, 3, heads, T, d)."""
-    q, k, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    return torch.stack([attention.q_norm(q), attention.k_norm(k), v], 1)
 
 
 def _need_cls(backbone):
@@ -163,16 +134,25 @@ def _attention(backbone, layer):
     return attentions[layer]
 
 
-def _look(backbone, images, looks):
-    """What each (attention, keep) keeps of its matrix (B, heads, T, T); the grid (h, w)."""
-    fused = {one: getattr(one, "fused_attn", False) for one, _ in looks}
-    watched = [(attention.attn_drop, keep) for attention, keep in looks]
+def _cls_maps(backbone, images, attentions):
+    """The CLS token's rows over the patches, (len(attentions), B, heads, h, w)."""
+    # a view would keep the whole matrix alive
+    rows, grid = _look(backbone, images, attentions, lambda matrix: matrix[:, :, 0].clone())
+    return _patches(torch.stack(rows), grid)
+
+
+def _look(backbone, images, attentions, keep):
+    """What `keep` makes of each one's matrix (b, heads, T, T), and the grid (h, w).
+
+    Class attention has (b, heads, 1, T).
+    """
+    fused = [getattr(attention, "fused_attn", False) for attention in attentions]
     try:
-        for attention in fused:
+        for attention in attentions:
             attention.fused_attn = False
-        kept, grid = _pass(backbone, images, watched)
+        kept, grid = _pass(backbone, images, [one.attn_drop for one in attentions], keep)
     finally:
-        for attention, flag in fused.items():
+        for attention, flag in zip(attentions, fused, strict=True):
             attention.fused_attn = flag
     n_tokens = backbone.model.num_prefix_tokens + grid[0] * grid[1]
     if any(matrix is None or matrix.shape[-1] != n_tokens for matrix in kept):
@@ -181,23 +161,20 @@ def _look(backbone, images, looks):
 
 
 @torch.no_grad()
-def _pass(backbone, images, watched):
-    """What each `keep` makes of its module's output (None: it never ran); the grid."""
-    kept = [[] for _ in watched]
+def _pass(backbone, images, modules, keep):
+    """What `keep` makes of each module's output (None: it never ran); the grid."""
+    kept = {module: [] for module in modules}
+
+    def hook(module, inputs, output):
+        kept[module].append(keep(output).float())
+
     images = to_model(backbone, images)
     with eval_mode(backbone), contextlib.ExitStack() as stack:
-        for (module, keep), found in zip(watched, kept, strict=True):
-            stack.callback(_watch(module, keep, found).remove)
+        for module in modules:
+            stack.callback(module.register_forward_hook(hook).remove)
         for part in images.split(_images_at_a_time(backbone, images)):
             grid = tuple(backbone.patch_tokens(part).shape[1:3])
-    return [torch.cat(found) if found else None for found in kept], grid
-
-
-def _watch(module, keep, found):
-    def hook(module, inputs, output):
-        found.append(keep(output).float())
-
-    return module.register_forward_hook(hook)
+    return [torch.cat(found) if found else None for found in kept.values()], grid
 
 
 def _images_at_a_time(backbone, images):
@@ -214,29 +191,10 @@ def _unreadable(backbone):
     )
 
 
-# what to keep of a matrix (b, heads, T, T), of class attention (b, heads, 1, T)
-
-
-def _cls_row(matrix):
-    return matrix[:, :, 0].clone()  # a view would keep the whole matrix alive
-
-
-def _row(matrix, token):
-    return _all_rows(matrix)[:, :, token].clone()
-
-
-def _mean_of_heads(matrix):
-    return _all_rows(matrix).mean(1)
-
-
 def _all_rows(matrix):
     if matrix.shape[2] == 1:
         raise TypeError("this is class attention, only the CLS token asks: cls_attention")
     return matrix
-
-
-def _as_it_is(output):
-    return output
 
 
 def _patches(rows, grid):

@@ -4,7 +4,6 @@ Features are tensors (N, D), one row an image. Queries ask, the gallery is searc
 """
 
 from collections.abc import Sequence
-from numbers import Integral
 
 import numpy as np
 import torch
@@ -24,25 +23,19 @@ def nearest(gallery: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k rows of the gallery (N, D) most like each of the queries (M, D).
 
     (cosine float32 (M, k), index int64 (M, k)), nearest first, on the features' device.
-    ValueError on a k outside 1..N and on widths that do not fit.
+    ValueError on a k outside 1..N.
     """
-    for features in (gallery, queries):
-        _check_features(features)
-    if gallery.ndim != 2 or queries.ndim != 2 or gallery.shape[1] != queries.shape[1]:
-        shapes = f"{tuple(gallery.shape)} and {tuple(queries.shape)}"
-        raise ValueError(f"features {shapes} do not fit: expected (N, D) and (M, D)")
-    if not isinstance(k, Integral):
-        raise ValueError(f"k={k} must be a whole number")
+    _check_features(gallery)
+    _check_features(queries)
     n = len(gallery)
     if not 1 <= k <= n:
         raise ValueError(f"k={k} must lie between 1 and the features to search, {n}")
     gallery = F.normalize(gallery.float(), dim=1)
-    cosines, indices = [], []
-    for rows in queries.split(max(1, ROOM // n)):
-        found = (F.normalize(rows.float(), dim=1) @ gallery.T).topk(k)
-        cosines.append(found.values)
-        indices.append(found.indices)
-    return torch.cat(cosines), torch.cat(indices)
+    found = [
+        (F.normalize(rows.float(), dim=1) @ gallery.T).topk(k)
+        for rows in queries.split(max(1, ROOM // n))
+    ]
+    return torch.cat([of.values for of in found]), torch.cat([of.indices for of in found])
 
 
 @torch.no_grad()
@@ -59,8 +52,8 @@ def knn_predict(
     train_features (N, D), train_labels (N,) whole numbers, test_features (M, D); rows
     are L2-normalised here. The score of class c is the sum of exp(cosine / temperature)
     over those of the k nearest training rows that have class c. Equal scores go to the
-    lower class id. ValueError on a k outside 1..N, on widths or lengths that do not fit,
-    on labels that are negative or text, and on a temperature that is not positive.
+    lower class id. ValueError on a k outside 1..N, on labels that are negative, text or of
+    another number, and on a temperature that is not positive.
     """
     _check_features(train_features)
     labels = class_ids(train_labels, len(train_features), "train_labels")
@@ -71,13 +64,9 @@ def knn_predict(
     # measured from the nearest: the winner stays, and exp can't overflow
     weights = ((cosine - cosine[:, :1]).double() / temperature).exp()  # (M, k)
     classes, column = labels.unique(return_inverse=True)  # sorted, for equal scores
-    predicted = []
-    rows = max(1, ROOM // 2 // len(classes))
-    for weight, found in zip(weights.split(rows), index.split(rows), strict=True):
-        scores = weight.new_zeros(len(weight), len(classes))
-        scores.scatter_add_(1, column[found], weight)
-        predicted.append(classes[scores.argmax(1)])
-    return torch.cat(predicted).to(test_features.device)
+    scores = weights.new_zeros(len(weights), len(classes))
+    scores.scatter_add_(1, column[index], weights)
+    return classes[scores.argmax(1)].to(test_features.device)
 
 
 @torch.no_grad()
@@ -128,9 +117,9 @@ def linear_probe(
 
 def accuracy(predicted: Labels, labels: Labels) -> tuple[float, float]:
     """(Share of all that is right, mean of that share over the classes in `labels`)."""
-    predicted = _numbers(predicted, "predicted")
-    if predicted.ndim != 1 or len(predicted) == 0:
-        raise ValueError(f"predicted {tuple(predicted.shape)}: expected (N >= 1,)")
+    if len(predicted) == 0:
+        raise ValueError("nothing is predicted: expected (N >= 1,)")
+    predicted = class_ids(predicted, len(predicted), "predicted", least=-1)
     labels = class_ids(labels, len(predicted))
     right = (predicted == labels).double()
     per_class = torch.stack([right[labels == c].mean() for c in labels.unique()])
@@ -140,46 +129,24 @@ def accuracy(predicted: Labels, labels: Labels) -> tuple[float, float]:
 def color_histogram(images_uint8: Tensor, bins: int = 8) -> Tensor:
     """Joint colour histogram, a baseline for features: uint8 (N, C, H, W) -> (N, D).
 
-    D is bins ** 3 for RGB, `bins` for grey. More than three channels are taken three at a
-    time, their histograms side by side. The square root is taken before the L2
-    normalisation: a dot product is then the Bhattacharyya coefficient of two histograms.
+    D is bins ** C. The square root is taken before the L2 normalisation: a dot product is
+    then the Bhattacharyya coefficient of two histograms.
     """
     if images_uint8.dtype != torch.uint8 or images_uint8.ndim != 4:
         kind = f"{images_uint8.dtype} {tuple(images_uint8.shape)}"
         raise ValueError(f"images are {kind}; expected uint8 (N, C, H, W)")
-    if not 1 <= bins <= 256:
-        raise ValueError(f"bins={bins} must lie between 1 and 256")
-    rows = max(1, 2**22 // images_uint8[:1].numel()) if len(images_uint8) else 1
-    parts = []
-    for images in images_uint8.cpu().split(rows):  # bounded memory
-        levels = images.int() * bins // 256
-        counts = [_joint_counts(group, bins) for group in levels.split(3, dim=1)]
-        parts.append(torch.cat(counts, 1))
-    return F.normalize(torch.cat(parts).sqrt(), dim=1)
+    n_codes = bins ** images_uint8.shape[1]
+    counts = []
+    for image in images_uint8.cpu().int():
+        codes = torch.zeros_like(image[0])
+        for channel in image:
+            codes = codes * bins + channel * bins // 256
+        counts.append(codes.flatten().bincount(minlength=n_codes))
+    return F.normalize(torch.stack(counts).float().sqrt(), dim=1)
 
 
-def _joint_counts(levels, bins):
-    """Levels (n, c, H, W) -> how often each combination occurs: (n, bins ** c)."""
-    n, n_codes = len(levels), bins ** levels.shape[1]
-    codes = torch.zeros_like(levels[:, 0])
-    for channel in levels.unbind(1):
-        codes = codes * bins + channel
-    codes = codes.flatten(1) + n_codes * torch.arange(n)[:, None]  # a range an image
-    return codes.flatten().bincount(minlength=n * n_codes).view(n, n_codes).float()
-
-
-def class_ids(labels: Labels, n: int, name: str = "labels") -> Tensor:
+def class_ids(labels: Labels, n: int, name: str = "labels", *, least: int = 0) -> Tensor:
     """Labels as int64 (n,) on the CPU; ValueError if they are no class ids."""
-    ids = _numbers(labels, name)
-    if ids.shape != (n,) or ids.is_floating_point():
-        kind = f"{ids.dtype} {tuple(ids.shape)}"
-        raise ValueError(f"{name} are {kind}; expected {n} integers")
-    if n and ids.min() < 0:
-        raise ValueError(f"{name} hold {ids.min().item()}: class ids start at 0")
-    return ids.long()
-
-
-def _numbers(labels, name):
     if not torch.is_tensor(labels):
         labels = np.asarray(labels)
         if labels.dtype.kind not in "biuf":
@@ -187,7 +154,13 @@ def _numbers(labels, name):
                 f"{name} hold {str(labels.flat[0])!r}: expected whole numbers; from names, "
                 "np.unique(labels, return_inverse=True) makes (names, numbers)"
             )
-    return torch.as_tensor(labels).cpu()
+    ids = torch.as_tensor(labels).cpu()
+    if ids.shape != (n,) or ids.is_floating_point():
+        kind = f"{ids.dtype} {tuple(ids.shape)}"
+        raise ValueError(f"{name} are {kind}; expected {n} integers")
+    if n and ids.min() < least:
+        raise ValueError(f"{name} hold {ids.min().item()}: class ids start at {least}")
+    return ids.long()
 
 
 def _check_features(features):

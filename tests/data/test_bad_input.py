@@ -556,11 +556,6 @@ CALLS = {
         ValueError,
         "k=0 must lie between 1 and",
     ),
-    "k=2.5": (
-        lambda f: knn_predict(rows(4, 2), [0, 1, 0, 1], rows(2, 2), k=2.5),
-        ValueError,
-        "k=2.5 must be a whole number",
-    ),
     "a k beyond the gallery": (
         lambda f: knn_predict(rows(4, 2), [0, 1, 0, 1], rows(2, 2), k=5),
         ValueError,
@@ -590,11 +585,6 @@ CALLS = {
         lambda f: knn_predict(np.ones((2, 2)), [0, 1], rows(2, 2), k=1),
         TypeError,
         "features are ndarray",
-    ),
-    "features of two widths": (
-        lambda f: knn_predict(rows(2, 2), [0, 1], rows(2, 3), k=1),
-        ValueError,
-        "(2, 2) and (2, 3)",
     ),
     "masks of numbers": (
         lambda f: jaccard(rows(1, 1, 2, 2), rows(1, 2, 2)),

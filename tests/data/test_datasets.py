@@ -251,6 +251,6 @@ def test_the_real_photographs():
     assert {*test.labels} == {*train.labels} == {*range(101)} - {easy}
     assert not {*test.paths} & {*train.paths}
     images, labels, skipped = decode_store(
-        Pictures(test, range(0, len(test), 40)), 32, progress=False
+        Pictures(test, range(0, len(test), 40)), 32
     )
     assert len(images) == len(range(0, len(test), 40)) and skipped == [] and labels.min() >= 0

@@ -11,9 +11,7 @@ from made import close, encoded, halves, noise
 from PIL import Image, ImageFile
 
 from dino_lib.data import images
-from dino_lib.data.folders import FolderOfImages
 from dino_lib.data.images import InputError, UnreadableImage, read_image, to_channels
-from dino_lib.data.items import SkipUnreadable
 
 ORIENTATION = 0x0112  # the EXIF tag
 
@@ -219,8 +217,6 @@ def test_wrong_arguments_are_not_unreadable_images(tmp_path):
     for call in (
         lambda: read_image(tmp_path / "none.jpg", 4),
         lambda: to_channels(noise(), 2),
-        lambda: SkipUnreadable([noise()], 2),
-        lambda: FolderOfImages(tmp_path, 0),
     ):
         with pytest.raises(ValueError, match="must be 3") as error:
             call()

@@ -19,17 +19,14 @@ from dino_lib.data.shapes import Shapes
 from dino_lib.data.store import decode_store
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_store_leaves_out_the_broken_and_keeps_labels_aligned(
-    broken_folder, workers, channels, capsys
-):
+def test_store_leaves_out_the_broken_and_keeps_labels_aligned(broken_folder, channels, capsys):
     class Numbered(FolderOfImages):
         def __getitem__(self, i):
             return super().__getitem__(i)[0], i
 
     state = torch.get_rng_state()
-    images, labels, skipped = decode_store(Numbered(broken_folder), 16, channels, False, workers)
+    images, labels, skipped = decode_store(Numbered(broken_folder), 16, channels)
     assert images.shape == (9, channels, 16, 16) and images.dtype == torch.uint8
     assert labels.dtype == torch.int64 and labels.tolist() == [0, 1, 2, 5, 6, 7, 8, 9, 10]
     assert torch.equal(images, (20 * labels)[:, None, None, None].expand_as(images).byte())
@@ -41,9 +38,7 @@ def test_store_leaves_out_the_broken_and_keeps_labels_aligned(
 
 def test_store_over_several_batches(capsys):
     items = [(Image.new("L", (8, 8), i), i) for i in range(70)]
-    images, labels, skipped = decode_store(
-        Items(*items[:40], OSError("gone"), *items[41:]), 128, 3, False
-    )
+    images, labels, skipped = decode_store(Items(*items[:40], OSError("gone"), *items[41:]), 128)
     assert labels.tolist() == [*range(40), *range(41, 70)] and len(skipped) == 1
     assert torch.equal(images[:, 0, 5, 5], labels.byte())
     assert "3.3 MiB" in capsys.readouterr().out  # 70 * 3 * 128 * 128
@@ -53,7 +48,7 @@ def test_store_over_several_batches(capsys):
 def test_store_resizes_the_shorter_side_and_crops_the_centre(size):
     x, y = np.meshgrid(np.linspace(0, 250, size[0]), np.linspace(0, 250, size[1]))
     image = Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
-    stored = decode_store(Items((image, 0)), 20, progress=False)[0][0]
+    stored = decode_store(Items((image, 0)), 20)[0][0]
     scale = 20 / min(size)
     resized = image.resize(
         (round(size[0] * scale), round(size[1] * scale)), Image.Resampling.BICUBIC
@@ -66,13 +61,13 @@ def test_store_resizes_the_shorter_side_and_crops_the_centre(size):
 def test_store_is_antialiased():
     stripes = Image.fromarray((np.arange(64) % 2 * 255).astype(np.uint8)[None].repeat(64, 0))
     assert close(
-        decode_store(Items((stripes, 0)), 16, 1, False)[0][:, :, :, 2:-2].int().numpy(), 127, 6
+        decode_store(Items((stripes, 0)), 16, 1)[0][:, :, :, 2:-2].int().numpy(), 127, 6
     )
 
 
 def test_a_very_long_image_is_stored_without_its_length():
     image = Image.new("L", (30_000, 2), 50)  # 112 times enlarged as a whole it would take 750 MB
-    assert (decode_store(Items((image, 0)), 224, 1, False)[0] == 50).all()
+    assert (decode_store(Items((image, 0)), 224, 1)[0] == 50).all()
 
 
 def test_images_of_the_right_size_are_used_as_they_are(capsys):
@@ -80,18 +75,18 @@ def test_images_of_the_right_size_are_used_as_they_are(capsys):
     images, labels, skipped = decode_store(shapes, 16)
     assert images is shapes.images and labels is shapes.labels and skipped == []
     assert capsys.readouterr().out == ""
-    assert decode_store(shapes, 8, progress=False)[0].shape == (20, 3, 8, 8)
-    assert decode_store(shapes, 16, channels=1, progress=False)[0].shape == (20, 1, 16, 16)
+    assert decode_store(shapes, 8)[0].shape == (20, 3, 8, 8)
+    assert decode_store(shapes, 16, channels=1)[0].shape == (20, 1, 16, 16)
 
 
 def test_a_store_that_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr(store, "available_memory", lambda: 2**20)
     image = (noise(), 0)
-    assert len(decode_store(Items(*[image] * 6), 224, progress=False)[0]) == 6
+    assert len(decode_store(Items(*[image] * 6), 224)[0]) == 6
     with pytest.raises(
         MemoryError, match="8 images at 224 px need 1 MiB of memory, 1 MiB are free"
     ):
-        decode_store(Items(*[image] * 8), 224, progress=False)
+        decode_store(Items(*[image] * 8), 224)
 
 
 def test_available_memory_is_that_of_a_machine():
@@ -100,33 +95,24 @@ def test_available_memory_is_that_of_a_machine():
     )
 
 
-@pytest.mark.parametrize(
-    ("v2", "limit", "stat"),
-    [
-        (True, "memory.max", "inactive_file 300\n"),
-        (False, "memory.limit_in_bytes", "total_inactive_file 300\n"),
-    ],
-)
-def test_available_memory_honours_a_containers_limit(tmp_path, monkeypatch, v2, limit, stat):
-    folder = tmp_path if v2 else tmp_path / "memory"
-    folder.mkdir(exist_ok=True)
-    monkeypatch.setattr(store, "CGROUPS", tmp_path)
-    (folder / ("memory.current" if v2 else "memory.usage_in_bytes")).write_text("1000\n")
-    (folder / "memory.stat").write_text(f"anon 5\n{stat}")
-    (folder / limit).write_text("2000\n")
+def test_available_memory_honours_a_containers_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "CGROUP", tmp_path)
+    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 300\n")
+    (tmp_path / "memory.max").write_text("2000\n")
     assert store.available_memory() == 1300
-    (folder / limit).write_text("max\n")
+    (tmp_path / "memory.max").write_text("max\n")
     assert store.available_memory() > 2**26
 
 
 def test_a_kept_store_is_read_again_until_a_file_changes(tmp_path, capsys):
     folder, cache = photo_folder(tmp_path / "photos"), tmp_path / "stores"
-    plain = decode_store(Pictures(FolderOfImages(folder)), 16, progress=False)
+    plain = decode_store(Pictures(FolderOfImages(folder)), 16)
 
     def decoded(size=16, indices=None):
         capsys.readouterr()
         store = decode_store(
-            Pictures(FolderOfImages(folder), indices), size, progress=False, cache=cache
+            Pictures(FolderOfImages(folder), indices), size, cache=cache
         )
         return store, "decoding" in capsys.readouterr().out
 
@@ -142,7 +128,7 @@ def test_a_kept_store_is_read_again_until_a_file_changes(tmp_path, capsys):
 
 
 def test_a_store_in_memory_has_no_file(tmp_path):
-    assert len(decode_store(Items((noise(), 0)), 8, progress=False, cache=tmp_path)[0]) == 1
+    assert len(decode_store(Items((noise(), 0)), 8, cache=tmp_path)[0]) == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -156,7 +142,7 @@ def dies(folder, i):
         raise KeyboardInterrupt if sys.argv[3] == "ctrl-c" else os.kill(os.getpid(), 9)
     return read(folder, i)
 FolderOfImages.__getitem__ = dies
-decode_store(FolderOfImages(sys.argv[1]), 16, progress=False, cache=sys.argv[2])
+decode_store(FolderOfImages(sys.argv[1]), 16, cache=sys.argv[2])
 """
 
 
@@ -167,18 +153,18 @@ def test_an_interrupted_store_is_not_taken_for_whole(tmp_path, how, capsys):
         [sys.executable, "-c", KILLED, folder, cache, how], capture_output=True
     ).returncode
     assert len(list(cache.iterdir())) == (how == "kill")
-    store = decode_store(FolderOfImages(folder), 16, progress=False, cache=cache)
+    store = decode_store(FolderOfImages(folder), 16, cache=cache)
     assert "decoding" in capsys.readouterr().out and len(store[0]) == 5
-    decode_store(FolderOfImages(folder), 16, progress=False, cache=cache)
+    decode_store(FolderOfImages(folder), 16, cache=cache)
     assert "decoding" not in capsys.readouterr().out
 
 
 def decoded_in_memory(cache, folder, capsys, words):
     capsys.readouterr()
-    images = decode_store(FolderOfImages(folder), 16, progress=False, cache=cache)[0]
+    images = decode_store(FolderOfImages(folder), 16, cache=cache)[0]
     said = capsys.readouterr().out
     assert words in said and "MiB of memory" in said
-    return torch.equal(images, decode_store(FolderOfImages(folder), 16, progress=False)[0])
+    return torch.equal(images, decode_store(FolderOfImages(folder), 16)[0])
 
 
 def test_a_full_disk_is_no_hindrance(tmp_path, monkeypatch, capsys):
@@ -188,7 +174,7 @@ def test_a_full_disk_is_no_hindrance(tmp_path, monkeypatch, capsys):
     assert not list(cache.iterdir())
     monkeypatch.setattr(store, "available_memory", lambda: 100)
     with pytest.raises(MemoryError, match="6 images at 16 px need 0 MiB of memory"):
-        decode_store(FolderOfImages(folder), 16, progress=False, cache=cache)
+        decode_store(FolderOfImages(folder), 16, cache=cache)
 
 
 def test_a_folder_that_cannot_be_written_is_no_hindrance(tmp_path, capsys, monkeypatch):
@@ -209,7 +195,7 @@ def test_a_folder_that_cannot_be_written_is_no_hindrance(tmp_path, capsys, monke
 
 def level(dataset, cache):
     """The grey level of the first image in a store of this dataset."""
-    images = decode_store(dataset, 8, progress=False, cache=cache)[0]
+    images = decode_store(dataset, 8, cache=cache)[0]
     return images[0].float().mean().item()
 
 
@@ -294,13 +280,13 @@ def test_a_subclass_that_reads_otherwise_is_not_kept(cats_and_dogs, tmp_path):
 def test_labels_and_channels_belong_to_the_store(cats_and_dogs, tmp_path):
     cache = tmp_path / "stores"
     folder = FolderOfImages(cats_and_dogs)
-    assert decode_store(folder, 8, progress=False, cache=cache)[1].tolist() == [0, 0, 1, 1]
+    assert decode_store(folder, 8, cache=cache)[1].tolist() == [0, 0, 1, 1]
     folder.labels = [5, 6, 7, 8]
-    assert decode_store(folder, 8, progress=False, cache=cache)[1].tolist() == [5, 6, 7, 8]
+    assert decode_store(folder, 8, cache=cache)[1].tolist() == [5, 6, 7, 8]
     Image.new("RGB", (9, 9), (255, 0, 0)).save(cats_and_dogs / "cat" / "0.png")
     of_grey = [
         decode_store(
-            Pictures(FolderOfImages(cats_and_dogs, channels), channels=3), 8, 3, False, cache=cache
+            Pictures(Pictures(FolderOfImages(cats_and_dogs), channels=channels)), 8, cache=cache
         )[0][0, :, 4, 4].tolist()
         for channels in (3, 1)
     ]
@@ -321,8 +307,8 @@ def test_another_version_of_the_reader_decodes_anew(cats_and_dogs, tmp_path, mon
 
 def test_nothing_to_store():
     with pytest.raises(RuntimeError, match="none of the 1 images could be read"):
-        decode_store(Items(OSError("no")), 8, progress=False)
+        decode_store(Items(OSError("no")), 8)
     with pytest.raises(ValueError, match="no images"):
-        decode_store([], 8, progress=False)
+        decode_store([], 8)
     with pytest.raises(ValueError, match="size=0"):
-        decode_store([noise()], 0, progress=False)
+        decode_store([noise()], 0)

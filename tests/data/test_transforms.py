@@ -18,7 +18,7 @@ SEE = EvalTransform(16, MEAN, STD)
 @pytest.mark.parametrize("size", [(24, 24), (40, 24), (24, 41), (16, 16), (10, 9)])
 def test_the_store_and_the_transform_see_the_same(size):
     image = noise(size[1], size[0])
-    stored = decode_store(Items((image, 0)), 16, progress=False)[0]
+    stored = decode_store(Items((image, 0)), 16)[0]
     assert torch.equal(normalize(stored, MEAN, STD)[0], SEE(image))
 
 

@@ -6,7 +6,7 @@ import av
 import pytest
 from PIL import Image
 
-from dino_lib.look.clips import CLOCKS, is_clip, read_frames, write_clip
+from dino_lib.look.clips import CLOCKS, read_frames, write_clip
 
 STEPS = {
     "25": [0.04] * 12,
@@ -58,8 +58,8 @@ def test_what_is_written_is_read_at_its_times(tmp_path, suffix, steps):
             b - a > 0.019 for a, b in itertools.pairwise(starts)
         )
         return
-    assert end == pytest.approx(sum(steps), abs=0.006 if suffix == ".gif" else 1e-4)
-    assert starts == pytest.approx(expected, abs=0.006 if suffix == ".gif" else 1e-4)
+    assert end == pytest.approx(sum(steps), abs=0.011 if suffix == ".gif" else 1e-4)
+    assert starts == pytest.approx(expected, abs=0.011 if suffix == ".gif" else 1e-4)
     for image, shade in zip(images, shades(len(steps)), strict=True):
         assert image.mode == "RGB" and image.size == (64, 48)
         difference = [
@@ -89,7 +89,7 @@ def test_any_container_and_odd_sides_are_read(tmp_path, name, codec, pix_fmt, si
     path = made.rename(tmp_path / name)  # the content tells, not the name
     with read_frames(path) as (frames, _):
         frames = list(frames)
-    assert is_clip(path) and len(frames) == 5 and {image.size for image, *_ in frames} == {size}
+    assert len(frames) == 5 and {image.size for image, *_ in frames} == {size}
     assert [start for _, start, _ in frames] == pytest.approx(
         [0, 0.04, 0.08, 0.12, 0.16], abs=1e-3
     )  # mkv: ms
@@ -106,19 +106,6 @@ def test_transparent_frames_of_a_gif_without_times(tmp_path):
     assert (starts, end) == ([0, 0.1], 0.2)
 
 
-def test_what_is_a_clip(tmp_path):
-    images = shades(2)
-    for name in ("still.gif", "still.png", "still.jpg"):
-        images[0].save(tmp_path / name)
-    for name in ("moving.gif", "moving.png", "moving.webp", "pages.tiff"):
-        images[0].save(tmp_path / name, save_all=True, append_images=images[1:])
-    for name in ("text.jpg", "text.mp4"):
-        (tmp_path / name).write_text("no picture")
-    found = {path.name for path in tmp_path.iterdir() if is_clip(path)}
-    assert found == {"moving.gif", "moving.png", "moving.webp", "text.mp4"}
-    assert not is_clip(tmp_path) and not is_clip(tmp_path / "nowhere.mp4")
-
-
 def test_what_cannot_be_read_says_why(tmp_path):
     text, empty, still, film = (
         tmp_path / name for name in ("text.mp4", "empty.mp4", "still.jpg", "notes.txt")
@@ -128,9 +115,9 @@ def test_what_cannot_be_read_says_why(tmp_path):
     empty.touch()
     shades(1)[0].save(still)
     for path, reason in [
-        (text, "neither a clip"),
-        (empty, "neither a clip"),
-        (still, "still image, JPEG"),
+        (text, "no clip that PyAV reads"),
+        (empty, "no clip that PyAV reads"),
+        (still, "no moving picture"),
         (film, "no moving picture"),
     ]:
         with pytest.raises(ValueError, match=f"{path.name}.*{reason}"), read_frames(path):
@@ -149,7 +136,6 @@ def test_what_cannot_be_read_says_why(tmp_path):
 
 def test_without_pyav_the_package_is_named(tmp_path, monkeypatch):
     path = write(tmp_path / "clip.mp4", STEPS["25"])
-    moving = write(tmp_path / "clip.gif", STEPS["25"])
     real = builtins.__import__
     monkeypatch.setattr(
         builtins,
@@ -163,4 +149,3 @@ def test_without_pyav_the_package_is_named(tmp_path, monkeypatch):
     for kind in CLOCKS:
         with pytest.raises(ImportError, match="pip install av"), write_clip(path, kind):
             pass
-    read(moving)  # Pillow is enough

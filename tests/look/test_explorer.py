@@ -22,7 +22,7 @@ from dino_lib.look.clips import read_frames, write_clip
 from dino_lib.look.explorer import explore, write_explorer
 from dino_lib.look.packing import compress, factorise, quantise
 from dino_lib.look.video import attention_video, write_videos
-from dino_lib.measure.attention import cls_attention, patch_attention, pooled_similarity
+from dino_lib.measure.attention import cls_attention, full_attention, pooled_similarity
 from dino_lib.teachers.load import load_teacher
 
 
@@ -96,7 +96,7 @@ def test_the_page_holds_the_cls_attention_of_every_layer(page, demo, images):
 def test_the_page_rebuilds_the_attention_of_every_patch(page, demo, images):
     item = data_of(page)["teachers"][0]["images"][1]
     rows, x = patch_rows(item), demo.transform(images[1])[None]
-    expected = torch.stack([patch_attention(demo, x, p // 8, p % 8)[0] for p in range(64)], 1)
+    expected = full_attention(demo, x)[0, :, 1:, 1:].unflatten(-1, (8, 8))
     off = (rows - expected).abs().sum((-1, -2)) / 2
     assert off.mean() < 0.006 and off.max() < 0.05
     assert expected.std() > 10 * (rows - expected).std()
@@ -351,23 +351,20 @@ def test_one_image_is_drawn_large_for_each_teacher(folder, tmp_path, demo):
     assert all(path.exists() for path in paths)
 
 
-def test_a_network_without_heads_gets_a_sheet_beside_those_that_have_some(folder, tmp_path, demo):
+def test_a_network_without_heads_gets_a_sheet_of_its_own(folder, tmp_path, demo):
     cnn = with_transform("resnet10t", 64)
     paths = write_explorer(folder / "0.png", {"demo": demo, "cnn": cnn}, tmp_path / "out")
-    assert [path.name for path in paths] == ["explorer.html", "heads-demo.png", "heads.png"]
+    assert [path.name for path in paths] == ["explorer.html", "heads-demo.png", "heads-cnn.png"]
 
 
-def test_a_network_without_patches_is_left_out_with_a_line(tmp_path, demo, images, capsys):
+def test_a_network_without_patches_is_refused_before_a_page_is_written(tmp_path, demo, images):
     def refuse(x):
         raise TypeError("Mixer has no grid of patches")
 
     bare = with_transform("vit_tiny_patch16_224", 48, img_size=48, depth=1)
     bare.patch_tokens = refuse
-    page = explore({"bare": bare, "demo": demo}, images[:1], path=tmp_path / "a.html")
-    assert [teacher["name"] for teacher in data_of(page)["teachers"]] == ["demo"]
-    assert capsys.readouterr().out == "bare is left out: Mixer has no grid of patches\n"
-    for teachers in (bare, {"a": bare, "b": bare}):
-        with pytest.raises(TypeError, match="patches"):
+    for teachers in (bare, {"demo": demo, "bare": bare}):
+        with pytest.raises(TypeError, match="Mixer has no grid of patches"):
             explore(teachers, images[:1], path=tmp_path / "b.html")
     assert not (tmp_path / "b.html").exists()
 
@@ -460,7 +457,6 @@ def test_a_clip_becomes_a_video_of_each_teacher(tmp_path, demo, images, kind, he
         ["explore", "{image}", "--size", "big"],
         ["explore", "{image}", "--size", "2"],
         ["explore", "{image}", "--teacher", "{pickle}"],
-        ["explore", "{moving}"],
         ["video"],
         ["video", "{nowhere}"],
         ["video", "{clip}"],

@@ -170,7 +170,6 @@ def test_what_cannot_be_is_refused_and_leaves_no_file(demo, clip, tmp_path):
         (clip, "a.gif", {"head": "best"}, "'mean'"),
         (clip, "a.mp4", {"layer": 4}, "4 such blocks"),
         (clip, "a.mp4", {"size": 5}, "one patch"),
-        (clip, "a.mp4", {"panel": 8}, "16 pixels"),
         (tmp_path / "text.mp4", "a.mp4", {}, r"text\.mp4"),
     ]:
         with pytest.raises(ValueError, match=reason):

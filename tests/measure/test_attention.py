@@ -14,7 +14,6 @@ from dino_lib.measure.attention import (
     cls_attention,
     every_layer,
     full_attention,
-    patch_attention,
     pooled_similarity,
     queries_keys_values,
     rollout,
@@ -137,10 +136,6 @@ def check_against(backbone, attn, images, layer, patch, prefix):
     torch.testing.assert_close(
         cls, matrix[:, :, 0, prefix:].unflatten(-1, (h, w)), atol=3e-6, rtol=0
     )
-    row = matrix[:, :, prefix + w + 1, prefix:].unflatten(-1, (h, w))  # the patch (1, 1)
-    torch.testing.assert_close(
-        patch_attention(backbone, images, 1, 1, layer=layer), row, atol=3e-6, rtol=0
-    )
     if type(attn) is Attention:
         for found, expected in zip(
             queries_keys_values(backbone, images, layer=layer), qkv, strict=True
@@ -190,7 +185,7 @@ def test_class_attention(name, options, patch):
         grid = (48 // patch, 32 // patch)
         torch.testing.assert_close(maps, matrix[:, :, 0, 1:].unflatten(-1, grid), atol=3e-6, rtol=0)
         assert matrix.amax(-1).mean() > 1.5 / matrix.shape[-1]
-    for refused in (full_attention, rollout, lambda m, x: patch_attention(m, x, 0, 0)):
+    for refused in (full_attention, rollout):
         with pytest.raises(TypeError, match="class attention"):
             refused(backbone, images)
         assert all(block.attn.fused_attn for block in blocks)
@@ -322,22 +317,8 @@ def test_only_the_asked_blocks_leave_the_fused_kernel_and_every_layer_takes_one_
 
 def test_every_layer_in_one_pass(tiny):
     images = images_of((16, 12))
-    rows, last = every_layer(tiny, images)
     each = torch.stack([cls_attention(tiny, images, layer=layer) for layer in (0, 1)])
-    torch.testing.assert_close(rows, each)
-    torch.testing.assert_close(last, full_attention(tiny, images))
-
-
-@pytest.mark.parametrize(
-    "name, options, rows, last",
-    [
-        ("vit_base_patch16_siglip_224", SMALL, None, (2, 3, 6, 6)),
-        ("cait_xxs24_224", {"depth": 1, "img_size": (48, 32)}, (2, 2, 4, 3, 2), None),
-    ],
-)
-def test_every_layer_leaves_out_what_there_is_not(name, options, rows, last):
-    found = every_layer(create_backbone(name, **options), images_of((48, 32)))
-    assert [None if maps is None else tuple(maps.shape) for maps in found] == [rows, last]
+    torch.testing.assert_close(every_layer(tiny, images), each)
 
 
 @pytest.mark.parametrize(
@@ -353,8 +334,6 @@ def test_every_layer_leaves_out_what_there_is_not(name, options, rows, last):
 def test_models_without_a_cls_row_say_what_to_use(name, options):
     model = timm.create_model(name, num_classes=0, **options)
     for look in (cls_attention, rollout, every_layer):
-        if look is every_layer and name.startswith("vit"):
-            continue  # its patches attend
         with pytest.raises(TypeError, match="pooled_similarity"):
             look(model, torch.zeros(1, 3, 224, 224))
     if not name.startswith("vit"):
@@ -365,8 +344,8 @@ def test_models_without_a_cls_row_say_what_to_use(name, options):
 def test_a_patch_attends_without_a_cls_token():
     backbone = randomise(create_backbone("vit_base_patch16_siglip_224", **SMALL))
     matrix, _ = from_the_fused_kernel(backbone, backbone.model.blocks[-1].attn, images_of((48, 32)))
-    row = patch_attention(backbone, images_of((48, 32)), 2, 0)
-    torch.testing.assert_close(row, matrix[:, :, 4].unflatten(-1, (3, 2)), atol=1e-5, rtol=0)
+    found = full_attention(backbone, images_of((48, 32)))
+    torch.testing.assert_close(found, matrix, atol=1e-5, rtol=0)
 
 
 def test_attention_that_cannot_be_read_is_refused():
@@ -397,12 +376,9 @@ def test_unfit_sizes_are_refused(case, size):
         )  # a family of fixed size
 
 
-def test_unfit_images_and_patches_are_refused(tiny):
+def test_unfit_images_are_refused(tiny):
     with pytest.raises(TypeError, match="uint8"):
         cls_attention(tiny, torch.zeros(1, 3, 16, 12, dtype=torch.uint8))
-    for row, col in ((4, 0), (0, 3), (-1, 0), (0, -1)):
-        with pytest.raises(ValueError, match="4 x 3 patches"):
-            patch_attention(tiny, images_of((16, 12)), row, col)
 
 
 def test_rollout_is_the_product_of_the_blocks(tiny):

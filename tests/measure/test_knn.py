@@ -108,7 +108,6 @@ def test_knn_in_blocks_is_knn():
     [
         ({"k": 11}, "k=11"),
         ({"k": 0}, "k=0"),
-        ({"test_features": randn(4, 3)}, "do not fit"),
         ({"train_labels": torch.arange(9)}, "10 integers"),
         ({"train_labels": torch.rand(10)}, "10 integers"),
         ({"train_labels": torch.arange(10) - 1}, "hold -1"),
@@ -155,37 +154,27 @@ def test_color_histogram_is_numpys(bins):
         np.testing.assert_allclose(feature, np.sqrt(share), atol=1e-6)
 
 
-def test_color_histogram_of_any_number_of_channels():
+def test_color_histogram_of_grey_images():
     images = torch.randint(
-        0, 256, (4, 5, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        0, 256, (4, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    grey = color_histogram(images[:, :1])
     counts = torch.stack([torch.histc(image[0].float(), 8, 0, 256) for image in images])
-    torch.testing.assert_close(grey, (counts / 64).sqrt())
-    both = torch.cat([color_histogram(images[:, :3]), color_histogram(images[:, 3:])], 1)
-    torch.testing.assert_close(color_histogram(images), F.normalize(both, dim=1))
+    torch.testing.assert_close(color_histogram(images), F.normalize((counts / 64).sqrt()))
 
 
-def test_color_histogram_in_chunks():
+def test_color_histogram_of_many_images():
     images = torch.randint(
         0, 256, (350, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    features = color_histogram(images, bins=4)  # 341 images a chunk
+    features = color_histogram(images, bins=4)
     torch.testing.assert_close(features[-12:], color_histogram(images[-12:], bins=4))
     assert len(features) == 350
 
 
-@pytest.mark.parametrize(
-    "images, bins",
-    [
-        (torch.zeros(2, 3, 4, 4), 8),
-        (torch.zeros(3, 4, 4).byte(), 8),
-        (torch.zeros(2, 3, 4, 4).byte(), 0),
-    ],
-)
-def test_color_histogram_refuses(images, bins):
-    with pytest.raises(ValueError, match=r"uint8 \(N, C, H, W\)|bins=0"):
-        color_histogram(images, bins)
+@pytest.mark.parametrize("images", [torch.zeros(2, 3, 4, 4), torch.zeros(3, 4, 4).byte()])
+def test_color_histogram_refuses(images):
+    with pytest.raises(ValueError, match=r"uint8 \(N, C, H, W\)"):
+        color_histogram(images)
 
 
 def test_linear_probe_standardises():
@@ -237,8 +226,6 @@ def test_average_precision_against_a_naive_loop():
 def test_unfit_retrievals_are_refused():
     with pytest.raises(ValueError, match="k=4 must lie between 1 and"):
         nearest(randn(3, 2), randn(1, 2), 4)
-    with pytest.raises(ValueError, match="do not fit"):
-        nearest(randn(3, 2), randn(1, 3), 1)
     with pytest.raises(ValueError, match=r"gallery_labels .*expected 3 integers"):
         retrieval_map(randn(3, 2), [0, 1], randn(1, 2), [0])
     with pytest.raises(ValueError, match="no query has"):

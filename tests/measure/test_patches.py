@@ -3,14 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from dino_lib.backbone import create_backbone
-from dino_lib.measure.attention import queries_keys_values
-from dino_lib.measure.patches import (
-    best_matches,
-    mutual_matches,
-    patch_features,
-    patch_pca,
-    patch_similarity,
-)
+from dino_lib.measure.patches import mutual_matches, patch_features, patch_pca, patch_similarity
 
 
 def randn(*shape, seed=0):
@@ -68,48 +61,16 @@ def test_an_outlier_does_not_bleach_the_rest():
     assert patch_pca(tokens)[..., 0].std() > 0.15
 
 
-@pytest.mark.parametrize(
-    "tokens, foreground",
-    [
-        (torch.zeros(2, 4, 4, 2), None),
-        (torch.zeros(4, 4, 8), None),
-        (torch.zeros(1, 1, 3, 8), None),
-        (torch.zeros(1, 4, 4, 8), torch.zeros(1, 4, 4).bool()),
-        (torch.zeros(1, 4, 4, 8), torch.ones(1, 4, 2).bool()),
-    ],
-)
-def test_unfit_tokens_are_refused(tokens, foreground):
-    with pytest.raises(ValueError, match="at least 4 patches"):
-        patch_pca(tokens, foreground)
-
-
 # --- features and what resembles what ---
 
 
-def test_features_are_the_tokens_or_the_heads_side_by_side():
-    model = create_backbone(
-        "vit_tiny_patch16_224",
-        img_size=32,
-        patch_size=8,
-        embed_dim=12,
-        depth=2,
-        num_heads=3,
-        reg_tokens=2,
-    ).train()
+def test_features_are_the_tokens():
+    options = {"patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 3, "reg_tokens": 2}
+    model = create_backbone("vit_tiny_patch16_224", img_size=32, **options).train()
     images = randn(2, 3, 24, 40)
-    keys = patch_features(model, images, of="keys")
+    features = patch_features(model, images)
     assert model.training  # left as it was
-    torch.testing.assert_close(patch_features(model, images), model.eval().patch_tokens(images))
-    k = queries_keys_values(model, images)[1]  # (2, 3 heads, 3 + 15, 4)
-    assert keys.shape == (2, 3, 5, 12)
-    torch.testing.assert_close(keys[1, 2, 4], k[1, :, -1].flatten())
-    torch.testing.assert_close(keys[0, 0, 1], k[0, :, 4].flatten())
-    with pytest.raises(ValueError, match="of='key' must be one of"):
-        patch_features(model, images, of="key")
-    with pytest.raises(TypeError, match="Xcit has ClassAttn"):
-        patch_features(
-            create_backbone("xcit_nano_12_p16_224", img_size=32), randn(1, 3, 32, 32), of="queries"
-        )
+    torch.testing.assert_close(features, model.eval().patch_tokens(images))
 
 
 def test_similarity_is_the_cosine_with_one_patch():
@@ -129,10 +90,6 @@ def test_a_shuffled_image_is_matched_patch_by_patch():
     a, order = randn(3, 4, 16), torch.randperm(12, generator=torch.Generator().manual_seed(1))
     b = 3 * a.flatten(0, 1)[order].view(2, 6, 16)  # another grid, and lengths that must not count
     where = order.argsort()  # patch i of a is at where[i] in b
-    places = [(0, 1), (2, 3)]
-    found, cosine = best_matches(a, b, places)
-    assert found.tolist() == [[int(where[i]) // 6, int(where[i]) % 6] for i in (1, 11)]
-    torch.testing.assert_close(cosine, torch.ones(2))
     here, there, cosine = mutual_matches(a, b)
     assert len(here) == 12 and (cosine > 0.999).all()
     assert (there[:, 0] * 6 + there[:, 1]).tolist() == where[here[:, 0] * 4 + here[:, 1]].tolist()
@@ -146,10 +103,3 @@ def test_only_mutual_matches_count_and_the_most_similar_come_first():
     )  # a's second finds b's second, which prefers a's first
     assert here.tolist() == [[0, 0], [0, 2]] and there.tolist() == [[0, 0], [0, 2]]
     torch.testing.assert_close(cosine, torch.tensor([1.0, 0.8]))
-
-
-def test_unfit_matches_are_refused():
-    with pytest.raises(ValueError, match="outside the grid of 3 x 4"):
-        best_matches(randn(3, 4, 5), randn(3, 4, 5), [(3, 0)])
-    with pytest.raises(ValueError, match="5 and 6 dimensions"):
-        mutual_matches(randn(3, 4, 5), randn(3, 4, 6))

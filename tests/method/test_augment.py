@@ -258,19 +258,18 @@ def test_jitter_draws_strengths_and_orders_image_by_image():
         16, 16, 0, **{**NO_COLOUR, "color_jitter": (1.5, 0.4, 0.3, 0.1)}, **WHOLE, **PLAIN
     )
     uniforms = rand(30, multicrop.n_uniforms, seed=1)
-    draws = batch_views.Draws(
-        *uniforms.split(WIDTHS * 2, dim=1)[: len(WIDTHS)]
-    )  # views into it: the first view's
-    draws.tries[:], draws.flip[:], draws.jitter[:] = 0.5, 0.9, 0.0
-    draws.jitter[::7] = 0.81  # these are not jittered
+    # views into it: the first view's
+    tries, _, flip, jitter, order, strength = uniforms.split(WIDTHS * 2, dim=1)[:6]
+    tries[:], flip[:], jitter[:] = 0.5, 0.9, 0.0
+    jitter[::7] = 0.81  # these are not jittered
     view = multicrop(images, uniforms=uniforms)[0]
     steps, low, high = (
-        draws.order.argsort(1),
+        order.argsort(1),
         [0.0, 0.6, 0.7, -0.1],
         [2.5, 1.4, 1.3, 0.1],
     )  # 1 - 1.5 stops at 0
     low, high = torch.tensor(low), torch.tensor(high)
-    factors = low + (high - low) * draws.strength
+    factors = low + (high - low) * strength
     for i, (image, y) in enumerate(zip(images.float() / 255, view, strict=True)):
         for k in steps[i].tolist() if i % 7 else []:
             image = OPERATIONS[k][1](image, factors[i, k].item())

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from dino_lib.backbone import OFFICIAL, ConvStem, backbone_of, close_names, create_backbone
+from dino_lib.backbone import ConvStem, backbone_of, close_names, create_backbone
 from dino_lib.head import MultiCropModel
 
 VIT = {"img_size": 64, "depth": 2, "embed_dim": 32, "num_heads": 2}
@@ -264,8 +264,13 @@ def test_unknown_names_suggest_what_was_meant(name, close):
     assert len(close_names(name)) <= 3
 
 
-def test_the_official_names_stand_for_weights_that_timm_has():
-    assert set(OFFICIAL.values()) <= set(timm.list_pretrained())
+@pytest.mark.parametrize("kind", ["dinov2_vit{}14", "dinov2_vit{}14_reg", "dinov3_vit{}16"])
+def test_the_official_names_stand_for_weights_that_timm_has(kind):
+    for size in ["s", "b", "l"]:
+        name = kind.format(size)
+        close = close_names(name)[0]
+        assert close in timm.list_pretrained() and ("reg4" in close) == ("reg" in name)
+        assert name[:6] in close and f"patch{name[11:13]}" in close
 
 
 def test_weights_are_float32_whatever_torchs_default(double_by_default):
