@@ -98,12 +98,12 @@ CALLS = {
         ValueError,
         "n_local=True: Input should be a valid integer",
     ),
-    "one for true": (lambda f: Config(use_bn=1), ValueError, "use_bn=1: Input should be a valid boolean"),
+    "one for true": (lambda f: Config(use_bn=1), ValueError, "use_bn=1: Input should be"),
     **{
         f"{f.name} is {value}": (
             lambda _, n=f.name, v=value: Config(**{n: v}),
             ValueError,
-            f"{f.name}={value} must be a finite number",
+            f"{f.name}={value}: Input should be a finite number",
         )
         for f in dataclasses.fields(Config)
         if f.type is float
