@@ -218,10 +218,6 @@ class Config:
             raise ValueError(
                 f"warmup_epochs={self.warmup_epochs} must not be longer than epochs={self.epochs}"
             )
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"batch_size={self.batch_size} must be divisible by accumulate={self.accumulate}"
-            )
         if self.head == "original" and self.use_bn:
             raise ValueError("use_bn=True belongs to the dino head: the original has LayerNorm")
         if self.pretrained and self.weights:

@@ -54,7 +54,6 @@ WRONG = [
     ({"local_scale": (0.4, 0.05)}, "local_scale=(0.4, 0.05)"),
     ({"local_scale": (0.4, 1.05)}, "local_scale=(0.4, 1.05)"),
     ({"epochs": 5.0, "warmup_epochs": 6.0}, "warmup_epochs=6.0"),
-    ({"batch_size": 64, "accumulate": 3}, "batch_size=64 must be divisible by accumulate=3"),
     ({"mean": (0.5,)}, "mean=(0.5,)"),
     ({"mean": (0.5, 0.5), "std": (0.5, 0.5)}, "mean=(0.5, 0.5)"),
     ({"std": (0.2, 0.0, 0.2)}, "std=(0.2, 0.0, 0.2)"),

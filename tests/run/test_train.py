@@ -1192,6 +1192,7 @@ def test_a_dataset_smaller_than_the_batch_is_refused(tiny, pictures, store_size)
         ({"dataset": "shapez"}, "'shapez'"),
         ({"device": "cuda"}, "device=cuda is not available here"),
         ({"batch_size": 4001}, "batch_size=4001 is larger than"),
+        ({"accumulate": 3}, "batch_size=8 must be divisible by accumulate=3 times"),
     ],
 )
 def test_wrong_settings_end_the_command_in_one_line(
