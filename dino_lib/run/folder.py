@@ -19,7 +19,8 @@ from dino_lib.run.teacher_file import save_teacher
 if TYPE_CHECKING:
     from dino_lib.run.trainer import Trainer
 
-# A run may go on with other values of these: they change how it is computed, shown and kept.
+# A run may go on with other values of these: they change how it is computed, shown and kept, and
+# where its images lie.
 MAY_CHANGE = (
     "output_dir", "resume", "dataset", "data_root", "download", "device", "num_workers",
     "log_every", "eval_every", "eval_limit", "save_every", "keep", "progress", "tracker",
@@ -138,8 +139,9 @@ class RunFolder:
         if changed:
             raise ValueError(f"{self.path} holds a run with other settings: {', '.join(changed)}. "
                              "Take the old settings, or another --output-dir")
-        if state["n_images"] != n_images:
-            raise ValueError(f"{self.path} holds a run on {state['n_images']} images, and here are "
+        images_before = state.get("n_images", n_images)  # early checkpoints have none
+        if images_before != n_images:
+            raise ValueError(f"{self.path} holds a run on {images_before} images, and here are "
                              f"{n_images}. Take the same images, or another --output-dir")
         if before["dataset"] != now["dataset"]:
             say(f"the images are read from {now['dataset']}; before, from {before['dataset']}")
