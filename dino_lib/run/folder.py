@@ -114,7 +114,7 @@ class RunFolder:
         spare = RunFolder(self.config, tempfile.mkdtemp(prefix="dino-"))
         spare.start(run.history)
         spare.save(run, *teacher)
-        say(f"saved in {spare.path} for the time being")
+        say(f"saved for the time being: go on with --output-dir {spare.path}")
         return spare.path
 
     def newest(self, device: torch.device) -> dict | None:

@@ -169,9 +169,9 @@ class Trainer:
             while self.step < self.total_steps:
                 self._epoch(self.step // self.steps_per_epoch, bar)
         except (InputError, KeyboardInterrupt):
-            folder = self._save()
-            say(f"interrupted after update {self.step} and saved: go on with --resume auto, the "
-                f"same settings and --output-dir {folder}")
+            self._save()
+            say(f"interrupted after update {self.step} and saved: go on with --resume auto and "
+                "the same settings")
             raise
         finally:
             if hasattr(self.views, "close"):
