@@ -14,7 +14,7 @@ from dino_lib.augment import MultiCrop
 from dino_lib.backbone import Backbone, create_backbone
 from dino_lib.data.batch_views import BatchMultiCrop
 from dino_lib.data.datasets import open_dataset
-from dino_lib.data.items import Pictures
+from dino_lib.data.items import Pictures, check_dataset
 from dino_lib.data.loaders import StoreViews, WorkerViews, seeded
 from dino_lib.data.store import STORES, decode_store
 from dino_lib.head import DINOHead, MultiCropModel, OriginalHead
@@ -191,6 +191,7 @@ def open_views(
         dataset = open_dataset(
             config.dataset, config.data_root, "train", channels, config.download
         )
+    check_dataset(dataset)
     if config.limit is not None and config.limit < len(dataset):
         dataset = Pictures(dataset, range(config.limit), channels=channels)
     settings = multicrop_settings(config)
