@@ -6,7 +6,6 @@ What a command needs is imported when it is asked for, so that `dino --help` ans
 import argparse
 import contextlib
 import dataclasses
-import difflib
 import os
 import sys
 import time
@@ -28,19 +27,9 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(name, description=about, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
+        if "--local-rank" in message or "--local_rank" in message:
+            message = "torch.distributed.launch is no longer made for this: use torchrun"
         raise ValueError(message)
-
-    def parse_all(self, words: Sequence[str]) -> argparse.Namespace:
-        """Like parse_args, but a mistyped option is answered with the names that come close."""
-        given, unknown = self.parse_known_args(words)
-        if "--local-rank" in " ".join(unknown).replace("_", "-"):
-            raise ValueError("torch.distributed.launch is no longer made for this: use torchrun")
-        if unknown:
-            option = unknown[0].partition("=")[0]
-            close = difflib.get_close_matches(option.replace("_", "-"), self._option_string_actions)
-            hint = f"did you mean {', '.join(close)}?" if close else f"see {self.prog} --help"
-            raise ValueError(f"unknown: {' '.join(unknown)}; {hint}")
-        return given
 
 
 def read_settings(words: Sequence[str]) -> tuple["Config", bool]:
@@ -52,18 +41,17 @@ def read_settings(words: Sequence[str]) -> tuple["Config", bool]:
     from dino_lib.run.presets import PRESETS
 
     first = _Parser("train", "", add_help=False)
-    first.add_argument("--preset")
-    preset = first.parse_known_args(words)[0].preset
-
-    parser = _Parser("train", "Train a network, or go on with a run. Every setting is an option.")
-    parser.usage = "dino train [--preset NAME] [--SETTING VALUE ...] [--profile]"
     preset_help = "where all settings below start from (default: demo)"
-    parser.add_argument("--preset", choices=PRESETS, default="demo", help=preset_help)
+    first.add_argument("--preset", choices=PRESETS, default="demo", help=preset_help)
     profile_help = "train nothing: say where the time of an update goes, and what to change"
-    parser.add_argument("--profile", action="store_true", help=profile_help)
-    add_settings(parser, PRESETS.get(preset, PRESETS["demo"]))
-    given = parser.parse_all(words)
-    return config_of(given, PRESETS[given.preset]), given.profile
+    first.add_argument("--profile", action="store_true", help=profile_help)
+    known, _ = first.parse_known_args(words)
+
+    about = "Train a network, or go on with a run. Every setting is an option."
+    parser = _Parser("train", about, parents=[first])
+    parser.usage = "dino train [--preset NAME] [--SETTING VALUE ...] [--profile]"
+    add_settings(parser, PRESETS[known.preset])
+    return config_of(parser.parse_args(words), PRESETS[known.preset]), known.profile
 
 
 def train(words: Sequence[str]) -> None:
@@ -93,7 +81,7 @@ def report(words: Sequence[str]) -> None:
     parser.add_argument("--data-root", help="where they lie (default: the run's)")
     parser.add_argument("--out", help="the folder to write to (default: the run's)")
     _add_device(parser)
-    given = parser.parse_all(words)
+    given = parser.parse_args(words)
 
     from dino_lib.look.report import folder_of_report, in_words, report
 
@@ -117,7 +105,7 @@ def explore(words: Sequence[str]) -> None:
     parser.add_argument(
         "--limit", type=int, default=12, help="the most images of a folder (default: 12)"
     )
-    given = parser.parse_all(words)
+    given = parser.parse_args(words)
 
     from dino_lib.look.explorer import write_explorer
 
@@ -133,7 +121,7 @@ def video(words: Sequence[str]) -> None:
     parser.add_argument("clip", help="what PyAV reads: .mp4, .webm, .gif, ...")
     _add_look(parser)
     parser.add_argument("--head", help='the number of a head, or "mean" (default: all of them)')
-    given = parser.parse_all(words)
+    given = parser.parse_args(words)
     if given.head is not None and given.head != "mean" and not given.head.isdecimal():
         raise ValueError(f"--head {given.head!r} must be a number, or mean")
 
@@ -144,15 +132,13 @@ def video(words: Sequence[str]) -> None:
 
 
 def doctor(words: Sequence[str]) -> None:
-    """say what ails runs and what to change; without a run, what this machine has"""
-    parser = _Parser("doctor", "Say what ails a run; without one, what this machine has.")
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="a run's folder")
-    given = parser.parse_all(words)
+    """say what ails runs and what to change"""
+    parser = _Parser("doctor", "Say what ails a run, from which step, and what to change.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder")
+    given = parser.parse_args(words)
 
-    from dino_lib.run.doctor import environment, examine
+    from dino_lib.run.doctor import examine
 
-    if not given.runs:
-        say("\n".join(environment()))
     for folder in given.runs:
         say(examine(folder))
 
@@ -247,10 +233,9 @@ def _tell(error: Exception) -> None:
 
 def _is_expected(error: Exception, command: str | None) -> bool:
     """Whether an error's message says all that there is to say."""
-    if isinstance(error, ValueError | OSError | MemoryError | FloatingPointError):
-        return True
-    if command in ("explore", "video") and isinstance(error, TypeError | ImportError):
-        return True  # a network without attention, PyAV that is not installed
     from dino_lib.data.images import InputError
 
-    return isinstance(error, InputError)
+    if command in ("explore", "video") and isinstance(error, TypeError):
+        return True  # a network without attention
+    kinds = ValueError | OSError | MemoryError | FloatingPointError | ImportError | InputError
+    return isinstance(error, kinds)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dino_lib.augment import MultiCrop
 from dino_lib.backbone import Backbone, create_backbone
@@ -75,21 +75,15 @@ def float32_by_default() -> Iterator[None]:
 
 
 @float32_by_default()
-def build_backbone(config: Config, *, pretrained: bool | None = None) -> Backbone:
-    """The backbone that a config describes: (B, C, H, W), a channel for each entry of `mean`.
-
-    `pretrained` stands in for the config's where it is given.
-    """
+def build_backbone(config: Config) -> Backbone:
+    """The backbone that a config describes: (B, C, H, W), a channel for each entry of `mean`."""
     options = dict(config.backbone_options)
     if len(config.mean) != 3:
         options["in_chans"] = len(config.mean)
     if config.drop_path:
         options["drop_path_rate"] = config.drop_path
     return create_backbone(
-        config.backbone,
-        pretrained=config.pretrained if pretrained is None else pretrained,
-        conv_stem=config.conv_stem,
-        **options,
+        config.backbone, pretrained=config.pretrained, conv_stem=config.conv_stem, **options
     )
 
 
@@ -122,20 +116,18 @@ def check_sizes(config: Config, backbone: Backbone) -> None:
 
     Raises ValueError, which names the setting, where it refuses one.
     """
-    sizes = {f"global_size={config.global_size}": config.global_size}
+    sizes = {"global_size": config.global_size}
     if config.n_local:
-        sizes[f"local_size={config.local_size}"] = config.local_size
-    if config.eval_every:
-        name = "store_size" if config.store_size else "global_size"
-        sizes[f"{name}={config.eval_size} (what evaluations see)"] = config.eval_size
-    device = next(backbone.parameters()).device
+        sizes["local_size"] = config.local_size
+    if config.store_size and config.eval_every:  # what evaluations see
+        sizes["store_size"] = config.store_size
     for name, size in sizes.items():
-        image = torch.zeros(1, len(config.mean), size, size, device=device, dtype=torch.float32)
+        image = torch.zeros(1, len(config.mean), size, size, dtype=torch.float32)
         try:
             with torch.no_grad(), eval_mode(backbone):
                 backbone(image)
         except Exception as error:  # each model has its own way to refuse
-            raise ValueError(f"{name} does not suit the backbone: {error}") from error
+            raise ValueError(f"{name}={size} does not suit the backbone: {error}") from error
 
 
 def pick_kernels(
@@ -226,32 +218,17 @@ def open_probes(config: Config, limit: int | None = None) -> Probes | None:
     where the dataset has no labels.
     """
     limit = limit or config.eval_limit
+    channels, size = len(config.mean), config.eval_size
     parts = []
     for split, n in [("gallery", limit), ("test", max(1, limit // 2))]:
-        dataset = open_dataset(
-            config.dataset, config.data_root, split, len(config.mean), config.download
-        )
+        dataset = open_dataset(config.dataset, config.data_root, split, channels, config.download)
         if dataset is None:
             return None
-        parts.append(_decoded(dataset, spread(len(dataset), n), config))
-    (gallery, gallery_labels, _), (queries, query_labels, masks) = parts
-    return Probes(
-        gallery,
-        gallery_labels,
-        queries,
-        query_labels,
-        masks,
-        config.mean,
-        config.std,
-        getattr(dataset, "classes", None),
-    )
-
-
-def _decoded(dataset: Any, chosen: Tensor, config: Config) -> tuple[Tensor, Tensor, Any]:
-    """(images, labels, masks or None) of the chosen items."""
-    masks = getattr(dataset, "masks", None)
-    if masks is not None and dataset.images.shape[-1] == config.eval_size:
-        return dataset.images[chosen], dataset.labels[chosen], masks[chosen]
-    part = Pictures(dataset, chosen.tolist(), channels=len(config.mean))
-    images, labels, _ = decode_store(part, config.eval_size, len(config.mean))
-    return images, labels, None
+        part = Pictures(dataset, spread(len(dataset), n), channels=channels)
+        parts.append(decode_store(part, size, channels))
+    (gallery, gallery_labels, _), (queries, query_labels, _) = parts
+    masks = getattr(part, "masks", None)
+    if masks is not None and masks.shape[-1] != size:
+        masks = None
+    pictures = (gallery, gallery_labels, queries, query_labels, masks)
+    return Probes(*pictures, config.mean, config.std, part.classes)

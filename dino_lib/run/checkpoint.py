@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import io
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -18,14 +17,9 @@ import torch
 
 from dino_lib.data.say import say
 
-FORMAT = 2  # 1 had no checksum
-LAST_LINE = re.compile(rb"\nsha256 ([0-9a-f]{64})\n")
-LAST_LINE_LENGTH = 73
+FORMAT = 2
+LENGTH = 73  # of the last line
 NAMES = f"step_{8 * '[0-9]'}.pt"  # a glob that leaves out copies which someone made
-
-
-class UnknownFormat(ValueError):
-    """A whole file, of a format that this version does not read."""
 
 
 def save_checkpoint(folder: str | Path, step: int, state: dict, keep: int = 2,
@@ -49,7 +43,7 @@ def save_checkpoint(folder: str | Path, step: int, state: dict, keep: int = 2,
     content = buffer.getbuffer()
     with write_atomically(path) as file:
         file.write(content)
-        file.write(b"\nsha256 %s\n" % hashlib.sha256(content).hexdigest().encode())
+        file.write(_last_line(content))
 
     for other in folder.glob(NAMES):
         if other.name > path.name:
@@ -64,44 +58,39 @@ def save_checkpoint(folder: str | Path, step: int, state: dict, keep: int = 2,
     return path
 
 
+def _last_line(content: memoryview) -> bytes:
+    return b"\nsha256 %s\n" % hashlib.sha256(content).hexdigest().encode()
+
+
 def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict:
     """The dict in a checkpoint.
 
-    Raises UnknownFormat where it is of another format, and ValueError where a bit of it is not as
-    it was written or the file is no checkpoint at all.
+    Raises ValueError where a bit of it is not as it was written, where it is of another format,
+    and where the file is no checkpoint at all.
     """
     data = Path(path).read_bytes()
-    content = memoryview(data)[:-LAST_LINE_LENGTH]
-    last_line = LAST_LINE.fullmatch(data[-LAST_LINE_LENGTH:])
-    if last_line and hashlib.sha256(content).hexdigest().encode() != last_line[1]:
-        raise ValueError(f"{path} is damaged (its SHA-256 is another)")
+    if data[-LENGTH:] != _last_line(memoryview(data)[:-LENGTH]):
+        raise ValueError(f"{path} is damaged: its last line is not the SHA-256 of the others")
     try:
         state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
         found = state["format"]
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged file may raise anything, with a text that fills a screen
-        reason = type(error).__name__ if last_line else "its last line, the SHA-256, is missing"
-        raise ValueError(f"{path} is damaged ({reason})") from error
+    except Exception as error:  # what is sealed and no checkpoint may raise anything
+        raise ValueError(f"{path} cannot be read ({type(error).__name__})") from error
     if found != FORMAT:
-        raise UnknownFormat(f"{path} has format {found!r}; this version reads format {FORMAT}")
-    if not last_line:
-        raise ValueError(f"{path} is damaged (its last line, the SHA-256, is missing)")
+        raise ValueError(f"{path} has format {found!r}; this version reads format {FORMAT}")
     return state
 
 
 def load_newest(folder: str | Path, device: torch.device | str = "cpu") -> dict | None:
     """The newest whole checkpoint of a folder, or None if there is none.
 
-    A damaged file is reported, and the one before it taken. Raises UnknownFormat on another
-    format, and ValueError where all files are damaged: to start anew would hide a loss.
+    One that cannot be read is reported, and the one before it taken. Raises ValueError where none
+    can be read: to start anew would hide a loss.
     """
     paths = sorted(Path(folder).glob(NAMES), reverse=True)
     for path in paths:
         try:
             return read_checkpoint(path, device)
-        except UnknownFormat:
-            raise
         except ValueError as error:
             say(f"{error}; trying the one before it")
     if paths:

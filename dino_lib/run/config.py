@@ -1,47 +1,63 @@
 """Every setting of a run: its type, its default and its help, which the command line shows too."""
 
 import dataclasses
+import functools
 import json
 import os
-import re
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import ConfigDict, Field, PlainValidator, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PlainValidator,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from dino_lib.augment import IMAGENET, Recipe
-from dino_lib.run.one_line import in_one_line
-
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(gt=0)]
-Pixels = Annotated[int, Field(gt=0)]
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("must be text, and not empty")
-    return value
 
 
 def _path(value: Any) -> str:
-    return os.path.expanduser(_text(value))
+    if not isinstance(value, str) or not value:
+        raise ValueError("must be a path")
+    return os.path.expanduser(value)
 
 
-def _device(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
-        raise ValueError("must be auto, cpu, mps, cuda, or one card of several, as in cuda:1")
-    return value
+Path = Annotated[str, PlainValidator(_path)]  # pydantic's str is UTF-8, and not every name is
+Share = Annotated[float, Field(ge=0, le=1)]
+Device = Annotated[str, Field(pattern="^(auto|cpu|mps|cuda(:[0-9]+)?)$")]
 
 
-Text = Annotated[str, PlainValidator(_text)]
-Path = Annotated[str, PlainValidator(_path)]
-Device = Annotated[str, PlainValidator(_device)]
+def errors_in_one_line(cls: type) -> type:
+    """Make a pydantic class raise its errors as a ValueError of one line, all of them at once."""
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def one_line_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            init(self, *args, **kwargs)
+        except ValidationError as error:
+            raise ValueError("; ".join(map(_in_words, error.errors()))) from None
+
+    cls.__init__ = one_line_init
+    return cls
 
 
-@in_one_line
+def _in_words(error: dict[str, Any]) -> str:
+    """`lr=-1: Input should be greater than 0`"""
+    name = ".".join(str(part) for part in error["loc"])
+    words = error["msg"].removeprefix("Value error, ")
+    return f"{name}={error['input']!r}: {words}" if name else words
+
+
+@errors_in_one_line
 @dataclass(
     frozen=True,
     config=ConfigDict(
@@ -52,34 +68,31 @@ class Config:
     """A DINO run. Durations called epochs may be fractions; sizes are in pixels."""
 
     dataset: Path = "shapes"
-    """What to train on: shapes, stl10, cifar10, caltech101, imagenette, or the path of a folder
-    of images."""
+    """shapes, stl10, cifar10, caltech101, imagenette, or the path of a folder of images."""
     data_root: Path = "data"
     """Where the named datasets are, or are downloaded to."""
     download: bool = True
     """Download a named dataset that is not in data_root yet."""
-    limit: Count | None = None
+    limit: PositiveInt | None = None
     """Use only the first images of the training set, at most this many."""
-    store_size: Pixels | None = None
-    """Decode every image once to a square of this side, kept in memory, and make the views of a
-    whole batch at a time on the device. Without it each image is decoded anew, at full size, in
-    worker processes."""
+    store_size: PositiveInt | None = None
+    """Decode every image once, to a square of this side, and make views of a whole batch on the
+    device. Without it worker processes decode each image anew, at full size."""
     mean: tuple[float, ...] = IMAGENET[0]
     """Mean of each channel in [0, 1]; one entry for grey images, three for RGB."""
     std: tuple[float, ...] = IMAGENET[1]
     """Standard deviation of each channel."""
 
-    global_size: Pixels = 224
+    global_size: PositiveInt = 224
     """Side of the two global views."""
-    local_size: Pixels = 96
+    local_size: PositiveInt = 96
     """Side of the local views."""
-    n_local: Annotated[int, Field(ge=0)] = 8
+    n_local: NonNegativeInt = 8
     """Number of local views."""
     global_scale: tuple[float, float] = (0.4, 1.0)
     """Share of the image's area that a global view covers (lowest, highest)."""
     local_scale: tuple[float, float] = (0.05, 0.4)
-    """Share of the image's area that a local view covers. Raise the lower bound for small
-    images."""
+    """The same of a local view. Raise the lower bound for small images."""
     color_jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
     """Strength of brightness, contrast, saturation and hue jitter."""
     gray_p: Share = 0.2
@@ -89,7 +102,7 @@ class Config:
     solarize_p: Share = 0.2
     """Probability of solarization in global view 2."""
 
-    backbone: Text = "vit_small_patch16_224"
+    backbone: str = "vit_small_patch16_224"
     """Name of any timm model."""
     backbone_options: dict[str, int | float | bool | str] = dataclasses.field(default_factory=dict)
     """The model's own options, as pairs that replace the preset's: img_size 96 patch_size 8."""
@@ -98,8 +111,7 @@ class Config:
     pretrained: bool = False
     """Start from timm's pretrained weights (downloaded)."""
     weights: Path | None = None
-    """Start the backbone from weights in a file on this machine instead: a teacher.safetensors,
-    or a checkpoint of another project."""
+    """Start from a file instead: a teacher.safetensors, or a checkpoint of another project."""
     train_backbone: bool = True
     """False trains the head alone on a frozen backbone."""
     drop_path: Share = 0.1
@@ -107,85 +119,77 @@ class Config:
 
     head: Literal["dino", "original"] = "dino"
     """The paper's head, or the five-layer head of the repository that this course starts from."""
-    out_dim: Count = 65536
+    out_dim: PositiveInt = 65536
     """Number of prototypes K. 65536 is for ImageNet; small data wants 256 to 4096."""
-    hidden_dim: Count = 2048
+    hidden_dim: PositiveInt = 2048
     """Width of the head's hidden layers."""
-    bottleneck_dim: Count = 256
+    bottleneck_dim: PositiveInt = 256
     """Width of the head's normalised bottleneck."""
-    head_layers: Count = 3
+    head_layers: PositiveInt = 3
     """Linear layers in the head before the normalisation."""
     use_bn: bool = False
-    """Batch norm in the head. Speeds up tiny models; accumulation and several processes then
-    differ from one large batch, since the statistics are those of the rows at hand."""
+    """Batch norm in the head: faster for tiny models. Its statistics are those of the rows at
+    hand, so accumulation and several processes then differ from one large batch."""
     norm_last_layer: bool = True
     """Hold the gain of the prototypes at 1."""
 
-    student_temp: Positive = 0.1
+    student_temp: PositiveFloat = 0.1
     """Temperature of the student's softmax."""
-    teacher_temp: Positive = 0.04
+    teacher_temp: PositiveFloat = 0.04
     """Final temperature of the teacher's softmax; above 0.07 is unstable."""
-    warmup_teacher_temp: Positive = 0.04
+    warmup_teacher_temp: PositiveFloat = 0.04
     """Temperature of the teacher at the start."""
-    warmup_teacher_temp_epochs: NotNegative = 0.0
+    warmup_teacher_temp_epochs: NonNegativeFloat = 0.0
     """Length of the linear warm-up of the teacher temperature."""
     center_momentum: Share = 0.9
     """Share of the old center kept at each update."""
 
-    epochs: Positive = 100.0
+    epochs: PositiveFloat = 100.0
     """Length of the run."""
-    batch_size: Count = 64
+    batch_size: PositiveInt = 64
     """Images an update, over all processes and accumulated parts."""
-    accumulate: Count = 1
+    accumulate: PositiveInt = 1
     """Parts that a batch is cut into to save memory; the update is that of the whole batch."""
-    lr: Positive = 5e-4
-    """Peak learning rate, used as it is. The official rule, 0.0005 * batch_size / 256, is for you
-    to apply."""
-    min_lr: NotNegative = 1e-6
+    lr: PositiveFloat = 5e-4
+    """Peak learning rate, used as it is; officially 0.0005 * batch_size / 256."""
+    min_lr: NonNegativeFloat = 1e-6
     """Learning rate at the end of the cosine."""
-    warmup_epochs: NotNegative = 10.0
+    warmup_epochs: NonNegativeFloat = 10.0
     """Length of the linear warm-up of the learning rate."""
-    weight_decay: NotNegative = 0.04
+    weight_decay: NonNegativeFloat = 0.04
     """Weight decay at the start; none on biases and other 1-D parameters."""
-    weight_decay_end: NotNegative = 0.4
+    weight_decay_end: NonNegativeFloat = 0.4
     """Weight decay at the end of its cosine."""
     momentum: Share = 0.996
-    """Momentum of the teacher at the start. Its half-life must fit the run: 0.996 is 173 updates,
-    0.98 is 34."""
+    """Momentum of the teacher at the start: a half-life of 173 updates at 0.996, 34 at 0.98."""
     momentum_end: Share = 1.0
     """Momentum of the teacher at the end of its cosine."""
-    clip_grad: NotNegative = 3.0
-    """Largest global norm of the gradient (the official code clips each tensor by itself); 0 for
-    no clipping."""
-    freeze_last_layer: NotNegative = 1.0
+    clip_grad: NonNegativeFloat = 3.0
+    """Largest global norm of the gradient; 0 for no clipping."""
+    freeze_last_layer: NonNegativeFloat = 1.0
     """Epochs in which the head's last layer is not updated."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: NonNegativeInt = 0
     """Seed of the weights, the order of the images and their views."""
     device: Device = "auto"
     """Where to train: auto, cpu, cuda, one card of several as in cuda:1, or mps."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of the matrix products; auto takes what the hardware is made for and says
-    which."""
+    """Number format of the matrix products; auto takes what the hardware is made for."""
     compile: bool = False
-    """Compile the backbone with torch.compile. Takes a C++ compiler and a minute or more before
-    the first update."""
+    """Compile the backbone: takes a C++ compiler, and a minute or more at first."""
     recompute: bool = False
-    """Compute the student's blocks again in the backward pass instead of keeping what they hold:
-    less memory, more time."""
-    num_workers: Annotated[int, Field(ge=0)] | None = None
-    """Processes that decode images where there is no store; chosen from the machine if not
-    given."""
-    log_every: Count = 10
+    """Compute the student's blocks again in the backward pass: less memory, more time."""
+    num_workers: NonNegativeInt | None = None
+    """Processes that decode images where there is no store; None: as the machine has cores."""
+    log_every: PositiveInt = 10
     """Updates between two lines of history.jsonl."""
-    eval_every: NotNegative = 1.0
+    eval_every: NonNegativeFloat = 1.0
     """Epochs between two evaluations (k-NN, and Jaccard where there are masks); 0 for none."""
-    eval_limit: Count = 2000
+    eval_limit: PositiveInt = 2000
     """Images of the gallery, and half as many queries, that an evaluation uses at most."""
-    save_every: Positive = 1.0
-    """Epochs between two checkpoints. One is saved as well wherever an evaluation's k-NN is the
-    best so far."""
-    keep: Count = 2
+    save_every: PositiveFloat = 1.0
+    """Epochs between two checkpoints; wherever the k-NN is the best so far one is saved too."""
+    keep: PositiveInt = 2
     """Newest checkpoints that are kept; the best one by k-NN is kept besides."""
     progress: bool = True
     """Show a progress bar, in a terminal or a notebook."""
@@ -209,25 +213,15 @@ class Config:
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         """What no setting shows alone. The views' own rules are those of `dino_lib.augment`."""
-        wrong = []
-        try:
-            Recipe(**multicrop_settings(self))
-        except ValueError as error:
-            wrong.append(str(error))
+        Recipe(**multicrop_settings(self))
         if self.warmup_epochs > self.epochs:
-            wrong.append(
+            raise ValueError(
                 f"warmup_epochs={self.warmup_epochs} must not be longer than epochs={self.epochs}"
             )
-        if self.batch_size % self.accumulate:
-            wrong.append(
-                f"batch_size={self.batch_size} must be divisible by accumulate={self.accumulate}"
-            )
         if self.head == "original" and self.use_bn:
-            wrong.append("use_bn=True belongs to the dino head: the original head has LayerNorm")
+            raise ValueError("use_bn=True belongs to the dino head: the original has LayerNorm")
         if self.pretrained and self.weights:
-            wrong.append(f"pretrained=True and weights={self.weights!r}: choose one of the two")
-        if wrong:
-            raise ValueError("; ".join(wrong))
+            raise ValueError(f"pretrained=True and weights={self.weights!r}: choose one of the two")
         return self
 
     @property
@@ -245,10 +239,7 @@ class Config:
 
         Raises ValueError on text that is no JSON object, and on settings that do not exist or fit.
         """
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"settings are no JSON: {error}") from error
+        values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError(f"settings must be a JSON object, not {text[:40]!r}")
         return cls(**values)
@@ -256,6 +247,5 @@ class Config:
 
 def multicrop_settings(config: Config) -> dict[str, Any]:
     """The arguments of MultiCrop and BatchMultiCrop that a config holds."""
-    names = ["global_size", "local_size", "n_local", "global_scale", "local_scale"]
-    names += ["color_jitter", "gray_p", "blur_p", "solarize_p", "mean", "std"]
+    names = [field.name for field in dataclasses.fields(Recipe)]
     return {name: getattr(config, name) for name in names}

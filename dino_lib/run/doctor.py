@@ -1,4 +1,4 @@
-"""What ails a run, from its history: `dino doctor runs/demo`; with no run, the environment.
+"""What ails a run, from its history: `dino doctor runs/demo`.
 
 A run is judged by its lines of history.jsonl. What lasts has held without a break up to the newest
 line: for three lines, ten updates and a tenth of the run (at most 500 updates). Measured on the
@@ -24,18 +24,17 @@ an update, and W <- momentum * (W + that). Weights are about 0.05 in size (0.055
 
 import math
 import os
-import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from dino_lib.run.build import build_schedules, pick_device, pick_precision
+from dino_lib.run.build import build_schedules
 from dino_lib.run.config import Config
-from dino_lib.run.history import read_history, versions
+from dino_lib.run.history import read_history
 
 WEIGHT_SIZE = 0.05
 
@@ -124,21 +123,20 @@ class Finding:
         )
 
 
-def diagnose(history: Sequence[Line], config: Config | None = None) -> list[Finding]:
+def diagnose(history: Sequence[Line], config: Config) -> list[Finding]:
     """The findings on a run; an empty list if it looks healthy.
 
-    history: as `read_history` and `train` give it; fields that are missing are not judged. Without
-    its config ln K is taken for the largest entropy there is, and the schedules are not judged.
+    history: as `read_history` and `train` give it; fields that are missing are not judged.
     """
     lines = [line for line in history if "loss" in line]
     found = list(_skipped(history))
     if lines:
-        plan = _plan(lines[-1], config) if config else None
-        total = len(plan["lr"]) if plan else lines[-1]["step"]
+        steps_per_epoch = max(1, round(lines[-1]["step"] / lines[-1]["epoch"]))
+        plan = build_schedules(config, steps_per_epoch)
+        total = len(plan["lr"])
         if total >= 20:  # a shorter run only tries the code
             found += _lasting(lines, config, total)
-            if plan:
-                found += _schedule_findings(plan["lr"], plan["momentum"])
+            found += _schedule_findings(plan["lr"], plan["momentum"])
     return [Finding(name, step, what, *ADVICE[name]) for name, step, what in found]
 
 
@@ -155,17 +153,15 @@ def _skipped(history: Sequence[Line]) -> Iterator[tuple[str, int, str]]:
         )
 
 
-def _plan(line: Line, config: Config) -> dict[str, np.ndarray]:
-    steps_per_epoch = max(1, round(line["step"] / line["epoch"]))
-    return build_schedules(config, steps_per_epoch)
-
-
 def _lasting(
-    lines: list[Line], config: Config | None, total: int
+    lines: list[Line], config: Config, total: int
 ) -> Iterator[tuple[str, int, str]]:
     """What has been sick without a break up to the newest line, for long enough."""
-    for name, is_sick, what in _checks(lines, config):
-        healthy = [i for i, line in enumerate(lines) if not is_sick(line)]
+    peak = max(lines, key=lambda line: line.get("lr", 0))["step"]
+    bounds = _lag_bounds(lines)
+    judged = [_judge(line, config, line["step"] > peak, bounds[line["step"]]) for line in lines]
+    for name, (_, what) in judged[-1].items():
+        healthy = [i for i, found in enumerate(judged) if not found[name][0]]
         first = healthy[-1] + 1 if healthy else 0  # of the sick lines
         before = lines[first - 1]["step"] if first else 0
         long_enough = lines[-1]["step"] - before >= max(10, min(total / 10, 500))
@@ -173,64 +169,48 @@ def _lasting(
             yield name, lines[first]["step"], what
 
 
-def _checks(
-    lines: list[Line], config: Config | None
-) -> Iterator[tuple[str, Callable[[Line], bool], str]]:
-    """(name, whether a line is sick, what there is to say of the newest one)."""
-    k, rows = math.exp(max(line.get("mean_entropy", 0.0) for line in lines)), math.inf
-    if config:
-        k = config.out_dim
-        rows = 2 * config.batch_size * config.log_every  # the teacher's, from one line to the next
+def _judge(
+    line: Line, config: Config, past_peak: bool, lag_bound: float
+) -> dict[str, tuple[bool, str]]:
+    """Name -> (whether a line is sick of it, what there is to say of the line)."""
+    of = defaultdict(lambda: math.nan, line)  # no comparison with nan is true
+    k = config.out_dim
     ln_k = max(math.log(k), 1e-9)
-    usable = min(1.0, rows / k)
-    peak = max(lines, key=lambda line: line.get("lr", 0))["step"]
-    bounds = _lag_bounds(lines)
-
-    def of(line: Line, name: str) -> float:
-        return line.get(name, math.nan)  # no comparison with it is true
-
-    new = lines[-1]
-    yield (
-        "uniform",
-        lambda line: of(line, "teacher_entropy") > 0.95 * ln_k,
-        "all prototypes get the same share: the entropy of the teacher's rows is "
-        f"{of(new, 'teacher_entropy') / ln_k:.0%} of ln K",
-    )
-    yield (
-        "one prototype",
-        lambda line: of(line, "mean_entropy") < 0.2 * ln_k,
-        "all images get the same prototype: the entropy of the teacher's mean is "
-        f"{of(new, 'mean_entropy') / ln_k:.0%} of ln K",
-    )
-    yield (
-        "dead prototypes",
-        lambda line: (
-            of(line, "prototypes_used") < 0.1 * usable and of(line, "mean_entropy") < 0.4 * ln_k
+    rows = 2 * config.batch_size * config.log_every  # the teacher's, from one line to the next
+    too_few = of["prototypes_used"] < 0.1 * min(1, rows / k)
+    return {
+        "uniform": (
+            of["teacher_entropy"] > 0.95 * ln_k,
+            "all prototypes get the same share: the entropy of the teacher's rows is "
+            f"{of['teacher_entropy'] / ln_k:.0%} of ln K",
         ),
-        f"only {of(new, 'prototypes_used'):.1%} of the {k:.0f} prototypes are any view's "
-        "first choice",
-    )
-    yield (
-        "feature rank",
-        lambda line: of(line, "feature_rank") < 2,
-        f"the teacher's features lie along {of(new, 'feature_rank'):.1f} directions",
-    )
-    yield (
-        "no progress",
-        lambda line: line["step"] > peak and line["loss"] > 1.1 * ln_k,
-        f"the loss is {of(new, 'loss') / ln_k:.0%} of ln K, and to know nothing costs 100%",
-    )
-    yield (
-        "teacher lagging",
-        lambda line: of(line, "teacher_lag") > 5 * bounds[line["step"]],
-        f"the teacher is {of(new, 'teacher_lag'):.1%} away from the student, more than its "
-        "momentum explains",
-    )
-    yield (
-        "input-bound",
-        lambda line: of(line, "input_share") > 0.7,
-        f"{of(new, 'input_share'):.0%} of the time went by waiting for views",
-    )
+        "one prototype": (
+            of["mean_entropy"] < 0.2 * ln_k,
+            "all images get the same prototype: the entropy of the teacher's mean is "
+            f"{of['mean_entropy'] / ln_k:.0%} of ln K",
+        ),
+        "dead prototypes": (
+            too_few and of["mean_entropy"] < 0.4 * ln_k,
+            f"only {of['prototypes_used']:.1%} of the {k} prototypes are any view's first choice",
+        ),
+        "feature rank": (
+            of["feature_rank"] < 2,
+            f"the teacher's features lie along {of['feature_rank']:.1f} directions",
+        ),
+        "no progress": (
+            past_peak and of["loss"] > 1.1 * ln_k,
+            f"the loss is {of['loss'] / ln_k:.0%} of ln K, and to know nothing costs 100%",
+        ),
+        "teacher lagging": (
+            of["teacher_lag"] > 5 * lag_bound,
+            f"the teacher is {of['teacher_lag']:.1%} away from the student, more than its "
+            "momentum explains",
+        ),
+        "input-bound": (
+            of["input_share"] > 0.7,
+            f"{of['input_share']:.0%} of the time went by waiting for views",
+        ),
+    }
 
 
 def _lag_bounds(lines: list[Line]) -> dict[int, float]:
@@ -280,16 +260,3 @@ def examine(folder: str | os.PathLike) -> str:
     count = f"{len(findings) or 'no'} finding{'s' * (len(findings) != 1)}"
     title = f"{folder}: {count}, {len(history)} lines of history"
     return "\n\n".join([title, *(finding.paragraph() for finding in findings)])
-
-
-def environment() -> Iterator[str]:
-    """Versions, machine and what "auto" takes, line by line: for the report of a problem."""
-    device, found = pick_device(), versions()
-    python = found.pop("python")
-    dtype = pick_precision("auto", device)
-    card = ""
-    if device.type == "cuda":
-        card = f" ({torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda})"
-    yield f"python {python} on {platform.platform()}, {os.cpu_count()} cores"
-    yield ", ".join(f"{name} {version}" for name, version in found.items())
-    yield f"device {device}{card}, {dtype}, {torch.get_num_threads()} threads"

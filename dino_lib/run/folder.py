@@ -13,17 +13,18 @@ from torch import nn
 from dino_lib.data.say import say
 from dino_lib.run.checkpoint import load_newest, save_checkpoint, write_atomically
 from dino_lib.run.config import Config
-from dino_lib.run.history import Tally, knn_scores, read_history, versions
+from dino_lib.run.history import Tally, knn_scores, read_history
 from dino_lib.run.teacher_file import save_teacher
 
 if TYPE_CHECKING:
     from dino_lib.run.trainer import Trainer
 
-# A run may go on with other values of these: they change how it is computed, shown and kept.
+# A run may go on with other values of these: they change how it is computed, shown and kept, and
+# where its images lie.
 MAY_CHANGE = (
-    "output_dir", "resume", "data_root", "download", "device", "num_workers", "log_every",
-    "eval_every", "eval_limit", "save_every", "keep", "progress", "tracker", "precision",
-    "compile", "recompute", "accumulate")
+    "output_dir", "resume", "dataset", "data_root", "download", "device", "num_workers",
+    "log_every", "eval_every", "eval_limit", "save_every", "keep", "progress", "tracker",
+    "precision", "compile", "recompute", "accumulate")
 
 PARTS = ("student", "teacher", "loss", "optimizer", "scaler")  # of a Trainer, in a checkpoint
 
@@ -36,12 +37,12 @@ class RunFolder:
     """
 
     def __init__(self, config: Config, path: str | Path | None = None) -> None:
-        """path: the config's output_dir if not given; "~" is the home folder.
+        """path: the config's output_dir if not given.
 
         Raises ValueError where it is no folder that can be written to.
         """
         self.config = config
-        self.path = Path(path or config.output_dir).expanduser()
+        self.path = Path(path or config.output_dir)
         self.teacher = self.path / "teacher.safetensors"
         self.lacks_lines = False  # whether history.jsonl may be behind the history
         there = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
@@ -92,33 +93,28 @@ class RunFolder:
             seen = run.step * self.config.batch_size
             save_teacher(self.teacher, teacher, self.config, step=run.step, images_seen=seen)
 
-    def try_to_save(self, run: "Trainer") -> None:
-        """In mid-run a folder that fails costs a checkpoint, and not the run."""
-        try:
-            self.save(run)
-        except OSError as error:
-            self.lacks_lines = True
-            say(f"update {run.step} could not be saved ({error}); training goes on, and the next "
-                "save tries again")
-
-    def save_somewhere(self, run: "Trainer", *teacher: nn.Module) -> Path:
-        """Save here, or else in a new folder for temporary files; returns the folder's path."""
+    def try_to_save(self, run: "Trainer", *teacher: nn.Module) -> bool:
+        """Save, or say why not: in mid-run a folder that fails costs a checkpoint alone."""
         try:
             self.save(run, *teacher)
+            return True
+        except OSError as error:
+            self.lacks_lines = True
+            say(f"update {run.step} could not be saved in {self.path} ({error}); the next save "
+                "tries again")
+            return False
+
+    def save_somewhere(self, run: "Trainer", *teacher: nn.Module) -> Path:
+        """Save here, or else in a new folder for temporary files; returns the folder's path.
+
+        OSError where neither can be written.
+        """
+        if self.try_to_save(run, *teacher):
             return self.path
-        except OSError as error:
-            self.lacks_lines, failed = True, error
-        try:
-            spare = RunFolder(self.config, tempfile.mkdtemp(prefix="dino-"))
-            spare.start(run.history)
-            spare.save(run, *teacher)
-        except OSError as error:
-            raise OSError(f"update {run.step} could be saved neither in {self.path} ({failed}) "
-                          f"nor for the time being ({error}): the newest checkpoint there is what "
-                          "is left, unless this Trainer is still at hand to run() again"
-                          ) from error
-        say(f"{self.path} could not be written ({failed}): saved in {spare.path} for the time "
-            "being")
+        spare = RunFolder(self.config, tempfile.mkdtemp(prefix="dino-"))
+        spare.start(run.history)
+        spare.save(run, *teacher)
+        say(f"saved for the time being: go on with --output-dir {spare.path}")
         return spare.path
 
     def newest(self, device: torch.device) -> dict | None:
@@ -135,36 +131,26 @@ class RunFolder:
     def check_same_run(self, state: dict, n_images: int) -> None:
         """ValueError where a checkpoint is of a run with other settings or other images.
 
-        The same images in another place, and other versions of packages, are told and no more.
+        The same images in another place are told and no more.
         """
-        now, before = dataclasses.asdict(self.config), dict(state["config"])
-        here, there = images_folder(self.config), state.get("images_folder")
-        if here and there:
-            before["dataset"] = now["dataset"]
+        now, before = dataclasses.asdict(self.config), state["config"]
         changed = [f"{name}={value} (was {before.get(name)})" for name, value in now.items()
                    if name not in MAY_CHANGE and value != before.get(name)]
         if changed:
             raise ValueError(f"{self.path} holds a run with other settings: {', '.join(changed)}. "
                              "Take the old settings, or another --output-dir")
-        images_before = state.get("n_images", n_images)
+        images_before = state.get("n_images", n_images)  # early checkpoints have none
         if images_before != n_images:
             raise ValueError(f"{self.path} holds a run on {images_before} images, and here are "
                              f"{n_images}. Take the same images, or another --output-dir")
-        if here and there and here != there:
-            say(f"the images are read from {here}; before, they were in {there}")
-        others = [f"{name} {state['versions'].get(name)}, now {version}"
-                  for name, version in versions().items()
-                  if state["versions"].get(name) != version]
-        if others:
-            say("going on with other versions, so the last digits may differ: "
-                + "; ".join(others))
+        if before["dataset"] != now["dataset"]:
+            say(f"the images are read from {now['dataset']}; before, from {before['dataset']}")
 
 
 def state_of(run: "Trainer") -> dict[str, Any]:
     """All that a run goes on from exactly; no generator's, since the step seeds every draw."""
-    return {"step": run.step, "skipped": run.skipped, "versions": versions(),
-            "config": dataclasses.asdict(run.config), "n_images": len(run.views),
-            "images_folder": images_folder(run.config), **vars(run.tally),
+    return {"step": run.step, "skipped": run.skipped, "n_images": len(run.views),
+            "config": dataclasses.asdict(run.config), **vars(run.tally),
             **{name: getattr(run, name).state_dict() for name in PARTS}}
 
 
@@ -178,14 +164,17 @@ def set_state(run: "Trainer", state: dict[str, Any]) -> None:
 
 
 def start_or_resume(trainer: "Trainer") -> None:
-    """Bring a Trainer to where the run in its folder stands, or start one there."""
+    """Bring a Trainer to where the run in its folder stands, or start one there.
+
+    A Trainer whose run() was left goes on from the newest checkpoint whatever `resume` says.
+    """
     folder, first = trainer.folder, trainer.ranks.rank == 0
     state = folder.newest(trainer.device)
     if state is None:
-        if first and not trainer.may_go_on:
+        if first:
             folder.start(trainer.history)
-    elif not trainer.may_go_on or state["step"] > trainer.step:
-        if trainer.config.resume != "auto" and not trainer.may_go_on:
+    else:
+        if trainer.config.resume != "auto" and trainer.step == 0:
             raise FileExistsError(f"{folder.path} holds a run at step {state['step']}: go on with "
                                   "--resume auto, or choose another --output-dir")
         folder.check_same_run(state, len(trainer.views))
@@ -199,9 +188,3 @@ def start_or_resume(trainer: "Trainer") -> None:
     settings = folder.path / "config.json"
     trainer.ranks.must_agree(f"the step, and whether they see {settings}: every machine must have "
                              "the same output_dir", (trainer.step, settings.exists()))
-
-
-def images_folder(config: Config) -> str | None:
-    """The folder that a config's dataset is, as an absolute path; None for a dataset by name."""
-    folder = Path(config.dataset).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else None

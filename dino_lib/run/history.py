@@ -1,10 +1,7 @@
 """The history of a run: what a line of history.jsonl says of the updates since the line before."""
 
 import contextlib
-import importlib.metadata
 import json
-import platform
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
     from dino_lib.run.trainer import Trainer
@@ -32,7 +28,7 @@ def read_history(folder: str | Path) -> list[dict]:
             record = json.loads(line)
         if isinstance(record, dict) and "step" in record:
             records.append(record)
-        elif number < len(lines):
+        elif line and number < len(lines):
             raise ValueError(f"{path}, line {number} is no line of a history: {line[:60]!r}. "
                              "Remove it")
     return records
@@ -48,25 +44,6 @@ def is_best(history: list[dict], step: int) -> bool:
     scores = knn_scores(history)
     before = [score for other, score in scores.items() if 0 < other < step]
     return step in scores and all(scores[step] > score for score in before)
-
-
-def versions() -> dict[str, str]:
-    """Python's and the packages' versions, by name."""
-    found = {"python": platform.python_version()}
-    packages = "dino-lib", "torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn"
-    for name in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def progress_bar(trainer: "Trainer") -> tqdm:
-    """Shown on a terminal and in a notebook, hidden in a file."""
-    hidden = not trainer.config.progress or trainer.ranks.rank > 0
-    if not hidden and "ipykernel" not in sys.modules:
-        hidden = None  # tqdm looks for itself
-    return tqdm(total=trainer.total_steps, initial=trainer.step, unit="step", disable=hidden,
-                leave=False)
 
 
 @dataclass

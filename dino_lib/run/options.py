@@ -13,6 +13,7 @@ FIELDS = Config.__pydantic_fields__  # by name: types and help
 def add_settings(parser: argparse.ArgumentParser, preset: Config) -> None:
     """An option for every setting; its help shows the preset's value."""
     for name, field in FIELDS.items():
+        kind = field.annotation
         value = getattr(preset, name)
         if isinstance(value, dict):
             value = [word for pair in value.items() for word in pair]
@@ -20,8 +21,9 @@ def add_settings(parser: argparse.ArgumentParser, preset: Config) -> None:
             value = " ".join(str(word) for word in value)
         parser.add_argument(
             f"--{name.replace('_', '-')}",
-            nargs=_count(field.annotation),
-            metavar=_metavar(field.annotation),
+            nargs=_count(kind),
+            choices=get_args(kind) if get_origin(kind) is Literal else None,
+            metavar=None if get_origin(kind) is Literal else "VALUE",
             default=argparse.SUPPRESS,
             help=f"{field.description} (default: {value})".replace("%", "%%"),
         )
@@ -44,31 +46,16 @@ def _count(kind: Any) -> str | int | None:
     return "*" if get_origin(kind) is dict else None
 
 
-def _metavar(kind: Any) -> str:
-    """What stands for an option's value in the help."""
-    if get_origin(kind) is Literal:
-        return "{" + ",".join(get_args(kind)) + "}"
-    if get_origin(kind) is dict:
-        return "NAME VALUE"
-    while get_args(kind):  # of a tuple or a union the first
-        kind = get_args(kind)[0]
-    return {int: "N", float: "X", bool: "BOOL"}.get(kind, "TEXT")
-
-
 def _read(words: str | list[str], kind: Any) -> Any:
     """An option's words as plain values; whether they fit is for Config to say."""
     if get_origin(kind) is dict:
         if len(words) % 2:
             raise ValueError(f"{words[-1]!r} has no value: give pairs, name value name value")
-        values = [_literal(word) for word in words[1::2]]
-        return dict(zip(words[::2], values, strict=True))
+        return dict(zip(words[::2], map(_literal, words[1::2]), strict=True))
     if isinstance(words, list):
         return tuple(_literal(word) for word in words)
-    if kind is str or get_origin(kind) is Literal:
-        return words
-    if str in get_args(kind):  # text, or None
-        return None if words == "None" else words
-    return _literal(words)
+    is_text = kind is str or str in get_args(kind)  # text, or text or None
+    return words if is_text and words != "None" else _literal(words)
 
 
 def _literal(word: str) -> Any:

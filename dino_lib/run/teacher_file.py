@@ -3,6 +3,7 @@
 The header also holds the SHA-256 of the whole file, taken with 64 zeros in its own place.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from torch import Tensor
 from dino_lib.backbone import Backbone
 from dino_lib.data.transforms import EvalTransform
 from dino_lib.run.build import build_backbone
-from dino_lib.run.checkpoint import NAMES, read_checkpoint, write_atomically
+from dino_lib.run.checkpoint import LENGTH, NAMES, read_checkpoint, write_atomically
 from dino_lib.run.config import Config
 from dino_lib.run.weights import load_strictly, read_safetensors
 
@@ -57,14 +58,12 @@ def is_run_file(path: Path) -> bool:
 
     Damaged files count by what is left of them.
     """
-    if path.match(NAMES):
-        return True
     with open(path, "rb") as file:
         start = file.read(1 << 16)
-        file.seek(max(0, path.stat().st_size - 73))
+        file.seek(max(0, path.stat().st_size - LENGTH))
         end = file.read()
-    words = [word for word in (b'"config":', b'"about":', b'"sha256":') if word in start]
-    return len(words) >= 2 or end.startswith(b"\nsha256 ")  # of three words one may be damaged
+    in_header = b'"about":' in start or b'"sha256":' in start
+    return in_header or end.startswith(b"\nsha256 ") or path.match(NAMES)
 
 
 def read_teacher(path: str | Path, device: str | torch.device = "cpu") -> Teacher:
@@ -75,12 +74,12 @@ def read_teacher(path: str | Path, device: str | torch.device = "cpu") -> Teache
     """
     path = Path(path)
     with open(path, "rb") as file:
-        is_checkpoint = path.match(NAMES) or file.read(2) == b"PK"
-    config, weights, about = (_of_checkpoint if is_checkpoint else _of_safetensors)(path)
+        read = _of_checkpoint if file.read(2) == b"PK" else _of_safetensors
     try:
-        backbone = build_backbone(config, pretrained=False)
-    except Exception as error:  # whatever timm makes of odd options
-        raise ValueError(f"{path} asks for a network that cannot be built: {error}") from error
+        config, weights, about = read(path)
+        backbone = build_backbone(dataclasses.replace(config, pretrained=False))
+    except (KeyError, TypeError, AttributeError) as error:  # whole, and still something else
+        raise ValueError(f"{path} holds no teacher: {error!r}") from error
     load_strictly(backbone, weights, path)
     transform = EvalTransform(config.eval_size, config.mean, config.std)
     backbone.requires_grad_(False).eval().to(device)
@@ -97,19 +96,13 @@ def _of_safetensors(path: Path) -> tuple[Config, dict[str, Tensor], dict]:
         data = path.read_bytes().replace(found.encode(), ZEROS.encode(), 1)
         if hashlib.sha256(data).hexdigest() != found:
             raise ValueError(f"{path} is damaged: its SHA-256 is another")
-    try:
-        return Config.from_json(header["config"]), weights, json.loads(header["about"])
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} has settings that cannot be read: {error}") from error
+    return Config.from_json(header["config"]), weights, json.loads(header["about"])
 
 
 def _of_checkpoint(path: Path) -> tuple[Config, dict[str, Tensor], dict]:
     state = read_checkpoint(path)
-    try:
-        config = Config(**state["config"])
-        weights = {name.removeprefix("backbone."): value for name, value in state["teacher"].items()
-                   if name.startswith("backbone.") and torch.is_tensor(value)}
-        about = {"step": state["step"], "images_seen": state["step"] * config.batch_size}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} does not hold the state of a run: {error!r}") from error
+    config = Config(**state["config"])
+    weights = {name.removeprefix("backbone."): value for name, value in state["teacher"].items()
+               if name.startswith("backbone.")}
+    about = {"step": state["step"], "images_seen": state["step"] * config.batch_size}
     return config, weights, about

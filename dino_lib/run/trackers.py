@@ -18,20 +18,14 @@ def open_tracker(config: Config | None) -> Iterator[Track]:
     """Yields a function of one record of the history, a dict with "step".
 
     It does nothing for None or tracker="none". A tracker that fails later, on a full disk say,
-    costs its own lines and not the run. Raises ValueError where the package is missing (it names
-    what to install) or where Weights & Biases cannot start.
+    costs its own lines and not the run. Raises ImportError where the package is missing and
+    ValueError where Weights & Biases cannot start.
     """
     if config is None or config.tracker == "none":
         yield lambda record: None
         return
     opener = _open_tensorboard if config.tracker == "tensorboard" else _open_wandb
-    try:
-        track, close = opener(config)
-    except ImportError as error:
-        raise ValueError(
-            f"tracker={config.tracker} needs a package that is not installed: "
-            f"pip install {config.tracker}"
-        ) from error
+    track, close = opener(config)
     failed = []
 
     def carefully(do: Callable, *arguments: Record) -> None:

@@ -1,7 +1,6 @@
 """Train, from Python; `dino train` does it from the command line. The loop is in trainer.py."""
 
 import os
-import pickle
 import tempfile
 import time
 from collections.abc import Callable
@@ -67,27 +66,19 @@ def build_trainer(config: Config, dataset: Any = None, *, on_log: OnLog | None =
 
     What can be wrong is found before hours of decoding: settings, sizes, the data of evaluations.
     """
-    if not isinstance(config, Config):
-        raise TypeError("config must be a Config, one of PRESETS for example, not "
-                        f"{type(config).__name__}")
-    if on_log is not None and not callable(on_log):
-        raise TypeError(f"on_log={on_log!r} must be a function of one line of the history")
     ranks, device = Ranks(), pick_device(config.device)
     check_batch(config, config.batch_size, ranks.world)
     folder = RunFolder(config)
-    student = build_student(config).to(device)
+    student = build_student(config)
     check_sizes(config, student.backbone)
+    student.to(device)
     pick_kernels(student, config, device, pick_precision(config.precision, device))
 
     images = _open_images(config, ranks) if dataset is None else dataset
     probes = _open_probes(config, dataset) if ranks.rank == 0 else None
     views = open_views(config, images, device)
     ranks.must_agree("the number of training images", len(views))
-    check_batch(config, len(views), ranks.world)
 
-    if ranks.together and any("BatchNorm" in type(m).__name__ for m in student.modules()):
-        say("batch norm takes the statistics of each process's own images: the run differs from "
-            "that of one process")
     teacher = make_teacher(student)
     if config.compile:
         for model in (student, teacher):
@@ -102,11 +93,14 @@ def build_trainer(config: Config, dataset: Any = None, *, on_log: OnLog | None =
 
 def _open_images(config: Config, ranks: Ranks) -> Any:
     """The training images; one process a machine downloads them, and the others find them there."""
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if not first:
+        ranks.wait()
     asked = (config.dataset, config.data_root, "train", len(config.mean), config.download)
-    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    images = open_dataset(*asked) if first else None
-    ranks.wait()
-    return images if first else open_dataset(*asked)
+    images = open_dataset(*asked)
+    if first:
+        ranks.wait()
+    return images
 
 
 def _open_probes(config: Config, dataset: Any) -> Any:
@@ -137,21 +131,17 @@ def launch(config: Config, processes: int, dataset: Any = None, *,
     an interrupt saves and ends all processes. In a script, call it under
     `if __name__ == "__main__":`.
 
-    Raises ValueError on a wrong number of processes, InputError on a dataset that cannot be
-    pickled, torch.multiprocessing.ProcessRaisedException with the traceback of the first process
-    that fails, and ProcessExitedException where one is killed; the others end too.
+    Raises ValueError on a wrong number of processes,
+    torch.multiprocessing.ProcessRaisedException with the traceback of the first process that
+    fails, and ProcessExitedException where one is killed; the others end too.
     """
-    if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
-        raise ValueError(f"processes={processes!r} must be a whole number, at least 1")
+    if processes < 1:
+        raise ValueError(f"processes={processes} must be at least 1")
     lines = mp.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         meet = (Path(folder) / "meet").as_uri()
         arguments = (processes, meet, config, dataset, lines)
-        try:
-            context = mp.spawn(_one_of, arguments, processes, join=False)
-        except (AttributeError, TypeError, pickle.PicklingError) as error:
-            raise InputError(f"the dataset cannot be handed to other processes ({error}): its "
-                             "class must be importable from a module") from error
+        context = mp.spawn(_one_of, arguments, processes, join=False)
         try:
             while not context.join(timeout=0.1):
                 _pass_on(lines, on_log)

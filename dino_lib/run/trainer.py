@@ -1,7 +1,6 @@
 """One run: Algorithm 1 of Caron et al. 2021, with what a real run needs around it."""
 
 import contextlib
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from dino_lib.run.build import pick_precision
 from dino_lib.run.config import Config
 from dino_lib.run.doctor import diagnose
 from dino_lib.run.folder import RunFolder, start_or_resume
-from dino_lib.run.history import Tally, is_best, knn_scores, measure, progress_bar
+from dino_lib.run.history import Tally, is_best, knn_scores, measure
 from dino_lib.run.processes import Interrupts, Ranks
 from dino_lib.run.step import (
     Buffers,
@@ -84,8 +83,6 @@ class Trainer:
         self.tally = Tally.empty(config.out_dim, self.device)
         self.findings_said = set()
         self.interrupts = Interrupts()
-        self.may_go_on = False  # run() was left between two updates: memory holds all it needs
-        self.compiling = config.compile  # until the first update
 
     # --- one update: Algorithm 1 ----------------------------------------------------------------
 
@@ -151,13 +148,16 @@ class Trainer:
             say(f"{self.folder.path} is finished: nothing is left to train")
             return read_teacher(self.folder.teacher, self.device), self.history
         self.interrupts = Interrupts()
-        with self._tracker() as self.track, self.interrupts, progress_bar(self) as bar:
+        first = self.ranks.rank == 0
+        hidden = None if self.config.progress and first else True  # None: where it's no terminal
+        bar = tqdm(total=self.total_steps, initial=self.step, unit="step", leave=False,
+                   disable=hidden)
+        with open_tracker(self.config if first else None) as self.track, self.interrupts, bar:
             self._train(bar)
-        folder = self._save_and_leave(self.teacher.backbone)
+        folder = self._save(self.teacher.backbone)
         if folder != self.folder.path:
             raise OSError(f"the run is complete, but {self.folder.path} could not be written: all "
                           f"of it is in {folder}")
-        self.may_go_on = False
         say(self.views.report())
         self.ranks.wait()  # until rank 0 has written the teacher
         return read_teacher(self.folder.teacher, self.device), self.history
@@ -168,15 +168,10 @@ class Trainer:
             self._evaluate_if_due()
             while self.step < self.total_steps:
                 self._epoch(self.step // self.steps_per_epoch, bar)
-        except InputError as error:
-            folder = self._save_and_leave()
-            raise InputError(f"{error}. Update {self.step} is saved: go on with --resume auto, "
-                             f"and --output-dir {folder}") from error
-        except KeyboardInterrupt:
-            folder = self._save_and_leave()
-            where = "" if folder == self.folder.path else f", but --output-dir {folder}"
+        except (InputError, KeyboardInterrupt):
+            self._save()
             say(f"interrupted after update {self.step} and saved: go on with --resume auto and "
-                f"the same settings{where}")
+                "the same settings")
             raise
         finally:
             if hasattr(self.views, "close"):
@@ -188,11 +183,7 @@ class Trainer:
         with contextlib.closing(self._batches(epoch)) as batches:
             for views in batches:
                 update = self.train_step(views)
-                seconds = time.perf_counter() - clock
-                self.tally.seconds += seconds
-                if self.compiling:
-                    say(f"compiled: the first update took {seconds:.0f} s")
-                    self.compiling = False
+                self.tally.seconds += time.perf_counter() - clock
                 bar.update()
                 self._after_update(update)
                 if self.interrupts.leave:
@@ -285,16 +276,8 @@ class Trainer:
             if self.on_log:
                 self.on_log(self.history[-1])
 
-    def _tracker(self) -> contextlib.AbstractContextManager:
-        config = dataclasses.replace(self.config, output_dir=str(self.folder.path))
-        return open_tracker(config if self.ranks.rank == 0 else None)
-
-    def _save_and_leave(self, *teacher: nn.Module) -> Path:
-        """Save, with the teacher at the end of the run; returns the folder that could be written.
-
-        OSError where none could. run() may be called again, and goes on from memory.
-        """
-        self.may_go_on = True
+    def _save(self, *teacher: nn.Module) -> Path:
+        """With the teacher at the end of the run; returns the folder that could be written."""
         if self.ranks.rank > 0:
             return self.folder.path
         return self.folder.save_somewhere(self, *teacher)

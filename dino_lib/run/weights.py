@@ -4,7 +4,9 @@ A file is known by its content, not by its suffix. Nothing in it is run: pickles
 torch's `weights_only`, and a class that torch doesn't know becomes a stand-in that does nothing.
 """
 
+import contextlib
 import json
+import math
 import re
 from argparse import Namespace
 from collections.abc import Iterator
@@ -90,8 +92,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
     return _in_timms_names(read_tensors(path), path)
 
 
-def load_weights(backbone: Backbone, path: str | Path) -> str:
-    """Put the weights of a file into `backbone`; returns what the file is, in words.
+def load_weights(backbone: Backbone, path: str | Path) -> None:
+    """Put the weights of a file into `backbone`.
 
     A file with all of the timm model's own names fits whatever its family; others are read as by
     `read_weights`. Position embeddings are resampled to the backbone's grid. Raises as
@@ -101,14 +103,12 @@ def load_weights(backbone: Backbone, path: str | Path) -> str:
     tensors = read_tensors(path)
     expected = backbone.model.state_dict()
     state = _network(tensors, next(iter(expected)))
-    what = "weights under timm's names"
     if not expected.keys() <= state.keys():
-        state, what = _in_timms_names(tensors, path)
+        state, _ = _in_timms_names(tensors, path)
     state = {name: value for name, value in state.items()
              if name in expected or not re.match(BESIDE, name)}
     _fit_positions(state, backbone.model)
     load_strictly(backbone.model, state, path)
-    return what
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -147,16 +147,13 @@ class _StandIn:
 
 
 def _read_pickle(path: Path) -> Any:
+    unknown = []
     try:
-        try:
+        with contextlib.suppress(ValueError):  # not a zip file: torch.save before 1.6
             unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        except ValueError:  # not a zip file: torch.save before 1.6
-            unknown = []
         allowed = [(_StandIn, name) for name in unknown if name != "argparse.Namespace"]
         with torch.serialization.safe_globals([Namespace, *allowed]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
     except Exception as error:  # whatever a damaged file makes the reader raise
         reason = type(error).__name__
         raise ValueError(f"{path} is damaged, or more than tensors and plain values ({reason}): "
@@ -228,34 +225,21 @@ def _regrouped(state: dict[str, Tensor], dinov2_registers: bool) -> dict[str, Te
 
 
 def _fit_positions(state: dict[str, Tensor], model: nn.Module) -> None:
+    """Resample the position embeddings to the model's grid, where they are those of a square."""
     positions, expected = state.get("pos_embed"), getattr(model, "pos_embed", None)
-    if not torch.is_tensor(positions) or not torch.is_tensor(expected):
+    if not torch.is_tensor(expected) or getattr(positions, "ndim", None) != 3:
         return
-    if positions.shape != expected.shape and positions.ndim == 3:
-        beside = 0 if model.no_embed_class else model.num_prefix_tokens
-        side = round(max(0, positions.shape[1] - beside) ** 0.5)
-        if side**2 == positions.shape[1] - beside:
-            state["pos_embed"] = resample_abs_pos_embed(
-                positions, list(model.patch_embed.grid_size), [side, side], beside)
+    beside = 0 if model.no_embed_class else model.num_prefix_tokens
+    side = math.isqrt(max(0, positions.shape[1] - beside))
+    if positions.shape != expected.shape and side**2 == positions.shape[1] - beside:
+        grid = list(model.patch_embed.grid_size)
+        state["pos_embed"] = resample_abs_pos_embed(positions, grid, [side, side], beside)
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
     """load_state_dict; ValueError, in one line, where a name or a shape differs."""
-    expected = module.state_dict()
-    wrong = [f"{name} {tuple(state[name].shape)} for {tuple(expected[name].shape)}"
-             for name in expected if name in state and state[name].shape != expected[name].shape]
-    lists = {"missing": [*expected.keys() - state.keys()], "wrong shapes": wrong,
-             "unexpected": [*state.keys() - expected.keys()]}
-    faults = [f"{what} {_first(names)}" for what, names in lists.items() if names]
-    if faults:
-        raise ValueError(f"{path} does not fit: {'; '.join(faults)}")
     try:
         module.load_state_dict(state)
-    except (RuntimeError, NotImplementedError) as error:  # sparse, quantised
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} does not fit: {reason}") from error
-
-
-def _first(names: list[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(sorted(names)[:most]) + more
+    except RuntimeError as error:
+        faults = " ".join(str(error).partition(":")[2].split())
+        raise ValueError(f"{path} does not fit: {faults[:300]}") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from timm.layers import SwiGLUPacked
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from dino_lib.augment import IMAGENET
@@ -18,9 +19,6 @@ from dino_lib.run.weights import load_strictly, read_weights
 # (width, blocks) of ViT-Ti, S, B, L, H and g, and their heads
 STANDARD_HEADS = {(192, 12): 3, (384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16,
                   (1536, 40): 24}
-RESNETS = {(False, 2, 2, 2, 2): "resnet18", (False, 3, 4, 6, 3): "resnet34",
-           (True, 3, 4, 6, 3): "resnet50", (True, 3, 4, 23, 3): "resnet101",
-           (True, 3, 8, 36, 3): "resnet152"}
 
 
 def read_foreign(path: Path, device: Any = "cpu", num_heads: int | None = None) -> Teacher:
@@ -40,21 +38,15 @@ def read_foreign(path: Path, device: Any = "cpu", num_heads: int | None = None) 
             name, options = _vit(state)
             options["num_heads"] = _heads(path, options, num_heads)
         backbone = create_backbone(name, **options)
-    except _Unknown as error:
-        raise ValueError(f"{path} holds {what} {error}") from error
-    except Exception as error:  # whatever timm makes of odd shapes
-        reason = " ".join(repr(error).split())[:200]
-        raise ValueError(f"{path} holds {what} that can't be built: {reason}") from error
+    except Exception as error:  # whatever odd shapes lead to
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise ValueError(f"{path} holds {what}, which can't be built: {reason}") from error
     load_strictly(backbone.model, state, path)
     seen = _beside(path, "preprocessor_config.json")
     mean, std = seen.get("image_mean", IMAGENET[0]), seen.get("image_std", IMAGENET[1])
     transform = EvalTransform(_side(backbone), tuple(mean), tuple(std))
     backbone.requires_grad_(False).eval().to(device)
     return Teacher(backbone, transform, about={"what": what})
-
-
-class _Unknown(ValueError):
-    """What the weights don't tell."""
 
 
 def _vit(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
@@ -66,7 +58,7 @@ def _vit(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
     places = state["pos_embed"].shape[1]
     beside = 0 if _is_square(places) else has_cls + registers
     if not _is_square(places - beside):
-        raise _Unknown(f"whose {places} places in the position embedding are no square grid")
+        raise ValueError(f"{places} places in the position embedding are no square grid")
     hidden = block["mlp.fc1.weight"][0]
     options = {
         "img_size": round((places - beside) ** 0.5) * patch, "patch_size": patch,
@@ -88,19 +80,16 @@ def _vit(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
 
 def _heads(path: Path, options: dict[str, Any], asked: int | None) -> int:
     told = options.get("num_heads") or _beside(path, "config.json").get("num_attention_heads")
+    if asked or told:
+        return asked or told
     width, depth = options["embed_dim"], options["depth"]
-    if asked and told and asked != told:
-        raise _Unknown(f"which has {told} heads, not {asked}")
-    heads = asked or told or STANDARD_HEADS.get((width, depth))
-    if not heads:
-        raise _Unknown(f"{width} wide with {depth} blocks, and nothing tells how many heads it has:"
-                       " give load_teacher num_heads, or the file a config.json beside it with"
-                       " num_attention_heads")
-    if not isinstance(heads, int) or heads < 1 or width % heads:
-        raise _Unknown(f"{width} wide, which num_heads={heads} doesn't divide")
-    if not asked and not told:
-        say(f"{path}: {heads} heads, as a standard ViT of this size has; "
-            "the file doesn't tell (num_heads=... if it has others)")
+    if (width, depth) not in STANDARD_HEADS:
+        raise ValueError(f"it is {width} wide with {depth} blocks, and nothing tells how many "
+                         "heads it has: give load_teacher num_heads, or the file a config.json "
+                         "beside it with num_attention_heads")
+    heads = STANDARD_HEADS[width, depth]
+    say(f"{path}: {heads} heads, as a standard ViT of this size has; "
+        "the file doesn't tell (num_heads=... if it has others)")
     return heads
 
 
@@ -118,12 +107,12 @@ def _xcit(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
 
 
 def _resnet(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    kind = ("layer1.0.conv3.weight" in state, *(_count(state, f"layer{i}") for i in range(1, 5)))
-    if kind not in RESNETS:
-        raise _Unknown(f"with {kind[1:]} blocks: timm:NAME takes any that timm has")
-    if state["conv1.weight"].shape[-1] != 7:
-        raise _Unknown("with a stem for small pictures, which timm's models don't have")
-    return RESNETS[kind], {"in_chans": state["conv1.weight"].shape[1]}
+    options = {
+        "block": Bottleneck if "layer1.0.conv3.weight" in state else BasicBlock,
+        "layers": tuple(_count(state, f"layer{i}") for i in range(1, 5)),
+        "in_chans": state["conv1.weight"].shape[1],
+    }
+    return "resnet50", options
 
 
 def _count(state: dict[str, Tensor], blocks: str) -> int:

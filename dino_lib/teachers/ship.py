@@ -20,8 +20,7 @@ options = parser.parse_args()
 
 teacher = load_teacher(options.run)
 config = dataclasses.replace(
-    teacher.config, data_root="data", output_dir=f"runs/{options.name}", resume="never",
-    progress=True, download=True)
+    teacher.config, data_root="data", output_dir=f"runs/{options.name}", resume="never")
 folder = SHIPPED / options.name
 folder.mkdir(exist_ok=True)
 for name in ("history.jsonl", "report.json"):
@@ -30,5 +29,4 @@ for name in ("history.jsonl", "report.json"):
 backbone = teacher.model.half() if options.half else teacher.model
 path = folder / "teacher.safetensors"
 save_teacher(path, backbone, config, **teacher.about)
-path.chmod(0o644)
 print(f"{folder}: {path.stat().st_size / 1e6:.1f} MB")

@@ -81,29 +81,29 @@ CALLS = {
     "a number as text": (
         lambda f: Config(batch_size="64"),
         ValueError,
-        "batch_size='64' must be a valid integer",
+        "batch_size='64': Input should be a valid integer",
     ),
     "none for a number": (
         lambda f: Config(epochs=None),
         ValueError,
-        "epochs=None must be a valid number",
+        "epochs=None: Input should be a valid number",
     ),
     "a fraction of an image": (
         lambda f: Config(batch_size=64.5),
         ValueError,
-        "batch_size=64.5 must be a valid integer",
+        "batch_size=64.5: Input should be a valid integer",
     ),
     "true for a number": (
         lambda f: Config(n_local=True),
         ValueError,
-        "n_local=True must be a valid integer",
+        "n_local=True: Input should be a valid integer",
     ),
-    "one for true": (lambda f: Config(use_bn=1), ValueError, "use_bn=1 must be a valid boolean"),
+    "one for true": (lambda f: Config(use_bn=1), ValueError, "use_bn=1: Input should be"),
     **{
         f"{f.name} is {value}": (
             lambda _, n=f.name, v=value: Config(**{n: v}),
             ValueError,
-            f"{f.name}={value} must be a finite number",
+            f"{f.name}={value}: Input should be a finite number",
         )
         for f in dataclasses.fields(Config)
         if f.type is float
@@ -112,33 +112,33 @@ CALLS = {
     "nan in a tuple": (
         lambda f: Config(local_scale=(NAN, 1.0)),
         ValueError,
-        "local_scale=(nan, 1.0): nan must be a finite number",
+        "local_scale.0=nan: Input should be a finite number",
     ),
     "too few in a tuple": (
         lambda f: Config(blur_p=(1.0, 0.1)),
         ValueError,
-        "blur_p=(1.0, 0.1) must have 3 values",
+        "blur_p.2=(1.0, 0.1): Field required",
     ),
     "a mean of two": (
         lambda f: Config(mean=(0.5, 0.5), std=(0.2, 0.2)),
         ValueError,
         "1 entry (grey) or 3 (RGB)",
     ),
-    "a number for text": (lambda f: Config(output_dir=3), ValueError, "output_dir=3 must be text"),
+    "a number for text": (lambda f: Config(output_dir=3), ValueError, "output_dir=3: must be"),
     "no dataset's name": (
         lambda f: Config(dataset=""),
         ValueError,
-        "dataset='' must be text, and not empty",
+        "dataset='': must be a path",
     ),
     "no folder's name": (
         lambda f: Config(output_dir=""),
         ValueError,
-        "output_dir='' must be text, and not empty",
+        "output_dir='': must be a path",
     ),
     "momentum 1.5": (
         lambda f: Config(momentum=1.5),
         ValueError,
-        "momentum=1.5 must be less than or equal to 1",
+        "momentum=1.5: Input should be less than or equal to 1",
     ),
     "views of 4 pixels": (
         lambda f: Config(local_size=4),
@@ -148,16 +148,10 @@ CALLS = {
     "an option that is a class": (
         lambda f: Config(backbone_options={"act": dict}),
         ValueError,
-        "<class 'dict'> must be a valid integer or must be a valid number",
-    ),
-    "settings in a dict": (lambda f: train({"epochs": 1}), TypeError, "config must be a Config"),
-    "a callback that is none": (
-        lambda f: train(SMOKE, on_log=3),
-        TypeError,
-        "on_log=3 must be a function",
+        "backbone_options.act.int=<class 'dict'>: Input should be a valid integer",
     ),
     # settings, from JSON
-    "no JSON": (lambda f: Config.from_json("epochs: 3"), ValueError, "settings are no JSON"),
+    "no JSON": (lambda f: Config.from_json("epochs: 3"), ValueError, "line 1 column 1"),
     "a list": (
         lambda f: Config.from_json("[1]"),
         ValueError,
@@ -166,12 +160,12 @@ CALLS = {
     "a newer version's": (
         lambda f: Config.from_json('{"warp": 1}'),
         ValueError,
-        "no setting is called 'warp' (of a newer version?)",
+        "warp=1: Unexpected keyword argument",
     ),
     "text in JSON": (
         lambda f: Config.from_json('{"lr": "1e-3"}'),
         ValueError,
-        "lr='1e-3' must be a valid number",
+        "lr='1e-3': Input should be a valid number",
     ),
     # settings that do not suit each other, before anything is decoded
     "global views no multiple of the patch": (
@@ -187,7 +181,7 @@ CALLS = {
     "a store no multiple": (
         lambda f: trainer(f, store_size=50),
         ValueError,
-        "store_size=50 (what evaluations see)",
+        "store_size=50 does not suit the backbone",
     ),
     "a view smaller than a patch": (
         lambda f: trainer(
@@ -663,7 +657,7 @@ COMMANDS = {
     "an unknown preset": ("train", ["--preset", "smok"], "invalid choice: 'smok' (choose from"),
     "text for a number": ("train", [*TRAIN, "--batch-size", "many"], "many"),
     "a fraction": ("train", [*TRAIN, "--batch-size", "64.5"], "64.5"),
-    "nan": ("train", [*TRAIN, "--lr", "nan"], "lr='nan' must be a valid number"),
+    "nan": ("train", [*TRAIN, "--lr", "nan"], "lr='nan': Input should be a valid number"),
     "too few values": ("train", [*TRAIN, "--global-scale", "0.3"], "--global-scale"),
     "an option without value": (
         "train",
@@ -709,7 +703,7 @@ COMMANDS = {
     "doctor: a newer run": (
         "doctor",
         ["{}/newer"],
-        "no setting is called 'warp' (of a newer version?)",
+        "warp=9: Unexpected keyword argument",
     ),
     "explore: no image": ("explore", ["{}/nowhere"], "no folder of images at"),
     "explore: an empty folder": ("explore", ["{}/empty"], "no images in"),

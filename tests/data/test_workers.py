@@ -93,7 +93,7 @@ def test_spawned_forked_and_no_workers_train_the_same_run(
     ],
 )
 def test_a_run_whose_input_fails_is_saved_and_goes_on(
-    workers, tmp_path, assert_same, kind, count, message
+    workers, tmp_path, assert_same, capsys, kind, count, message
 ):
     flag, config = tmp_path / "flag", replace(workers, num_workers=count, save_every=100)
     whole = replace(config, output_dir=str(tmp_path / "whole"))
@@ -104,7 +104,8 @@ def test_a_run_whose_input_fails_is_saved_and_goes_on(
         train(config, Failing(flag, kind))
     assert signal.getsignal(signal.SIGCHLD) in (handler, signal.SIG_DFL)
     saved = load_newest(f"{config.output_dir}/checkpoints")["step"]
-    assert f"Update {saved} is saved: go on with --resume auto" in str(error.value)
+    said = capsys.readouterr().out
+    assert f"interrupted after update {saved} and saved: go on with --resume auto" in said
     assert str(error.value).count("\n") == 0
     flag.unlink()
     train(replace(config, resume="auto"), Failing(flag, kind))

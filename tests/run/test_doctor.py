@@ -68,10 +68,9 @@ def test_the_shipped_histories_are_healthy(name):
     assert all(
         diagnose(history[:n], config) == [] for n in range(len(history) + 1)
     )  # as while it was trained
-    assert diagnose(history) == []
     needed = {"step", "epoch", "loss", "teacher_entropy", "mean_entropy", "lr", "momentum"}
     older = [{key: value for key, value in line.items() if key in needed} for line in history]
-    assert diagnose(older) == []  # the other fields were added later
+    assert diagnose(older, config) == []  # the other fields were added later
 
 
 def lines(n=30, **changes):
@@ -391,16 +390,6 @@ def test_a_folder_without_a_run_ends_in_one_line(tmp_path, capsys):
         main(["doctor", str(tmp_path)])
     [line] = capsys.readouterr().err.splitlines()
     assert end.value.code == 2 and line.startswith(f"error: {tmp_path} is not a run's folder")
-
-
-def test_alone_it_reports_the_environment(capsys):
-    main(["doctor"])
-    printed = capsys.readouterr().out
-    assert (
-        f"torch {torch.__version__.split('+')[0]}" in printed
-        and "device cpu" in printed
-        and "python 3" in printed
-    )
 
 
 @pytest.mark.parametrize(

@@ -29,14 +29,12 @@ def begun(tiny, pictures, tmp_path):
     return config
 
 
-def test_the_same_folder_written_otherwise_is_the_same_run(begun, tmp_path, monkeypatch, capsys):
+def test_the_same_folder_written_otherwise_is_the_same_run(begun, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("./images/", "images", "~/images"):
-        capsys.readouterr()
         with pytest.raises(KeyboardInterrupt):
             train(replace(begun, dataset=name), on_log=stop)
-        assert "images are read from" not in capsys.readouterr().out
     assert len(train(begun)[1]) == 4
 
 
@@ -45,11 +43,11 @@ def test_a_run_goes_on_where_its_images_moved_to_and_says_so(begun, tmp_path, ca
     _, history = train(replace(begun, dataset=str(tmp_path / "moved")))
     assert [record["step"] for record in history] == [1, 2, 3, 4]
     printed = capsys.readouterr().out
-    assert f"read from {tmp_path / 'moved'}; before, they were in {tmp_path / 'images'}" in printed
+    assert f"read from {tmp_path / 'moved'}; before, from {tmp_path / 'images'}" in printed
 
 
 def test_other_images_are_another_run(begun, tmp_path):
-    with pytest.raises(ValueError, match=r"other settings: dataset=shapes \(was .*images\)"):
+    with pytest.raises(ValueError, match="holds a run on 16 images, and here are 4000"):
         train(replace(begun, dataset="shapes"))
     (tmp_path / "images" / "03.png").unlink()
     with pytest.raises(ValueError, match="holds a run on 16 images, and here are 15"):

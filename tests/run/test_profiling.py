@@ -92,15 +92,9 @@ def test_flops_are_those_of_the_formula(fused):
 
 def test_the_ceiling_is_the_fastest_of_some_products(monkeypatch):
     """2 n^3 operations of n = 1024, in 0.25 s at best."""
-    times = iter([0, 0.5, 1, 1.5, 2, 2.25, 3, 3.5, 4, 4.5, 5, 5.5])
+    times = iter([0, 0.5, 1, 1.5, 2, 2.25, 3, 3.5])
     monkeypatch.setattr(profiling, "clock", lambda device: next(times))
     assert product_ceiling(torch.device("cpu"), torch.float32) == 2 * 1024**3 / 0.25
-
-
-def test_a_format_that_is_emulated_is_tried_once(monkeypatch):
-    times = iter([0, 4])
-    monkeypatch.setattr(profiling, "clock", lambda device: next(times))
-    assert product_ceiling(torch.device("cpu"), torch.bfloat16) == 2 * 1024**3 / 4
 
 
 HEALTHY = {
@@ -150,7 +144,7 @@ def test_the_report_names_every_phase_and_the_command_writes_nothing(
     main([*as_arguments(config), "--profile"])
     printed = capsys.readouterr().out
     assert all(phase in printed for phase in PHASES)
-    for part in ("ms a step of 8 images", "GFLOP a step", "peak memory of the whole process"):
+    for part in ("ms a step of 8 images", "GFLOP a step", "memory of the whole process"):
         assert part in printed
     assert not (tmp_path / "run").exists()
 
