@@ -460,7 +460,7 @@ def test_probes_are_the_gallery_and_the_test_images_of_the_dataset(config):
     assert torch.equal(probes.queries, test.images) and torch.equal(
         probes.query_labels, test.labels
     )
-    assert torch.equal(probes.masks, test.masks) and probes.classes == Shapes.classes
+    assert torch.equal(probes.masks, test.masks) and tuple(probes.classes) == Shapes.classes
 
 
 def test_probes_keep_to_the_limit(config):
