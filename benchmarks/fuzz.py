@@ -136,6 +136,16 @@ FOLDERS = [
 FILES = ["0.png", "1.PNG", "2.jpg", "3.heic", "4.txt", ".5.png", "6", "\udcff.png"]
 
 
+def paths_of(part):
+    """The files of a part that `open_dataset` gives, None for one that isn't there: a set."""
+    if part is None:
+        return set()
+    files, indices = part.dataset, part.indices
+    while not hasattr(files, "paths"):  # a part of a part
+        files, indices = files.dataset, [files.indices[i] for i in indices]
+    return {files.paths[i] for i in indices}
+
+
 class Trap:
     """Unpickled by a reader that runs code, it makes a folder."""
 
@@ -472,10 +482,7 @@ class Targets:
                     split: open_dataset(root, "", split, channels)
                     for split in ("train", "gallery", "test")
                 }
-                paths = {
-                    split: {part.dataset.paths[i] for i in part.indices} if part else set()
-                    for split, part in parts.items()
-                }
+                paths = {split: paths_of(part) for split, part in parts.items()}
                 assert (
                     paths["train"]
                     and paths["gallery"] <= paths["train"]

@@ -61,7 +61,7 @@ def look_at(backbone, images, mean, std):
             cls_attention(backbone, x),
             cls_attention(backbone, x.flip(-1)),
             F.normalize(patch_features(backbone, x).flatten(1, 2), dim=-1),
-            patch_features(backbone, x, of="values").flatten(1, 2),
+            _values(backbone, x),
             _wrote(backbone, x),
         )
         for part, one in zip(parts, found, strict=True):
@@ -70,6 +70,12 @@ def look_at(backbone, images, mean, std):
     border = torch.ones(parts[0].shape[2:], dtype=torch.bool)
     border[1:-1, 1:-1] = False
     return Look(*parts, border.flatten())
+
+
+def _values(backbone, x):
+    """The last block's values of the patches: (N, P, D)."""
+    values = queries_keys_values(backbone, x)[2].transpose(1, 2).flatten(2)  # (N, T, D)
+    return values[:, backbone.num_prefix_tokens :]
 
 
 @torch.no_grad()

@@ -250,7 +250,5 @@ def test_the_real_photographs():
     easy = train.classes.index("Faces_easy")
     assert {*test.labels} == {*train.labels} == {*range(101)} - {easy}
     assert not {*test.paths} & {*train.paths}
-    images, labels, skipped = decode_store(
-        Pictures(test, range(0, len(test), 40)), 32
-    )
+    images, labels, skipped = decode_store(Pictures(test, range(0, len(test), 40)), 32)
     assert len(images) == len(range(0, len(test), 40)) and skipped == [] and labels.min() >= 0

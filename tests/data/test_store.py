@@ -60,9 +60,7 @@ def test_store_resizes_the_shorter_side_and_crops_the_centre(size):
 
 def test_store_is_antialiased():
     stripes = Image.fromarray((np.arange(64) % 2 * 255).astype(np.uint8)[None].repeat(64, 0))
-    assert close(
-        decode_store(Items((stripes, 0)), 16, 1)[0][:, :, :, 2:-2].int().numpy(), 127, 6
-    )
+    assert close(decode_store(Items((stripes, 0)), 16, 1)[0][:, :, :, 2:-2].int().numpy(), 127, 6)
 
 
 def test_a_very_long_image_is_stored_without_its_length():
@@ -111,9 +109,7 @@ def test_a_kept_store_is_read_again_until_a_file_changes(tmp_path, capsys):
 
     def decoded(size=16, indices=None):
         capsys.readouterr()
-        store = decode_store(
-            Pictures(FolderOfImages(folder), indices), size, cache=cache
-        )
+        store = decode_store(Pictures(FolderOfImages(folder), indices), size, cache=cache)
         return store, "decoding" in capsys.readouterr().out
 
     for first in (True, False):

@@ -118,7 +118,7 @@ def test_an_error_of_the_training_images_does_not_blame_evaluations(tiny):
 def test_labels_that_are_missing_are_told(tiny, begun, capsys):
     assert build_trainer(replace(begun, eval_every=1.0)).probes is None
     said = capsys.readouterr().out
-    assert said.count("no k-NN: ") == 1 and f"{begun.dataset} has no folders of classes" in said
+    assert said.count("no k-NN: ") == 1 and begun.dataset in said
 
 
 def test_labels_of_a_dataset_of_ones_own_are_not_used_without_a_word(tiny, pictures, capsys):
