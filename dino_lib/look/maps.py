@@ -53,26 +53,6 @@ def attention_sheet(images: Sequence[Tensor], rows: dict[str, Sequence[Tensor]],
     return figure
 
 
-def layer_sheet(image: Tensor, maps: Tensor) -> Figure:
-    """One image's maps through the network: a row for each head, a column for each layer.
-
-    image uint8 (C, H, W); maps (layers, heads, h, w), all on one scale: see
-    `brightness`.
-    """
-    layers, heads = maps.shape[:2]
-    figure, axes = grid(heads, layers)
-    picture = to_image(image)
-    shares, scale = brightness(maps.flatten(0, 1))
-    for axis, values in zip(axes.T.flat, shares, strict=True):
-        _overlay(axis, picture, values, scale)
-        bare(axis)
-    for layer, axis in enumerate(axes[0]):
-        axis.set_title(f"layer {layer}", fontsize=8)
-    for head, axis in enumerate(axes[:, 0]):
-        label_row(axis, f"head {head}")
-    return figure
-
-
 def heads_of(image: Tensor, maps: Tensor) -> Figure:
     """One picture's heads, large: all over it in colours, and each alone.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def local_contrast(images: Tensor, grid: Sequence[int]) -> Tensor:
-    """The deviation of the pixels in each cell, over its pixels and channels.
+    """The deviation of the pixels in each cell, mean over the channels: (N, *grid).
 
     Fur against sky, a pattern on a plain ground: objects often have more of it.
     """
@@ -24,19 +24,19 @@ def local_contrast(images: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def colour_distance(images: Tensor, grid: Sequence[int]) -> Tensor:
-    """How far a cell's mean colour lies from that of the whole picture."""
+    """How far a cell's mean colour lies from that of the whole picture: (N, *grid)."""
     cells = _cells(_values(images), grid)
     whole = cells.mean((2, 3), keepdim=True)
     return (cells - whole).square().mean(1).sqrt()
 
 
 def darkness(images: Tensor, grid: Sequence[int]) -> Tensor:
-    """One less a cell's mean value."""
+    """One less a cell's mean value: (N, *grid)."""
     return 1 - _cells(_values(images), grid).mean(1)
 
 
 def red_less_green(images: Tensor, grid: Sequence[int]) -> Tensor:
-    """A cell's red less its green, from 0 (green) to 1 (red): what is not grass.
+    """A cell's red less its green, from 0 (green) to 1 (red): (N, *grid). Not grass.
 
     ValueError on images without colour.
     """

@@ -65,6 +65,11 @@ class Probes:
         gallery = extract_features(model, self.batches(self.gallery), dtype=dtype)
         return gallery, extract_features(model, self.batches(self.queries), dtype=dtype)
 
+    def predict(self, gallery: Tensor, queries: Tensor) -> Tensor:
+        """What 20-NN takes each query for: features (N, D), (M, D) -> int64 (M,)."""
+        k = min(20, len(gallery))
+        return knn_predict(gallery, self.gallery_labels, queries, k=k)
+
     def attention(self, model: Any, n: int) -> Tensor:
         """CLS attention of the last layer on the first n queries: (n, heads, h, w)."""
         backbone = backbone_of(model)
@@ -86,8 +91,7 @@ class Probes:
         """
         backbone = backbone_of(model)
         gallery, queries = features or self.features(backbone, dtype)
-        k = min(20, len(gallery))
-        predicted = knn_predict(gallery, self.gallery_labels, queries, k=k)
+        predicted = self.predict(gallery, queries)
         overall, per_class = accuracy(predicted, self.query_labels)
         scores = {"knn": overall, "knn_per_class": per_class}
         if self.masks is not None and backbone.has_cls:

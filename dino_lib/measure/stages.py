@@ -15,7 +15,6 @@ from dino_lib.measure.heads import choose_head
 from dino_lib.measure.knn import (
     accuracy,
     color_histogram,
-    knn_predict,
     linear_probe,
     retrieval_map,
 )
@@ -48,7 +47,7 @@ def examine(model: Any, probes: Probes, chosen: Tensor, pictures: Tensor,
     scores = probes.evaluate(backbone, (gallery, queries))
     scores["nmi"] = cluster_scores(queries[chosen], labels[1][chosen])["nmi"]
     if thorough:
-        scores |= error_scores(probes, _predicted(probes, gallery, queries))
+        scores |= error_scores(probes, probes.predict(gallery, queries))
         scores["map"] = retrieval_map(gallery, labels[0], queries, labels[1])
     if thorough and len(labels[0].unique()) > 1:
         predicted = linear_probe(gallery, labels[0], queries)
@@ -64,7 +63,7 @@ def histogram_scores(probes: Probes) -> dict[str, float]:
     knn and knn_per_class, as `Probes.evaluate`, and what `error_scores` says.
     """
     gallery = color_histogram(probes.gallery)
-    predicted = _predicted(probes, gallery, color_histogram(probes.queries))
+    predicted = probes.predict(gallery, color_histogram(probes.queries))
     overall, per_class = accuracy(predicted, probes.query_labels)
     scores = {"knn": overall, "knn_per_class": per_class}
     return scores | error_scores(probes, predicted)
@@ -85,11 +84,6 @@ def error_scores(probes: Probes, predicted: Tensor | None = None) -> dict[str, f
     else:
         found = cues_of_errors(predicted, labels, cues)
     return {f"errors_{name}": share for name, share in found.items()}
-
-
-def _predicted(probes, gallery, queries):
-    k = min(20, len(gallery))
-    return knn_predict(gallery, probes.gallery_labels, queries, k=k)
 
 
 def fine_attention(model: Any, images: Tensor, side: int = 16) -> Tensor:

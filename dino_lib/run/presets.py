@@ -28,7 +28,7 @@ demo = Config(
     local_size=18,
     n_local=4,
     local_scale=(0.15, 0.5),
-    # strong colour jitter, or colours are all that is learned; little blur, since texture is a cue
+    # strong colour jitter, since colour is the easiest cue; little blur, since texture is one too
     color_jitter=(0.4, 0.4, 0.4, 0.08),
     solarize_p=0.0,
     blur_p=(0.1, 0.1, 0.05),

@@ -11,7 +11,6 @@ from dino_lib.look.maps import (
     correspondence,
     heads_of,
     jaccard_heatmap,
-    layer_sheet,
     similarity_sheet,
 )
 from dino_lib.look.pictures import to_image
@@ -82,18 +81,6 @@ def test_an_attention_sheet_takes_colours_titles_and_images_of_several_sizes(pic
     [drawn] = axes[1, 1].images
     np.testing.assert_allclose(drawn.get_array(), colours[1])
     assert list(drawn.get_extent()) == [0, 24, 12, 0]
-
-
-def test_a_layer_sheet_has_a_row_a_head_and_a_column_a_layer(pictures, draw):
-    maps = attention(3, 2, 4, 4)
-    figure = layer_sheet(pictures.images[0], maps)
-    draw(figure)
-    axes = np.array(figure.axes).reshape(2, 3)
-    assert [axis.get_title() for axis in axes[0]] == ["layer 0", "layer 1", "layer 2"]
-    assert [axis.get_ylabel() for axis in axes[:, 0]] == ["head 0", "head 1"]
-    drawn = axes[1, 2].images[1].get_array()
-    np.testing.assert_allclose(drawn, maps[2, 1] / maps[2, 1].mean(), rtol=1e-5)
-    assert len({axis.images[1].get_clim() for axis in axes.flat}) == 1
 
 
 @pytest.mark.parametrize("heads", [1, 3, 8, 13])

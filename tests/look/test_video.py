@@ -56,7 +56,8 @@ def test_each_panel_shows_the_attention_of_its_head(demo, clip, tmp_path, suffix
         6,
         11,
     )  # the picture and 8 heads
-    for i, values in enumerate(maps, start=1):
+    like = []
+    for i in range(1, 9):
         panel = sheet.crop(
             (i % 3 * width, i // 3 * height, (i % 3 + 1) * width, (i // 3 + 1) * height)
         )
@@ -73,9 +74,11 @@ def test_each_panel_shows_the_attention_of_its_head(demo, clip, tmp_path, suffix
                 for r in range(2, 6)
             ]
         ).float()  # below the label
-        assert (
-            torch.corrcoef(torch.stack([shown.flatten(), values[2:].sqrt().flatten()]))[0, 1] > 0.7
-        ), i
+        rows = torch.cat([shown.flatten()[None], maps[:, 2:].sqrt().flatten(1)])
+        like.append(torch.corrcoef(rows)[0, 1:])  # (8,): the panel beside each head's map
+    own = torch.stack(like).diagonal()
+    others = (torch.stack(like).sum() - own.sum()) / 56
+    assert own.min() > 0.7 and own.mean() > others + 0.2  # most heads of this teacher are alike
 
 
 @pytest.mark.parametrize("head, panels", [(None, 9), ("mean", 2), (0, 2), (7, 2)])
