@@ -8,9 +8,9 @@ two cues tell all of them.
 
 What else could tell the pictures apart is taken away. Objects lie anywhere, cut by the border too,
 so that a map which looks at the middle finds little. The clutter has all palettes' colours and is
-fine, so that a crop without the object says nothing about its picture: where it does, that is what
-a network learns, and its attention goes there. The two classes of a palette have equally large
-objects, and equally much of them is painted: a histogram of the colours can tell no more.
+fine, so that a crop without the object says little about its picture, which could else be told from
+others by its ground alone. The two classes of a palette have equally large objects, and equally
+much of them is painted, so that a histogram of the colours tells little more than the palette.
 """
 
 import math

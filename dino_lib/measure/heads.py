@@ -59,7 +59,7 @@ def variety(maps: Tensor) -> Tensor:
 def choose_head(maps: Tensor, by: Callable[[Tensor], Tensor] = inside) -> int:
     """The number of the head to show, chosen without masks from maps (N, heads, h, w).
 
-    The more pictures, the surer; 50 are enough. ValueError on other shapes.
+    The more pictures, the surer. ValueError on other shapes.
     """
     if maps.ndim != 4 or len(maps) == 0:
         raise ValueError(f"maps {tuple(maps.shape)}: expected (N >= 1, heads, h, w)")
