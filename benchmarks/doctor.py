@@ -58,13 +58,13 @@ def one_batch_of_nan(trainer):
 
 
 def slow_input(trainer):
-    """Files that take eight times as long as the update."""
+    """Files that take six times as long as the update."""
     batches = trainer.views.batches
 
     def slowly(epoch, indices):
         busy = 0.0
         for views in batches(epoch, indices):
-            time.sleep(8 * busy)
+            time.sleep(6 * busy)
             clock = time.perf_counter()
             yield views
             busy = time.perf_counter() - clock
