@@ -1,5 +1,7 @@
 """Execute notebooks from a fresh kernel and save them: `python notebooks/execute.py NOTEBOOK ...`.
 
+A notebook is a student's or a solved copy; the teacher's copy takes the outputs of the solved one.
+
 Pictures are stored with 256 colours, photographs as JPEG, which keeps a notebook small. Execution
 times are not kept. Exits with an error if a cell fails, writes to stderr or shows a widget, such as
 a progress bar, and then leaves the file as it was.

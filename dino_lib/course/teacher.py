@@ -5,33 +5,54 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
+from dino_lib import teacher as library
+from dino_lib.course.check import Case, check
 from dino_lib.course.verdict import verdict
 from dino_lib.loss import DINOLoss
 from dino_lib.schedules import cosine_schedule, linear_warmup
-from dino_lib.teacher import ema_update, make_teacher
+from dino_lib.teacher import make_teacher
 
 
-def check_momentum_for(function: Callable) -> None:
-    """`function(total_steps, share)`: the momentum whose half-life is that share of the run."""
-    total, share = 20, 0.25
-    n = share * total
-    verdict(
-        "momentum_for",
-        function(total, share),
-        0.5 ** (1 / n),
-        {
-            "after that many updates 1/e is left, not a half": math.exp(-1 / n),
-            "1 - 1/n leaves about 1/e after n updates: solve m^n = 1/2": 1 - 1 / n,
-            "1 - 1/(2n) is no solution of m^n = 1/2": 1 - 0.5 / n,
-            "after the half-life a half is left, whatever share of the run that is": share
-            ** (1 / n),
-            "the half-life is a share of the run, not the whole of it": 0.5 ** (1 / total),
-            "that is the share left after the half-life in updates, with a momentum of 1/2": 0.5**n,
-            "that is what the student adds at each update; the momentum is what the teacher "
-            "keeps": 1 - 0.5 ** (1 / n),
-        },
-    )
+def ema_update(yours: Callable) -> Callable:
+    """`yours(teacher, student, momentum)`: the teacher's parameters move, in place."""
+    return check("ema_update", yours, library.ema_update,
+                 [_followed(0.9), _followed(0.25), _followed(1.0), _followed(0.0)], {
+        "the momentum is what the teacher keeps of itself; the student adds the rest":
+            lambda t, s, m: library.ema_update(t, s, 1 - m),
+        "the student adds all of itself; it should add 1 - momentum of itself":
+            lambda t, s, m: _each(t, s, lambda a, b: m * a + b),
+        "the old teacher has to shrink too, by the momentum":
+            lambda t, s, m: _each(t, s, lambda a, b: a + (1 - m) * b),
+        "the student moves, and it must stay as it is":
+            lambda t, s, m: library.ema_update(s, t, m),
+    })
+
+
+def _followed(momentum: float) -> Case:
+    """Both networks' parameters and buffers after an update, and whether autograd took part."""
+
+    def case(update: Callable) -> list[Tensor]:
+        nets = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)) for _ in range(2)]
+        generator = torch.Generator().manual_seed(0)
+        for net in nets:
+            for tensor in [*net.parameters(), net[1].running_mean]:
+                tensor.data.normal_(generator=generator)
+        student, follower = nets[0], nets[1].requires_grad_(False)
+        update(follower, student, momentum)
+        leaves = [p.is_leaf for net in nets for p in net.parameters()]
+        return [*follower.state_dict().values(), *student.state_dict().values(),
+                torch.tensor(leaves)]
+
+    return case
+
+
+def _each(t: nn.Module, s: nn.Module, rule: Callable) -> None:
+    """rule(teacher's, student's) for each parameter, in place."""
+    with torch.no_grad():
+        for a, b in zip(t.parameters(), s.parameters(), strict=True):
+            a.copy_(rule(a, b))
 
 
 def check_temperature_schedule(function: Callable) -> None:
@@ -79,7 +100,7 @@ def check_ema_weights(function: Callable) -> None:
         )  # one axis for each, to tell them apart
         teacher = torch.nn.ParameterList([students[0].clone()]).requires_grad_(False)
         for m, student in zip(sequence, students[1:], strict=True):
-            ema_update(teacher, torch.nn.ParameterList([student]), float(m))
+            library.ema_update(teacher, torch.nn.ParameterList([student]), float(m))
         return teacher[0].numpy()
 
     right, kept = (
@@ -192,14 +213,14 @@ def _accumulate(parts, student, teacher, loss_fn, optimizer, momentum, teacher_t
             optimizer.step()
             optimizer.zero_grad()
         if mistake == "teacher in every part":
-            ema_update(teacher, student, momentum)
+            library.ema_update(teacher, student, momentum)
     if mistake not in ("center stays", "center in every part"):
         loss_fn.update_center(
             rows[-1] if mistake == "center of the last part" else torch.cat(rows, dim=1)
         )
     if mistake == "teacher first":
-        ema_update(teacher, student, momentum)
+        library.ema_update(teacher, student, momentum)
     if mistake != "step in every part":
         optimizer.step()
     if mistake not in ("teacher first", "teacher in every part", "teacher stays"):
-        ema_update(teacher, student, momentum)
+        library.ema_update(teacher, student, momentum)

@@ -1,8 +1,9 @@
 """The cells tagged `equality` prove what they say: they pass with dino_lib as it is, and not with
 a mistake in it.
 
-In each notebook these cells (imports, the reader's definitions, comparisons) run by themselves, in
-order, in a process of their own in which the library may have been changed: see breaks.py.
+In each solved notebook these cells (imports, the reader's pieces with their checks, comparisons)
+run by themselves, in order, in a process of their own in which the library may have been changed:
+see breaks.py. A check that calls the solution wrong has noticed, too.
 """
 
 import ast
@@ -22,7 +23,8 @@ import pytest
 from breaks import BREAKS, smaller
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOKS = {path.name[:2]: path for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))}
+SOLVED = sorted((ROOT / "notebooks" / "solutions").glob("0*.ipynb"))
+NOTEBOOKS = {path.name[:2]: path for path in SOLVED if path.name[:2] in BREAKS}
 
 
 def equality_cells(notebook):
@@ -70,8 +72,10 @@ def run_cells(cells, wrong, folder):
         file = f"<cell {cell}>"
         linecache.cache[file] = (len(source), None, source.splitlines(True), file)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(io.StringIO()) as said:
                 exec(compile(source, file, "exec"), namespace)
+            if any(line.startswith("wrong:") for line in said.getvalue().splitlines()):
+                return cell, True, said.getvalue()
         except BaseException as error:  # notebook 05 also raises KeyboardInterrupt
             raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
             compared = raised_in == file or "testing" in Path(raised_in).parts  # torch's, NumPy's
@@ -86,7 +90,7 @@ def loaded():
 
 
 def test_every_notebook_has_breaks():
-    assert NOTEBOOKS.keys() == {name for name, breaks in BREAKS.items() if breaks}
+    assert BREAKS.keys() == {name for name, breaks in BREAKS.items() if breaks}
 
 
 @pytest.mark.parametrize("notebook", BREAKS)

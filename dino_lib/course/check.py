@@ -1,0 +1,236 @@
+"""How a check speaks: one line, "right", "not done yet", or "wrong" with the mistake, and then it
+returns the piece that the notebook goes on with: the reader's where it is right, else the finished.
+
+A check calls the reader's piece on several cases and compares what comes out with what the finished
+piece gives on the same ones. It prints no answer, raises nothing, and takes a right answer in any
+style: lists, tuples, arrays or tensors, in place or not.
+"""
+
+import copy
+import dis
+import inspect
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dino_lib.course import pieces
+
+Case = Callable[[Any], Any]
+NUMBERS = bool | int | float | np.ndarray | np.generic | Tensor
+
+
+def on(*inputs: Any, **named: Any) -> Case:
+    """The case that calls a piece on these inputs, copied each time: an answer in place ruins
+    nothing. The random state is the same each time, too.
+    """
+
+    def case(piece: Callable) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            arguments, options = copy.deepcopy((inputs, named))
+            return piece(*arguments, **options)
+
+    return case
+
+
+def check(name: str, yours: Any, finished: Any, cases: Sequence[Case],
+          mistakes: Mapping[str, Any], *, tolerance: float = 1e-5,
+          rule: Callable[[Any], str | None] | None = None, used: bool = True) -> Any:
+    """Print one line about `yours`, and return it if it is right, else `finished`.
+
+    name: what the notebook calls the piece. cases: each calls a piece and returns what is compared:
+    numbers, arrays, tensors, or tuples of them. mistakes: a sentence -> a wrong piece; the sentence
+    is the hint where `yours` gives what that piece gives on all cases. tolerance is relative to the
+    largest entry that is right. rule: a sentence about what `yours` does although the exercise
+    forbids it (a loop, say), or None. used: the notebook goes on with the piece.
+    """
+    found = judge(yours, finished, cases, mistakes, tolerance=tolerance, rule=rule)
+    if found == "right":
+        print("right" + (f": from here on {name} is yours" if used else ""))
+        pieces.keep(name, yours)
+        return yours
+    print(found + (f" (until yours is right, the finished {name} is used)" if used else ""))
+    return finished
+
+
+def judge(yours: Any, finished: Any, cases: Sequence[Case], mistakes: Mapping[str, Any],
+          *, tolerance: float = 1e-5, rule: Callable[[Any], str | None] | None = None) -> str:
+    """ "right", "not done yet", or "wrong: ..."; the arguments are `check`'s."""
+    if _empty(yours):
+        return "not done yet"
+    results, wants = [], [case(finished) for case in cases]
+    for case in cases:
+        try:
+            results.append(case(yours))
+        except Exception as error:
+            return f"wrong: {_where(error)}"
+    if all(_missing(result) for result in results):
+        return "wrong: it gives nothing: is a `return` missing?"
+    try:
+        mine = [_flat(result) for result in results]
+    except TypeError as error:
+        return f"wrong: it gives {error}, and {_words(_flat(wants[0]))} expected"
+    right = [_flat(want) for want in wants]
+    mine = [_as(m, r) for m, r in zip(mine, right, strict=True)]
+    if _equal(mine, right, tolerance):
+        broken = rule(yours) if rule else None
+        return f"wrong: {broken}" if broken else "right"
+    for hint, piece in mistakes.items():
+        if _equal(mine, _try(piece, cases), tolerance):
+            return f"wrong: {hint}"
+    return f"wrong: {_in_general(mine, right, tolerance)}"
+
+
+def _try(piece: Any, cases: Sequence[Case]) -> list[list[Tensor]]:
+    """What a wrong piece gives; nothing for cases in which it fails."""
+    found = []
+    for case in cases:
+        try:
+            found.append(_flat(case(piece)))
+        except Exception:
+            found.append([])
+    return found
+
+
+def _empty(piece: Any) -> bool:
+    """Whether it is a stub: a function with no statement but `...`, or a class with such a one."""
+    if isinstance(piece, type):
+        return any(_empty(method) for method in vars(piece).values() if inspect.isfunction(method))
+    if not inspect.isfunction(piece):
+        return piece is None
+    return [i.opname for i in dis.get_instructions(piece)] == STUB
+
+
+def _stub() -> None: ...
+
+
+STUB = [i.opname for i in dis.get_instructions(_stub)]
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, tuple | list) and all(_missing(v) for v in value))
+
+
+def _flat(value: Any) -> list[Tensor]:
+    """Numbers, arrays, tensors, slices, and lists or dicts of them -> float64 tensors."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, slice):
+        value = (value.start or 0, value.stop)
+    if isinstance(value, range):
+        value = list(value)
+    if isinstance(value, tuple | list):
+        return [tensor for part in value for tensor in _flat(part)]
+    if not isinstance(value, NUMBERS):
+        raise TypeError("None in one case" if value is None else f"a {type(value).__name__}")
+    if isinstance(value, np.ndarray):
+        value = value.copy()  # torch takes no negative strides
+    return [torch.as_tensor(value).detach().cpu().double()]
+
+
+def _as(mine: list[Tensor], right: list[Tensor]) -> list[Tensor]:
+    """The same numbers in the form of `right` where only the form differs: a list for an array, one
+    tensor for several values, (1,) for a number.
+    """
+    if [m.shape for m in mine] == [r.shape for r in right]:
+        return mine
+    if len(right) == 1 and len(mine) > 1 and len({m.shape for m in mine}) == 1:
+        mine = [torch.stack(mine)]
+    elif len(mine) == 1 and len(right) > 1 and mine[0].ndim and len(mine[0]) == len(right):
+        mine = list(mine[0])
+    if len(mine) == len(right):
+        pairs = list(zip(mine, right, strict=True))
+        if all(m.squeeze().shape == r.squeeze().shape for m, r in pairs):
+            return [m.reshape(r.shape) for m, r in pairs]
+    return mine
+
+
+def _equal(mine: list[list[Tensor]], right: list[list[Tensor]], tolerance: float) -> bool:
+    """Whether all cases agree; each tensor within the tolerance of its case's largest entry."""
+    for a, b in zip(mine, right, strict=True):
+        if [t.shape for t in a] != [t.shape for t in b]:
+            return False
+        largest = max((t.abs().max().item() for t in b if t.numel()), default=0.0)
+        for x, y in zip(a, b, strict=True):
+            if not torch.allclose(x, y, rtol=0, atol=tolerance * largest, equal_nan=True):
+                return False
+    return True
+
+
+def _in_general(mine: list[list[Tensor]], right: list[list[Tensor]], tolerance: float) -> str:
+    """What the numbers alone say of a mistake that nobody has foreseen."""
+    for number, (m, r) in enumerate(zip(mine, right, strict=True), 1):
+        if [t.shape for t in m] != [t.shape for t in r]:
+            return f"it gives {_words(m)}, and {_words(r)} expected{_in_case(number, mine)}"
+        if not all(t.isfinite().all() for t in m) and all(t.isfinite().all() for t in r):
+            return f"it gives values that are not finite{_in_case(number, mine)}"
+    for hint, change in GENERAL.items():
+        if _equal([[change(t) for t in case] for case in mine], right, tolerance):
+            return hint
+    factor = _factor(mine, right, tolerance)
+    if factor is not None:
+        return f"it is {factor:.4g} times what is right, in every entry: a mean, a sum, a division?"
+    wrong = [n for n, (m, r) in enumerate(zip(mine, right, strict=True), 1)
+             if not _equal([m], [r], tolerance)]
+    of_case = mine[wrong[0] - 1], right[wrong[0] - 1]
+    off = max((a - b).abs().max().item() for a, b in zip(*of_case, strict=True))
+    if len(wrong) < len(mine):
+        return (f"{len(mine) - len(wrong)} of {len(mine)} cases are right; in the others it is off "
+                f"by up to {off:.1e}: what is special about an edge, a zero, another size?")
+    return f"it is off by up to {off:.1e} in every case; follow one small input by hand"
+
+
+# what a single look at the numbers can tell: applied to the reader's, it gives the right ones
+GENERAL = {
+    "the sign is the other way round": lambda t: -t,
+    "rows and columns are swapped": lambda t: t.transpose(-1, -2) if t.ndim > 1 else t,
+    "the order is turned round": lambda t: t.flip(0) if t.ndim else t,
+    "it is one minus what is right": lambda t: 1 - t,
+    "it is the reciprocal of what is right": lambda t: 1 / t,
+    "it is the square of what is right": lambda t: t.clamp(min=0).sqrt(),
+    "it is the root of what is right": lambda t: t**2,
+    "it is the logarithm of what is right": lambda t: t.exp(),
+    "it is short of the logarithm": lambda t: t.log(),
+    "the second half and the first half are swapped": lambda t: (
+        t.roll(t.shape[-1] // 2, -1) if t.ndim else t
+    ),
+}
+
+
+def _factor(mine: list[list[Tensor]], right: list[list[Tensor]], tolerance: float) -> float | None:
+    """The number by which all that is right was multiplied, if there is one."""
+    a = torch.cat([t.flatten() for case in mine for t in case])
+    b = torch.cat([t.flatten() for case in right for t in case])
+    if not b.abs().max() > 0:
+        return None
+    factor = (a[b.abs().argmax()] / b[b.abs().argmax()]).item()
+    same = torch.allclose(a, factor * b, rtol=0, atol=tolerance * float(a.abs().max()))
+    return factor if same and a.abs().max() > 0 else None
+
+
+def _in_case(number: int, mine: list) -> str:
+    return f" (in case {number} of {len(mine)})" if number > 1 else ""
+
+
+def _words(tensors: list[Tensor]) -> str:
+    """The form of a result: "a number is", "3 numbers are", "shape (2, 4) is"."""
+    if len(tensors) == 1:
+        shape = tuple(tensors[0].shape)
+        return f"shape {shape} is" if shape else "one number is"
+    if all(t.ndim == 0 for t in tensors):
+        return f"{len(tensors)} numbers are"
+    return f"shapes {[tuple(t.shape) for t in tensors]} are"
+
+
+def _where(error: Exception) -> str:
+    """An error in the reader's piece: its kind, its words, and the reader's line."""
+    last = error.__traceback__
+    lines = [f for f in traceback.extract_tb(last) if "dino_lib" not in f.filename
+             and "site-packages" not in f.filename]
+    line = f", in the line `{lines[-1].line}`" if lines and lines[-1].line else ""
+    words = str(error).splitlines()[0] if str(error) else "no words"
+    return f"it stops with {type(error).__name__}: {words}{line}"
