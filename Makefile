@@ -12,7 +12,7 @@ INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip in
 LIVE := $(wildcard notebooks/03_* notebooks/04_* notebooks/05_*)
 OTHERS := $(filter-out $(LIVE), $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb))
 
-.PHONY: help setup demo test lab figures bench browser clean
+.PHONY: help setup demo test lab figures bench gpu browser clean
 
 help:  ## say what each target does
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /	/'
@@ -48,6 +48,10 @@ figures: setup  ## make the pictures in figures/ again, from the teachers that s
 bench: setup  ## speed and memory beside lightly and the official recipe, on an idle machine
 	$(INSTALL) -e '.[bench]'
 	$(BIN)/python benchmarks/bench.py --out runs/bench.json
+
+gpu: setup  ## ten minutes on a GPU: its tests, speed beside others, a short training, a report
+	$(INSTALL) -e '.[bench]'
+	$(BIN)/python benchmarks/gpu.py --out runs/gpu
 
 browser: setup  ## run the notebooks in JupyterLab in a browser; needs Chromium or Chrome
 	$(INSTALL) -e '.[browser]'

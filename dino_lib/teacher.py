@@ -4,7 +4,7 @@ import copy
 
 import torch
 from timm.layers import DropBlock2d, DropPath, PatchDropout
-from torch import nn
+from torch import Tensor, nn
 
 
 def make_teacher(student: nn.Module) -> nn.Module:
@@ -28,15 +28,17 @@ def make_teacher(student: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def ema_update(teacher: nn.Module, student: nn.Module, momentum: float | Tensor) -> None:
     """t <- momentum * t + (1 - momentum) * s over the parameters, in place.
 
-    Called after the optimizer's step. Buffers are the teacher's own. ValueError if the two differ
-    in the number or shapes of their parameters, or if momentum is no number in [0, 1].
+    Called after the optimizer's step. Buffers are the teacher's own. momentum: a number, or a
+    tensor () on the networks' device, which is not checked: that would wait for the device.
+    ValueError if the two differ in the number or shapes of their parameters, or if momentum is no
+    number in [0, 1].
     """
     if isinstance(momentum, str | None):
         raise ValueError(f"momentum={momentum!r} must be a number in [0, 1]")
-    if not 0 <= momentum <= 1:
+    if not torch.is_tensor(momentum) and not 0 <= momentum <= 1:
         raise ValueError(f"momentum={momentum} must lie in [0, 1]")
     shapes = [[p.shape for p in model.parameters()] for model in (teacher, student)]
     if shapes[0] != shapes[1]:
@@ -44,5 +46,6 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
             "teacher and student differ in their parameters: build the teacher with "
             "make_teacher(student)"
         )
+    share = 1 - momentum
     for t, s in zip(teacher.parameters(), student.parameters(), strict=True):
-        t.lerp_(s, 1 - momentum)
+        t.lerp_(s, share.to(t.dtype) if torch.is_tensor(share) else share)

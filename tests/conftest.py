@@ -13,6 +13,19 @@ from dino_lib.run.presets import PRESETS
 torch.set_num_threads(1)  # on networks as small as these the threads only wait for each other
 
 
+def pytest_addoption(parser):
+    parser.addoption("--device", help="cpu, cuda or mps; every device that is there, if left out")
+
+
+def pytest_generate_tests(metafunc):
+    if "each_device" in metafunc.fixturenames:
+        asked = metafunc.config.getoption("--device")
+        there = ["cpu"]
+        there += ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+        names = [asked] if asked else there
+        metafunc.parametrize("each_device", [torch.device(name) for name in names], ids=names)
+
+
 @pytest.fixture(scope="session")
 def pictures():
     """32 labelled pictures of 24 pixels: 4 updates of 8 an epoch."""

@@ -4,9 +4,8 @@
 beside this fast one; tests hold the two together. Every operation is a formula over many views.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -99,13 +98,10 @@ class BatchMultiCrop(Recipe):
         mean = torch.tensor(self.mean, dtype=torch.float32, device=device)[:, None, None]
         std = torch.tensor(self.std, dtype=torch.float32, device=device)[:, None, None]
         out = torch.empty(len(plan.image), channels, size, size, dtype=torch.float32, device=device)
-        # views that take the same colour operations in the same order go through them together
-        code = (plan.steps * torch.tensor([64, 16, 4, 1])).sum(1)
-        for part in code.argsort(stable=True).split(views_at_once(images, size)):
+        for part in torch.arange(len(out)).split(views_at_once(device, out[0].numel())):
             chosen = plan.rows(part)
             x = crops(images, chosen.image, chosen.box, chosen.flip, size)
-            x = self._colours(x, chosen)
-            out.index_copy_(0, to_device(part, device), x.sub_(mean).div_(std))
+            out[part[0] : part[-1] + 1] = self._colours(x, chosen).sub_(mean).div_(std)
         return list(out.unflatten(0, (len(views), -1)))
 
     def _plan(self, uniforms, views, image_size):
@@ -142,10 +138,10 @@ class BatchMultiCrop(Recipe):
         if x.shape[1] == 1:
             used[2:] = [False, False]  # grey images have neither saturation nor hue
         factor = to_device(plan.factor, x.device)
-        for steps, run in equal_runs(plan.steps.tolist()):
-            for k in steps:
-                if k >= 0 and used[k]:
-                    operations[k](x[run], factor[run, k])
+        for place in plan.steps.unbind(1):  # each view's first operation, its second, ...
+            for k in range(4):
+                if used[k]:
+                    apply_where(place == k, x, operations[k], factor[:, k])
         if x.shape[1] == 3:
             apply_where(plan.gray, x, colours.to_gray)
         apply_where(plan.blur, x, colours.blur, to_device(plan.sigma, x.device))
@@ -166,12 +162,9 @@ def view_uniforms(seed: int, epoch: int, indices: Iterable[int], n: int) -> Tens
     return torch.from_numpy(np.stack(rows))
 
 
-def views_at_once(images: Tensor, size: int) -> int:
-    """How many views of this size are made together, so that memory stays bounded."""
-    channels, height, width = images.shape[1:]
-    if images.device.type == "cpu":
-        return max(1, CPU_CHUNK // (channels * size * size))
-    return max(1, GPU_CHUNK // (channels * max(height, size) * max(width, size)))
+def views_at_once(device: torch.device, numbers: int) -> int:
+    """How many views of so many numbers are made together, so that memory stays bounded."""
+    return max(1, (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK) // numbers)
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
@@ -179,15 +172,6 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and x.device.type == "cpu":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
-
-
-def equal_runs(keys: list) -> Iterator[tuple]:
-    """(key, slice) of each run of equal keys."""
-    start = 0
-    for key, same in itertools.groupby(keys):
-        stop = start + len(list(same))
-        yield key, slice(start, stop)
-        start = stop
 
 
 def apply_where(
@@ -239,7 +223,9 @@ def crops(images: Tensor, image: Tensor, box: Tensor, flip: Tensor, size: int) -
     numbers as PIL does; so many small calls would keep a GPU waiting.
     """
     if images.device.type != "cpu":
-        return crops_by_products(images, image, box, flip, size)
+        at_once = max(1, GPU_CHUNK // images[0].numel())
+        parts = zip(*(column.split(at_once) for column in (image, box, flip)), strict=True)
+        return torch.cat([crops_by_products(images, *part, size) for part in parts])
     views = []
     boxes = zip(image.tolist(), box.int().tolist(), flip.tolist(), strict=True)
     for i, (top, left, h, w), mirror in boxes:

@@ -63,7 +63,7 @@ class StoreViews:
     def batches(self, epoch: int, batches: Sequence[np.ndarray]) -> Iterator[list[Tensor]]:
         """For each array of indices in `batches`: a list of (B, C, h, w) views."""
         for indices in batches:
-            rows = torch.from_numpy(indices).to(self.images.device)
+            rows = to_device(torch.from_numpy(indices), self.images.device)
             images = to_device(self.images.index_select(0, rows), self.device)
             uniforms = view_uniforms(self.seed, epoch, indices, self.multicrop.n_uniforms)
             yield self.multicrop(images, uniforms=uniforms)

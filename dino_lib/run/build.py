@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dino_lib.augment import MultiCrop
 from dino_lib.backbone import Backbone, create_backbone
@@ -30,7 +30,8 @@ FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def pick_device(name: str = "auto") -> torch.device:
     """The torch.device that a config's `device` names; "auto" takes the fastest kind there is.
 
-    Of several processes each takes its own card. Raises ValueError if it is not there.
+    Of several processes each takes its own card. On CUDA, float32 means float32 from here on:
+    cuDNN's convolutions would take TF32, with a mantissa of 10 bits. ValueError if it is not there.
     """
     there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     there.append("cpu")
@@ -41,6 +42,7 @@ def pick_device(name: str = "auto") -> torch.device:
     if number and local_rank:
         raise ValueError(f"device={name} is one card for several processes: take device=cuda")
     if kind == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
         return torch.device(kind, int(number or local_rank))
     return torch.device(kind)
 
@@ -208,7 +210,15 @@ def open_views(
             dataset, config.store_size, channels, cache=Path(config.data_root) / STORES
         )
     multicrop = BatchMultiCrop(**settings)
+    images = on_card(images, device)
     return StoreViews(images, multicrop, seed=config.seed, device=device, skipped=skipped)
+
+
+def on_card(images: Tensor, device: torch.device) -> Tensor:
+    """A store on the GPU if it takes at most a third of the memory that is free there."""
+    if device.type == "cuda" and 3 * images.nbytes <= torch.cuda.mem_get_info(device)[0]:
+        return images.to(device)
+    return images
 
 
 def open_probes(config: Config, limit: int | None = None) -> Probes | None:

@@ -64,7 +64,8 @@ class Tally:
         self.used |= used
 
     def as_line(self, batch_size: int) -> dict[str, float]:
-        return {"loss": torch.stack(self.losses).mean().item(),
+        losses = torch.stack(self.losses)
+        return {"loss": losses[losses.isfinite()].mean().item(),  # skipped ones say nothing
                 "prototypes_used": self.used.float().mean().item(),
                 "seconds": self.seconds, "input_share": self.waited / self.seconds,
                 "images_per_second": len(self.losses) * batch_size / self.seconds}

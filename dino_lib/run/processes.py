@@ -33,6 +33,7 @@ def process_group(config: Config, rank_here: int, **meet: Any) -> Iterator[None]
     if device.type == "cuda":
         backend = "nccl"
         torch.cuda.set_device(device)
+        meet["device_id"] = device
     dist.init_process_group(backend, timeout=PATIENCE, **meet)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(
             nowhere if rank_here else sys.stdout):

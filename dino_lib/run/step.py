@@ -58,33 +58,50 @@ class Seen:
         self.choices.append((targets - center).argmax(-1).flatten())  # (2 B,)
         self.n_prototypes = len(center)
 
-    def by_all(self, ranks: Ranks, interrupts: Interrupts) -> tuple[Tensor, Tensor]:
-        """(mean loss, bool (K,): the prototypes that were some view's first choice).
+    def by_all(self, ranks: Ranks, interrupts: Interrupts) -> tuple[Tensor, Tensor, Tensor]:
+        """(mean loss, bool (K,): the prototypes that were some view's first choice, whether a
+        process was interrupted).
 
-        Both of all processes, which also tell each other here whether one was interrupted: all
-        leave after the same update. They skip the same updates too, since the gradient's norm is
-        the same in all.
+        All of all processes: they leave after the same update. They skip the same updates too,
+        since the gradient's norm is the same in all.
         """
         loss = torch.stack(self.losses).mean()
         used = torch.zeros(self.n_prototypes, dtype=torch.bool, device=loss.device)
         used.index_fill_(0, torch.cat(self.choices), True)
-        if ranks.together:
-            asked = loss.new_tensor(float(interrupts.asked))
-            loss, asked = ranks.mean(torch.stack([loss, asked]))
-            interrupts.agreed = bool(asked > 0)
-        return loss, ranks.any(used)
+        asked = torch.full((), float(interrupts.asked), device=loss.device)
+        loss, asked = ranks.mean(torch.stack([loss, asked]))
+        return loss, ranks.any(used), asked > 0
 
 
 class Buffers:
-    """Copies of what a forward pass moves: the statistics of batch norm."""
+    """Copies of what an update moves beside the parameters: batch norm's statistics, the center."""
 
-    def __init__(self, *models: nn.Module) -> None:
-        self.buffers = [buffer for model in models for buffer in model.buffers()]
+    def __init__(self, *modules: nn.Module) -> None:
+        self.buffers = [buffer for module in modules for buffer in module.buffers()]
         self.before = [buffer.clone() for buffer in self.buffers]
 
-    def restore(self) -> None:
+    def restore_unless(self, finite: Tensor) -> None:
+        """finite: bool (); what it says is not waited for."""
         for buffer, before in zip(self.buffers, self.before, strict=True):
-            buffer.copy_(before)
+            buffer.copy_(torch.where(finite, buffer, before))
+
+
+def step_if(finite: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+    """The optimizer's step, or none: finite is bool (), on the device.
+
+    A fused optimizer reads there, as it does for GradScaler; the host waits for any other.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = 1 - finite.float()
+        scaler.step(optimizer)
+    elif finite:
+        scaler.step(optimizer)
+
+
+def momentum_if(finite: Tensor, momentum: float) -> Tensor:
+    """The momentum where finite, bool (), is true; else 1, with which the teacher stays."""
+    exact = torch.float32 if finite.device.type == "mps" else torch.float64
+    return 1 - finite.to(exact) * (1 - momentum)
 
 
 def check_batch(config: Config, n_images: int, processes: int) -> None:

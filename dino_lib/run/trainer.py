@@ -29,9 +29,11 @@ from dino_lib.run.step import (
     average_gradients,
     check_batch,
     clip_gradients,
+    momentum_if,
     seed_drop_path,
     set_schedules,
     split,
+    step_if,
 )
 from dino_lib.run.teacher_file import Teacher, read_teacher
 from dino_lib.run.trackers import open_tracker
@@ -79,6 +81,7 @@ class Trainer:
 
         self.step = 0
         self.skipped = 0  # updates in a row, up to the newest
+        self.unread = []  # updates whose numbers the host has not looked at
         self.history = []
         self.tally = Tally.empty(config.out_dim, self.device)
         self.findings_said = set()
@@ -90,13 +93,14 @@ class Trainer:
         """One update from a list of (B, C, h, w) views, the two global ones first.
 
         Returns the loss, the gradient's norm, whether both were finite (if not, nothing has
-        changed) and the schedules' values. Of a step that is logged also what the teacher said of
+        changed) and the schedules' values; the first three as tensors (), for the host reads
+        nothing here and waits for nothing. Of a step that is logged also what the teacher said of
         the batch's last part: its features (2 B, D) and probs (2, B, K).
         """
         now = {name: float(values[self.step]) for name, values in self.schedules.items()}
         set_schedules(self.optimizer, now)
         seed_drop_path(self.config.seed, self.step, self.ranks.rank)
-        buffers, seen = Buffers(self.student, self.teacher), Seen()
+        buffers, seen = Buffers(self.student, self.teacher, self.loss), Seen()
         self.optimizer.zero_grad(set_to_none=True)
         parts = split(views, self.config.accumulate)
         for i, part in enumerate(parts):
@@ -114,18 +118,17 @@ class Trainer:
         self._freeze_last_layer()
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.student, self.config.clip_grad)
-        loss, used = seen.by_all(self.ranks, self.interrupts)
-        finite = math.isfinite((loss + norm).item())
-        if finite:
-            self.scaler.step(self.optimizer)
-            ema_update(self.teacher, self.student, now["momentum"])
-            self.loss.update_center(torch.stack(seen.rows))
-            self.tally.add(loss, used)
-        else:
-            buffers.restore()
+        loss, used, asked = seen.by_all(self.ranks, self.interrupts)
+        finite = (loss + norm).isfinite()
+        step_if(finite, self.optimizer, self.scaler)
+        ema_update(self.teacher, self.student, momentum_if(finite, now["momentum"]))
+        self.loss.update_center(torch.stack(seen.rows))
+        buffers.restore_unless(finite)
+        self.tally.add(loss, used)
         self.scaler.update()
         self.step += 1
-        return now | {"loss": loss, "grad_norm": norm, "finite": finite}
+        return now | {"step": self.step, "loss": loss, "grad_norm": norm, "finite": finite,
+                      "asked": asked}
 
     def _freeze_last_layer(self) -> None:
         if self.step < self.config.freeze_last_layer * self.steps_per_epoch:
@@ -208,17 +211,31 @@ class Trainer:
                 yield views
 
     def _after_update(self, update: dict[str, Any]) -> None:
-        """Log, evaluate and save what is due."""
+        """Log, evaluate and save what is due.
+
+        What an update's numbers say is read one update later, so that the host can send a GPU the
+        next one while this one runs; at once on a CPU, and where something is due.
+        """
+        config, last = self.config, self.step == self.total_steps
+        logged = self._is_logged(self.step)
+        saved = self._is_due(config.save_every) or self._is_due(config.eval_every)
+        self.unread.append(update)
+        late = 0 if logged or saved or self.device.type == "cpu" else 1
+        while len(self.unread) > late:
+            self._read(self.unread.pop(0))
+        if logged and not self.skipped:
+            self._log_update(update)
+        self._evaluate_if_due()
+        if self.skipped or last or self.ranks.rank > 0:
+            return
+        if self._is_due(config.save_every) or is_best(self.history, self.step):
+            self.folder.try_to_save(self)
+
+    def _read(self, update: dict[str, Any]) -> None:
+        self.interrupts.agreed = bool(update["asked"])
         self.skipped = 0 if update["finite"] else self.skipped + 1
         if self.skipped:
             self._log_skipped(update)
-        if not self.skipped and self._is_logged(self.step):
-            self._log_update(update)
-        self._evaluate_if_due()
-        if self.skipped or self.step == self.total_steps or self.ranks.rank > 0:
-            return
-        if self._is_due(self.config.save_every) or is_best(self.history, self.step):
-            self.folder.try_to_save(self)
 
     def _is_due(self, epochs: float) -> bool:
         """Whether what happens every so many epochs happens at this step."""
@@ -248,14 +265,14 @@ class Trainer:
             if self.scaler.is_enabled() and self.scaler.get_scale() >= 1:
                 # float16's scale was too large and has been halved: that is no illness
                 self.skipped = 0
-                self.tally.losses.append(update["loss"])
                 return
-        self._log({"skipped": self.skipped})
+        step = update["step"]
+        self._log({"skipped": self.skipped}, step)
         if self.ranks.rank == 0:
-            say(f"step {self.step}: the {what} is {value}, so this update is skipped")
+            say(f"step {step}: the {what} is {value}, so this update is skipped")
         if self.skipped == 3:
             raise FloatingPointError(
-                f"the {what} is {value} at step {self.step - 2}; so it was three times in a row, "
+                f"the {what} is {value} at step {step - 2}; so it was three times in a row, "
                 f"and the newest checkpoint in {self.folder.path / 'checkpoints'} is from before. "
                 f"Lower lr={self.config.lr} or clip_grad={self.config.clip_grad}, or take "
                 "precision=fp32")
@@ -267,10 +284,10 @@ class Trainer:
         if due and self.probes is not None and self.step not in knn_scores(self.history):
             self._log(self.probes.evaluate(self.teacher.backbone, dtype=self.dtype))
 
-    def _log(self, values: dict[str, float]) -> None:
+    def _log(self, values: dict[str, float], step: int | None = None) -> None:
         if self.ranks.rank == 0:
-            epoch = self.step / self.steps_per_epoch
-            self.history.append({"step": self.step, "epoch": epoch, **values})
+            step = step or self.step
+            self.history.append({"step": step, "epoch": step / self.steps_per_epoch, **values})
             self.folder.add_line(self.history)
             self.track(self.history[-1])
             if self.on_log:

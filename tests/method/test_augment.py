@@ -651,15 +651,21 @@ def test_views_are_float32_whatever_torchs_default(kind, double_by_default):
     assert {view.dtype for view in views} == {torch.float32}
 
 
-def test_the_largest_tensor_on_the_way_is_bounded():
-    """Of large pictures fewer views are made at a time; none is left out."""
-    for shape in ((2, 3, 64, 64), (2, 3, 4000, 3000), (2, 1, 64, 64)):
-        for device in ("cpu", "meta"):  # a GPU's way
-            images = torch.empty(shape, dtype=torch.uint8, device=device)
-            n = batch_views.views_at_once(images, 224)
-            numbers = 224 * 224 if device == "cpu" else max(224, shape[2]) * max(224, shape[3])
-            limit = batch_views.CPU_CHUNK if device == "cpu" else batch_views.GPU_CHUNK
-            assert n == max(1, limit // (shape[1] * numbers))
+def test_a_gpus_crops_are_made_in_parts_that_bound_the_largest_tensor(monkeypatch):
+    """Of large pictures fewer crops are made at a time; none is left out."""
+    n_numbers, most, by_products = 3 * 40 * 30, [], batch_views.crops_by_products
+
+    def watched(images, image, box, flip, size):
+        most.append(len(image))
+        return by_products(images, image, box, flip, size)
+
+    monkeypatch.setattr(batch_views, "crops_by_products", watched)
+    monkeypatch.setattr(batch_views, "GPU_CHUNK", 4 * n_numbers)
+    images = torch.empty(2, 3, 40, 30, dtype=torch.uint8, device="meta")
+    box = torch.tensor([[0, 0, 20, 20]]).repeat(10, 1)
+    image, flip = torch.zeros(10, dtype=torch.int64), torch.zeros(10, dtype=torch.bool)
+    assert batch_views.crops(images, image, box, flip, 16).shape == (10, 3, 16, 16)
+    assert most == [4, 4, 2]
 
 
 @pytest.mark.parametrize(

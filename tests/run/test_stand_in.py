@@ -1,0 +1,101 @@
+"""A whole update as if on CUDA, on a card that isn't there: on one device, and never waited for.
+
+The kernels compute nothing here: what they compute is tested on every device that is there.
+autograd has no threads for a card that isn't there: `backward` only gives parameters a gradient.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from stand_in import CUDA, StandIn, Waited
+
+from dino_lib.data import batch_views
+from dino_lib.data.batch_views import BatchMultiCrop
+from dino_lib.data.loaders import StoreViews
+from dino_lib.loss import DINOLoss
+from dino_lib.run.build import build_schedules, build_student, parameter_groups
+from dino_lib.run.config import multicrop_settings
+from dino_lib.run.folder import RunFolder
+from dino_lib.run.presets import PRESETS
+from dino_lib.run.trainer import Trainer
+from dino_lib.teacher import make_teacher
+
+
+def test_the_stand_in_notices_what_a_host_would_wait_for():
+    with StandIn():
+        x = torch.zeros(3, device="cuda")
+        for wait in (lambda: x.sum().item(), x.cpu, x.nonzero, lambda: bool(x[0] > 0), x.tolist):
+            with pytest.raises(Waited):
+                wait()
+        with pytest.raises(RuntimeError, match="device"):
+            x + torch.zeros(3)
+
+
+def trainer_on(tmp_path, monkeypatch, precision, **changes):
+    """A Trainer of the preset smoke on the stand-in's card; to be called inside it."""
+    # what is patched here would else say that nothing can be in bf16 where no card is
+    config = dataclasses.replace(
+        PRESETS["smoke"], output_dir=str(tmp_path), precision=precision, log_every=10**6, **changes
+    )
+    student = build_student(dataclasses.replace(config, device="cpu")).to(CUDA)
+    store = torch.zeros(64, 3, 48, 48, dtype=torch.uint8, device=CUDA)
+    multicrop = BatchMultiCrop(**multicrop_settings(config))
+    views = StoreViews(store, multicrop, seed=0, device=CUDA)
+    optimizer = torch.optim.AdamW(parameter_groups(student), lr=1e-3, fused=True)
+
+    def backward(loss):
+        assert loss.requires_grad and loss.device == CUDA
+        for parameter in student.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    loss = DINOLoss(config.out_dim).to(CUDA)
+    return Trainer(config, views, student, make_teacher(student), loss,
+                   build_schedules(config, 4), optimizer, RunFolder(config))  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_update_stays_on_the_card_and_is_not_waited_for(
+    tmp_path, monkeypatch, precision, accumulate
+):
+    with StandIn() as card:
+        trainer = trainer_on(tmp_path, monkeypatch, precision, accumulate=accumulate)
+        batches = trainer.views.batches(0, np.arange(32).reshape(2, 16))
+        for views in batches:
+            before = card.kernels
+            update = trainer.train_step(views)
+            print(f"{precision}, {accumulate} parts: {card.kernels - before} kernels an update")
+    for name in ("loss", "grad_norm", "finite", "asked"):
+        assert update[name].device == CUDA and update[name].ndim == 0
+    state = [*trainer.student.parameters(), *trainer.teacher.parameters(), trainer.loss.center]
+    assert {tensor.device for tensor in state} == {CUDA}
+
+
+def test_the_host_reads_an_update_when_the_next_one_is_sent(tmp_path, monkeypatch):
+    with StandIn():
+        trainer = trainer_on(tmp_path, monkeypatch, "bf16", eval_every=0)
+        read = []
+        trainer._read = lambda update: read.append(update["step"])
+        for views in trainer.views.batches(0, np.arange(48).reshape(3, 16)):
+            trainer._after_update(trainer.train_step(views))
+    assert read == [1, 2]
+
+
+def test_views_of_a_batch_take_few_kernels_and_bounded_memory():
+    config = PRESETS["gpu"]
+    multicrop = BatchMultiCrop(**multicrop_settings(config))
+    for n, side, most in [(512, 96, 2500), (64, 512, 4000)]:
+        uniforms = torch.rand(n, multicrop.n_uniforms, generator=torch.Generator().manual_seed(0))
+        with StandIn() as card:
+            images = torch.zeros(n, 3, side, side, dtype=torch.uint8, device="cuda")
+            views = multicrop(images, uniforms=uniforms)
+        print(f"{n} images of {side} px: {card.kernels} kernels, the largest tensor "
+              f"{card.largest / 2**20:.0f} MiB")  # fmt: skip
+        assert [tuple(view.shape) for view in views] == [(n, 3, 96, 96)] * 2 + [(n, 3, 48, 48)] * 6
+        assert card.kernels < most
+        assert card.largest <= 4 * batch_views.GPU_CHUNK
