@@ -23,6 +23,10 @@ Case = Callable[[Any], Any]
 NUMBERS = bool | int | float | np.ndarray | np.generic | Tensor
 
 
+class Mistake(Exception):
+    """What a case raises where it sees a mistake itself; its text is the hint."""
+
+
 def on(*inputs: Any, **named: Any) -> Case:
     """The case that calls a piece on these inputs, copied each time: an answer in place ruins
     nothing. The random state is the same each time, too.
@@ -66,6 +70,8 @@ def judge(yours: Any, finished: Any, cases: Sequence[Case], mistakes: Mapping[st
     for case in cases:
         try:
             results.append(case(yours))
+        except Mistake as mistake:
+            return f"wrong: {mistake}"
         except Exception as error:
             return f"wrong: {_where(error)}"
     if all(_missing(result) for result in results):

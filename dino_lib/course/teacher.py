@@ -1,18 +1,23 @@
-"""The self-checks of notebook 04: the teacher."""
+"""The self-checks of notebook 04: the teacher. Those of the whole step are in step.py and parts.py.
+"""
 
+import copy
 import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 
+from dino_lib import schedules
 from dino_lib import teacher as library
-from dino_lib.course.check import Case, check
-from dino_lib.course.verdict import verdict
-from dino_lib.loss import DINOLoss
-from dino_lib.schedules import cosine_schedule, linear_warmup
-from dino_lib.teacher import make_teacher
+from dino_lib.course.check import Case, Mistake, check, on
+from dino_lib.course.parts import accumulated_step
+from dino_lib.course.step import train_step
+
+__all__ = ["accumulated_step", "cosine_schedule", "ema_update", "ema_weights", "make_teacher",
+           "momentum_for", "temperature_schedule", "train_step"]
 
 
 def ema_update(yours: Callable) -> Callable:
@@ -21,17 +26,35 @@ def ema_update(yours: Callable) -> Callable:
                  [_followed(0.9), _followed(0.25), _followed(1.0), _followed(0.0)], {
         "the momentum is what the teacher keeps of itself; the student adds the rest":
             lambda t, s, m: library.ema_update(t, s, 1 - m),
+        "the teacher does not change: `t = ...` only gives the name to another tensor; change it "
+        "in place": lambda t, s, m: None,
         "the student adds all of itself; it should add 1 - momentum of itself":
             lambda t, s, m: _each(t, s, lambda a, b: m * a + b),
+        "the student adds momentum of itself; it should add 1 - momentum":
+            lambda t, s, m: _each(t, s, lambda a, b: m * a + m * b),
         "the old teacher has to shrink too, by the momentum":
             lambda t, s, m: _each(t, s, lambda a, b: a + (1 - m) * b),
-        "the student moves, and it must stay as it is":
-            lambda t, s, m: library.ema_update(s, t, m),
+        "the student's share is missing: the teacher only shrinks":
+            lambda t, s, m: _each(t, s, lambda a, b: m * a),
+        "the momentum is added to the teacher; the teacher is to be multiplied by it":
+            lambda t, s, m: _each(t, s, lambda a, b: a + m + (1 - m) * b),
+        "the shares have to add up to 1: momentum and 1 - momentum":
+            lambda t, s, m: _each(t, s, lambda a, b: m * a + (1 + m) * b),
+        "the momentum is fixed: take the argument":
+            lambda t, s, m: library.ema_update(t, s, 0.996),
+        "the teacher becomes a copy of the student: mix the two":
+            lambda t, s, m: library.ema_update(t, s, 0.0),
+        "the student is taken away; its share is added":
+            lambda t, s, m: _each(t, s, lambda a, b: m * a - (1 - m) * b),
+        "only the last parameter moves: is the update inside of the loop?":
+            lambda t, s, m: _each(t, s, lambda a, b: m * a + (1 - m) * b, slice(-1, None)),
+        "only the matrices move; biases and gains follow too":
+            lambda t, s, m: _each(t, s, lambda a, b: m * a + (1 - m) * b if a.ndim > 1 else a),
     })
 
 
 def _followed(momentum: float) -> Case:
-    """Both networks' parameters and buffers after an update, and whether autograd took part."""
+    """Both networks' parameters and buffers after an update."""
 
     def case(update: Callable) -> list[Tensor]:
         nets = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)) for _ in range(2)]
@@ -40,187 +63,266 @@ def _followed(momentum: float) -> Case:
             for tensor in [*net.parameters(), net[1].running_mean]:
                 tensor.data.normal_(generator=generator)
         student, follower = nets[0], nets[1].requires_grad_(False)
+        before = [copy.deepcopy(net.state_dict()) for net in nets]
+        held = list(follower.parameters())
         update(follower, student, momentum)
-        leaves = [p.is_leaf for net in nets for p in net.parameters()]
-        return [*follower.state_dict().values(), *student.state_dict().values(),
-                torch.tensor(leaves)]
+        if not _same(before[0], student.state_dict()):
+            raise Mistake("the student moves, and it must stay as it is")
+        if not torch.equal(before[1]["1.running_mean"], follower[1].running_mean):
+            raise Mistake("buffers are averaged, too: the update is for parameters only")
+        if any(p.requires_grad or not p.is_leaf for p in follower.parameters()):
+            raise Mistake("autograd has recorded the update: put it under torch.no_grad()")
+        if not all(p is q for p, q in zip(held, follower.parameters(), strict=True)):
+            raise Mistake("the teacher has other Parameters than before; change them in place")
+        return list(follower.parameters())
 
     return case
 
 
-def _each(t: nn.Module, s: nn.Module, rule: Callable) -> None:
+def _same(a: dict, b: dict) -> bool:
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+def _each(t: nn.Module, s: nn.Module, rule: Callable, which: slice = slice(None)) -> None:
     """rule(teacher's, student's) for each parameter, in place."""
+    pairs = list(zip(t.parameters(), s.parameters(), strict=True))
     with torch.no_grad():
-        for a, b in zip(t.parameters(), s.parameters(), strict=True):
+        for a, b in pairs[which]:
             a.copy_(rule(a, b))
 
 
-def check_temperature_schedule(function: Callable) -> None:
-    """`function(start, final, total_steps, warmup_steps)`: linear to `final`, both ends included,
-    then constant.
-    """
-    start, final, total, warm = 0.04, 0.07, 10, 4
-    right = linear_warmup(start, final, total, warm)
-    rest = np.full(total - warm, final)
-    verdict(
-        "temperature_schedule",
-        function(start, final, total, warm),
-        right,
-        {
-            "the warm-up takes the whole run: it ends after warmup_steps values": np.linspace(
-                start, final, total
-            ),
-            "the warm-up starts at 0, not at `start`": np.concatenate(
-                [np.linspace(0, final, warm), rest]
-            ),
-            "the warm-up never reaches `final`: both ends belong to it": np.concatenate(
-                [np.linspace(start, final, warm, endpoint=False), rest]
-            ),
-            "the warm-up is linear, not a piece of a cosine": np.concatenate(
-                [start + (final - start) * (1 - np.cos(np.linspace(0, math.pi, warm))) / 2, rest]
-            ),
-            "it jumps: the warm-up is linear": np.concatenate([np.full(warm, start), rest]),
-            "start and final are swapped": linear_warmup(final, start, total, warm),
-            "after the warm-up it must stay, not fall along a cosine": cosine_schedule(
-                final, start, total, warmup_steps=warm, start=start
-            ),
-        },
-    )
+def make_teacher(yours: Callable) -> Callable:
+    """`yours(student)`: a copy with its own storage, no gradient, no drop path."""
+    return check("make_teacher", yours, library.make_teacher,
+                 [_built(nested=False), _built(nested=True)], {})
 
 
-def check_ema_weights(function: Callable) -> None:
-    """`function(momenta)`: the weight of the start and of each later student in the teacher, (n,)
-    -> (n + 1,).
-    """
-    momenta = np.array([0.5, 0.8, 0.9, 0.6])
+class _Block(nn.Module):
+    """A residual branch with drop path, as in a transformer."""
 
-    def library(sequence):
-        students = torch.eye(
-            len(sequence) + 1, dtype=torch.float64
-        )  # one axis for each, to tell them apart
-        teacher = torch.nn.ParameterList([students[0].clone()]).requires_grad_(False)
-        for m, student in zip(sequence, students[1:], strict=True):
-            library.ema_update(teacher, torch.nn.ParameterList([student]), float(m))
-        return teacher[0].numpy()
+    def __init__(self):
+        super().__init__()
+        self.branch, self.drop_path = nn.Linear(6, 6), DropPath(0.5)
 
-    right, kept = (
-        library(momenta),
-        np.cumprod(momenta[::-1])[::-1],
-    )  # kept[j]: product of momenta[j:]
-    verdict(
-        "ema_weights",
-        function(momenta.copy()),
-        right,
-        {
-            "the order of time is turned round: the newest student comes last": right[::-1].copy(),
-            "momenta are used from the last to the first": library(momenta[::-1]),
-            "momentum is what the teacher keeps; the student adds the rest": library(1 - momenta),
-            "the student after update j is not shrunk by update j itself": np.concatenate(
-                [kept[:1], (1 - momenta) * kept]
-            ),
-            "later updates shrink a student with their own momenta, not with the one of its "
-            "update": np.concatenate(
-                [kept[:1], (1 - momenta) * momenta ** np.arange(len(momenta))[::-1]]
-            ),
-            "a student is shrunk by the updates after it, not by those before it": np.concatenate(
-                [kept[:1], (1 - momenta) * np.cumprod(momenta) / momenta]
-            ),
-            "the common start has a weight too, the product of all momenta": np.concatenate(
-                [[0.0], right[1:]]
-            ),
-            "each student is shrunk by the updates after it": np.concatenate(
-                [kept[:1], 1 - momenta]
-            ),
-            "each student adds only 1 - momentum of itself": np.concatenate([kept, [1.0]]),
-        },
-    )
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.branch(x))
 
 
-def check_accumulated_step(function: Callable) -> None:
-    """`function(parts, student, teacher, loss_fn, optimizer, momentum, teacher_temp)`: two
-    updates, in place.
-    """
-    generator = torch.Generator().manual_seed(0)
-    batches = [[torch.randn(4, 5, 8, generator=generator) for _ in range(3)] for _ in range(2)]
-    weights = [torch.randn(6, 8, generator=generator) / 2 for _ in range(2)]
+def _built(nested: bool) -> Case:
+    """The teacher's state; what is wrong with the rest of it, the case says itself."""
 
-    seen = []  # images in each forward pass
+    def case(build: Callable) -> list[Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            drop = _Block() if nested else DropPath(0.5)
+            student = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), drop, nn.Linear(6, 3))
+            student(torch.randn(16, 4))  # its batch norm has seen something
+            before = copy.deepcopy(student.state_dict())
+            teacher = build(student)
+            if teacher is None:
+                raise Mistake("it gives nothing: return the teacher")
+            if not isinstance(teacher, nn.Module):
+                raise Mistake(f"it gives a {type(teacher).__name__}; the teacher is a network")
+            _look_at(student, teacher, before)
+            return list(teacher.state_dict().values())
 
-    def after(step):
-        student = torch.nn.Linear(8, 6, bias=False)
-        teacher, loss_fn = make_teacher(student), DINOLoss(6, student_temp=0.5)
-        for module, weight in zip((student, teacher), weights, strict=True):
-            module.weight.data.copy_(weight)
-            module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-2]))
-        optimizer = torch.optim.SGD(student.parameters(), lr=0.5)
-        for parts in batches:
-            step([views.clone() for views in parts], student, teacher, loss_fn, optimizer, 0.7, 0.3)
-        return student.weight.detach(), teacher.weight.detach(), loss_fn.center
-
-    def whole(parts, *rest):
-        return _accumulate([torch.cat(parts, dim=1)], *rest)
-
-    yours = after(function)
-    if all(torch.equal(a, b) for a, b in zip(yours, [*weights, torch.zeros(6)], strict=True)):
-        yours = None
-    elif max(seen, default=0) > 5:
-        return print(f"wrong: a network was given {max(seen)} images at once, and a part has 5")
-    mistakes = {
-        "scale": "the parts' gradients add up: each part's loss has to be divided by their number",
-        "center in every "
-        "part": "the center moves once an update, from all rows together, not once a part",
-        "center of the last "
-        "part": "the center needs the rows of all parts, not of the last one alone",
-        "center stays": "the center does not move: update_center=False leaves that to you",
-        "teacher in every part": "the teacher follows once an update, not once a part",
-        "step in every part": "the optimizer steps once an update, not once a part",
-        "gradient stays": "the gradient of the update before is still there: zero it",
-        "teacher first": "the teacher follows after the optimizer's step, not before it",
-        "teacher stays": "the teacher does not move: it follows the student after each update",
-        "update in every "
-        "part": "this makes an update of every part; the parts belong to one update",
-        "reversed": "momentum is what the teacher keeps of itself, not what it takes from the "
-        "student",
-    }
-    verdict(
-        "accumulated_step",
-        yours,
-        after(whole),
-        {
-            hint: after(lambda *rest, mistake=mistake: _accumulate(*rest, mistake=mistake))
-            for mistake, hint in mistakes.items()
-        },
-    )
+    return case
 
 
-def _accumulate(parts, student, teacher, loss_fn, optimizer, momentum, teacher_temp, mistake=None):
-    """An update from parts of a batch, with one mistake if it is asked for."""
-    momentum, rows = 1 - momentum if mistake == "reversed" else momentum, []
-    if mistake != "gradient stays":
-        optimizer.zero_grad()
-    if mistake == "update in every part":
-        for part in parts:
-            _accumulate([part], student, teacher, loss_fn, optimizer, momentum, teacher_temp)
-        return
-    for views in parts:
-        targets = teacher(views[:2])
-        loss = loss_fn(
-            student(views), targets, teacher_temp, update_center=mistake == "center in every part"
-        )
-        (loss if mistake == "scale" else loss / len(parts)).backward()
-        rows.append(targets)
-        if mistake == "step in every part":
-            optimizer.step()
-            optimizer.zero_grad()
-        if mistake == "teacher in every part":
-            library.ema_update(teacher, student, momentum)
-    if mistake not in ("center stays", "center in every part"):
-        loss_fn.update_center(
-            rows[-1] if mistake == "center of the last part" else torch.cat(rows, dim=1)
-        )
-    if mistake == "teacher first":
-        library.ema_update(teacher, student, momentum)
-    if mistake != "step in every part":
-        optimizer.step()
-    if mistake not in ("teacher first", "teacher in every part", "teacher stays"):
-        library.ema_update(teacher, student, momentum)
+def _look_at(student: nn.Module, teacher: nn.Module, before: dict) -> None:
+    """Raises Mistake with the first thing that is wrong with a teacher."""
+    shared = {p.data_ptr() for p in student.parameters()}
+    if teacher is student:
+        raise Mistake("this is the student itself: the teacher is a copy")
+    if any(p.data_ptr() in shared for p in teacher.parameters()):
+        raise Mistake("teacher and student share their storage: the copy has to be a deep one")
+    if not _same(before, student.state_dict()):
+        raise Mistake("the student has changed: only the copy may")
+    if not all(p.requires_grad for p in student.parameters()):
+        raise Mistake("the student has lost its gradient: switch it off in the copy")
+    if any(p.requires_grad for p in teacher.parameters()):
+        raise Mistake("the teacher's parameters still take a gradient: requires_grad_(False)")
+    if teacher.state_dict().keys() != before.keys() or not _same(before, teacher.state_dict()):
+        raise Mistake("the teacher starts apart from the student: parameters and buffers are copies")
+    norms = [m for m in teacher.modules() if isinstance(m, nn.BatchNorm1d)]
+    if not (teacher.training and all(m.training for m in norms)):
+        raise Mistake("the teacher is in eval mode; batch norm is to use its own batch, as in the "
+                      "official code, so switch off drop path alone")
+    x = torch.randn(64, 4)
+    copies = [copy.deepcopy(net) for net in (teacher, student)]  # a look changes running means
+    noisy = [not torch.equal(net(x), net(x)) for net in copies]
+    if noisy[0]:
+        raise Mistake("the teacher still drops paths at random: set drop_prob to 0 in each module "
+                      "that has one, at any depth (teacher.modules())")
+    if not noisy[1]:
+        raise Mistake("the student has lost its drop path: switch it off in the copy")
+
+
+def cosine_schedule(yours: Callable) -> Callable:
+    """`yours(base, final, total_steps, warmup_steps, start)`: warm-up, then half a cosine."""
+
+    def finished(base: float, final: float, total_steps: int, warmup_steps: int = 0,
+                 start: float = 0.0) -> np.ndarray:
+        return schedules.cosine_schedule(base, final, total_steps, warmup_steps=warmup_steps,
+                                         start=start)
+
+    cases = [on(1.0, 0.2, 12, 4, 0.1), on(0.96, 0.99, 9), on(0.04, 0.4, 10, 3), on(1.0, 0.2, 4, 4),
+             on(0.3, 0.5, 7, 2, 0.6)]
+    return check("cosine_schedule", yours, finished, cases, {
+        hint: (lambda *a, o=options: _schedule(*a, **o)) for hint, options in SLIPS.items()
+    })
+
+
+SLIPS: dict[str, dict] = {
+    "the cosine reaches `final` one step too early: divide by N, not by N - 1": {"last": True},
+    "the warm-up stops short of `base`: both ends belong to it": {"ends": False},
+    "the warm-up starts at 0, not at `start`": {"begin": 0.0},
+    "there is no warm-up": {"warm": "none"},
+    "the warm-up is missing: the values before the cosine stay at `base`": {"warm": "flat"},
+    "the warm-up goes from `base` to `start`": {"warm": "back"},
+    "the warm-up rises to `final`; it rises to `base`": {"warm": "final"},
+    "the warm-up comes on top of the total: total_steps values in all": {"extra": True},
+    "the cosine has N = total_steps - warmup_steps steps; it takes all of them": {"whole": True},
+    "the cosine goes on where the warm-up ends: i starts at 0 there": {"late": True},
+    "a whole period: the argument of the cosine goes to pi, not to 2 pi": {"turn": 2.0},
+    "half of the arc: the argument of the cosine goes to pi": {"turn": 0.5},
+    "pi is missing in the cosine": {"turn": 1 / math.pi},
+    "base and final are swapped": {"swap": True},
+    "the factor 1/2 is missing": {"half": 1.0},
+    "this falls in a straight line": {"line": True},
+    "1 - cos rises where 1 + cos falls": {"sign": -1.0},
+    "`final` is to be added to the cosine part": {"floor": 0.0},
+    "(base - final) is the height of the cosine; this takes base alone": {"height": "base"},
+    "1 + cos, not cos alone: the bracket goes from 2 to 0": {"one": 0.0},
+    "the height of the cosine is base - final, not their sum": {"height": "sum"},
+}
+
+
+def _schedule(base, final, total, warmup=0, start=0.0, *, last=False, ends=True, begin=None,
+              warm="up", extra=False, whole=False, late=False, turn=1.0, swap=False, half=0.5,
+              line=False, sign=1.0, floor=1.0, height="", one=1.0):
+    """A schedule with a slip."""
+    lower = start if begin is None else begin
+    rises = {"up": (lower, base), "none": (base, base), "flat": (base, base), "back": (base, start),
+             "final": (lower, final)}[warm]
+    rise = np.linspace(*rises, 0 if warm == "none" else warmup, endpoint=ends)
+    n = total if extra or warm == "none" else total - warmup
+    if swap:
+        base, final = final, base
+    i = np.arange(n) + (warmup if late or whole else 0)
+    steps = total if whole else n
+    share = i / max(1, steps - 1 if last else steps)
+    bracket = 2 * (1 - share) if line else one + sign * np.cos(np.pi * turn * share)
+    tall = {"": base - final, "base": base, "sum": base + final}[height]
+    return np.concatenate([rise, floor * final + half * tall * bracket])
+
+
+def momentum_for(yours: Callable) -> Callable:
+    """`yours(total_steps, share)`: the momentum with a half-life of that share of the run."""
+    def finished(total: float, share: float) -> float:
+        return 0.5 ** (1 / (share * total))
+
+    cases = [on(400, 0.1), on(400, 0.25), on(1000, 0.1), on(30, 0.5), on(100_000, 0.001)]
+    return check("momentum_for", yours, finished, cases, {
+        "after that time 1/e is left, not one half": lambda n, p: math.exp(-1 / (p * n)),
+        "1 - 1/n is no solution: solve m^n = 1/2": lambda n, p: 1 - 1 / (p * n),
+        "1 - 0.5/n is no solution: solve m^n = 1/2": lambda n, p: 1 - 0.5 / (p * n),
+        "the half-life is a share of the run, not the whole run": lambda n, p: 0.5 ** (1 / n),
+        "the share is missing of the run's length": lambda n, p: 0.5 ** (1 / p),
+        "that is what a momentum of 1/2 leaves after the half-life": lambda n, p: 0.5 ** (p * n),
+        "that is what the student adds; the momentum is what the teacher keeps":
+            lambda n, p: 1 - 0.5 ** (1 / (p * n)),
+        "after the half-life one half is left, whatever share of the run it is":
+            lambda n, p: p ** (1 / (p * n)),
+        "after the half-life one half is left: this keeps the share until the run's end":
+            lambda n, p: p ** (1 / n),
+        "that is the half-life, not the momentum": lambda n, p: p * n,
+        "the half-life is share * total_steps, not total_steps / share":
+            lambda n, p: 0.5 ** (1 / (n / p)),
+        "the half-life is share * total_steps: the exponent is one over it, not total / share":
+            lambda n, p: 0.5 ** (n / p),
+        "the half-life is share * total_steps; here the share divides the exponent":
+            lambda n, p: 0.5 ** (p / n),
+        "the logarithm of the momentum is not the momentum: take exp of it":
+            lambda n, p: math.log(0.5) / (p * n),
+        "the sign of the exponent: the momentum is less than 1": lambda n, p: 2 ** (1 / (p * n)),
+        "more than one half is to be left for no one: the base is 0.5":
+            lambda n, p: 0.6 ** (1 / (p * n)),
+        "the exponent is 1 / (share * total_steps)": lambda n, p: 0.5 ** (2 / (p * n)),
+        "a power, not a product: m^n = 1/2": lambda n, p: 0.5 * (1 / (p * n)),
+    }, tolerance=1e-7, used=False)
+
+
+def temperature_schedule(yours: Callable) -> Callable:
+    """`yours(start, final, total_steps, warmup_steps)`: linear to `final`, then constant."""
+    cases = [on(0.04, 0.07, 10, 4), on(0.02, 0.1, 7, 2), on(0.04, 0.06, 5, 5), on(0.1, 0.04, 9, 6)]
+
+    def joined(rise: Callable) -> Callable:
+        return lambda a, b, n, w: np.concatenate([rise(a, b, w), np.full(n - w, b)])
+
+    return check("temperature_schedule", yours, schedules.linear_warmup, cases, {
+        "the warm-up takes the whole run: it ends after warmup_steps values":
+            lambda a, b, n, w: np.linspace(a, b, n),
+        "the warm-up starts at 0, not at `start`": joined(lambda a, b, w: np.linspace(0, b, w)),
+        "the warm-up never reaches `final`: both ends belong to it":
+            joined(lambda a, b, w: np.linspace(a, b, w, endpoint=False)),
+        "the warm-up leaves `start` too early: both ends belong to it":
+            joined(lambda a, b, w: a + (b - a) * np.arange(1, w + 1) / w),
+        "the warm-up is linear, not a piece of a cosine":
+            joined(lambda a, b, w: a + (b - a) * (1 - np.cos(np.linspace(0, math.pi, w))) / 2),
+        "it jumps: the warm-up is linear": joined(lambda a, b, w: np.full(w, a)),
+        "there is no warm-up": lambda a, b, n, w: np.full(n, b),
+        "start and final are swapped": lambda a, b, n, w: schedules.linear_warmup(b, a, n, w),
+        "after the warm-up it stays at `final`, not at `start`": lambda a, b, n, w:
+            np.concatenate([np.linspace(a, b, w), np.full(n - w, a)]),
+        "after the warm-up it must stay, not fall along a cosine": lambda a, b, n, w:
+            schedules.cosine_schedule(b, a, n, warmup_steps=w, start=a),
+        "the rise from start to final is the difference of the two":
+            joined(lambda a, b, w: np.linspace(a, a + b, w)),
+        "total_steps values in all: the warm-up is part of the run": lambda a, b, n, w:
+            np.concatenate([np.linspace(a, b, w), np.full(n, b)]),
+    }, used=False)
+
+
+def ema_weights(yours: Callable) -> Callable:
+    """`yours(momenta)`: the weights of the start and of each student in the teacher, (n + 1,)."""
+
+    def finished(momenta: np.ndarray) -> np.ndarray:
+        weights = [float(np.prod(momenta))]
+        for j, m in enumerate(momenta):
+            weights.append((1 - m) * float(np.prod(momenta[j + 1:])))
+        return np.array(weights)
+
+    def kept(m: np.ndarray) -> np.ndarray:  # kept[j]: product of m[j:]
+        return np.cumprod(m[::-1])[::-1]
+
+    cases = [on(np.array([0.5, 0.8, 0.9, 0.6])), on(np.array([0.7])), on(np.array([0.9, 0.0, 0.3])),
+             on(np.array([0.96, 0.97, 0.98, 0.99, 1.0]))]
+    return check("ema_weights", yours, finished, cases, {
+        "the order of time is turned round: the newest student comes last":
+            lambda m: finished(m)[::-1].copy(),
+        "momenta are used from the last to the first": lambda m: finished(m[::-1]),
+        "momentum is what the teacher keeps; the student adds the rest": lambda m: finished(1 - m),
+        "the student after update j is not shrunk by update j itself":
+            lambda m: np.concatenate([kept(m)[:1], (1 - m) * kept(m)]),
+        "later updates shrink a student with their own momenta, not with the one of its update":
+            lambda m: np.concatenate([kept(m)[:1], (1 - m) * m ** np.arange(len(m))[::-1]]),
+        "a student is shrunk by the updates after it, not by those before it": lambda m:
+            np.concatenate([kept(m)[:1], (1 - m) * np.cumprod(np.append(1.0, m[:-1]))]),
+        "the common start has a weight too, the product of all momenta":
+            lambda m: np.concatenate([[0.0], finished(m)[1:]]),
+        "the start's weight is the product of all momenta":
+            lambda m: np.concatenate([[1.0], finished(m)[1:]]),
+        "the common start comes first, n + 1 weights in all": lambda m: finished(m)[1:],
+        "each student is shrunk by the updates after it":
+            lambda m: np.concatenate([kept(m)[:1], 1 - m]),
+        "each student adds only 1 - momentum of itself": lambda m: np.append(kept(m), 1.0),
+        "each student adds 1 - momentum of itself, not momentum": lambda m:
+            np.concatenate([kept(m)[:1], m * np.append(kept(m)[1:], 1.0)]),
+        "the momentum changes from update to update; this takes the first one for all":
+            lambda m: finished(np.full(len(m), m[0])),
+        "the momentum changes from update to update; this takes the last one for all":
+            lambda m: finished(np.full(len(m), m[-1])),
+        "1 + m instead of 1 - m": lambda m:
+            np.concatenate([kept(m)[:1], (1 + m) * np.append(kept(m)[1:], 1.0)]),
+    }, used=False)
