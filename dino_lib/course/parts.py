@@ -19,6 +19,7 @@ def accumulated_step(yours: Callable) -> Callable:
 
 MISTAKES = {
     "no division": "the parts' gradients add up: divide each part's loss by their number",
+    "product": "each part's loss is divided by the number of parts, not multiplied",
     "center in every part": "the center moves once an update, from all rows together, not once a "
                             "part",
     "center moves twice": "the loss moves the center as well: update_center=False in every part",
@@ -72,7 +73,7 @@ def _accumulate(parts, student, teacher, loss_fn, optimizer, momentum, teacher_t
         moves = mistake in ("center in every part", "center moves twice")
         seen = views[:2] if mistake == "student global" else views
         loss = loss_fn(student(seen), targets, teacher_temp, update_center=moves)
-        share = {"no division": 1, "mean over images": views.shape[1]}.get(mistake, len(parts))
+        share = {"no division": 1, "product": 1 / len(parts), "mean over images": views.shape[1]}.get(mistake, len(parts))
         skipped = mistake == "backward of the last part" and number < len(parts)
         if mistake != "no backward" and not skipped:
             (loss / share).backward()
@@ -98,18 +99,18 @@ def _accumulate(parts, student, teacher, loss_fn, optimizer, momentum, teacher_t
 
 
 class _Mark(torch.autograd.Function):
-    """The identity, which counts the graphs that have had no backward yet."""
+    """The identity, which keeps the number of rows whose graphs have had no backward yet."""
 
     @staticmethod
     def forward(ctx, x, waiting):
-        ctx.waiting = waiting
-        waiting.append(1)
+        ctx.waiting, ctx.rows = waiting, x[..., 0].numel()
+        waiting.append(ctx.rows)
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx, gradient):
-        if ctx.waiting:
-            ctx.waiting.pop()
+        if ctx.rows in ctx.waiting:
+            ctx.waiting.remove(ctx.rows)
         return gradient, None
 
 
@@ -125,7 +126,7 @@ def _two_updates(n_parts: int, images: int) -> Case:
             module.weight.data.copy_(torch.randn(6, 8, generator=generator) / 2)
             module.register_forward_pre_hook(lambda _, inputs: _count(inputs[0], images))
         student.register_forward_hook(lambda *found: _Mark.apply(found[2], waiting))
-        student.register_forward_hook(lambda *_: _graphs(waiting))
+        student.register_forward_hook(lambda *_: _graphs(waiting, 4 * images))
         optimizer = torch.optim.SGD(student.parameters(), lr=0.5)
         for _ in range(2):
             parts = [torch.randn(4, images, 8, generator=generator) for _ in range(n_parts)]
@@ -142,7 +143,7 @@ def _count(views, images):
         raise Mistake(f"a network gets {views.shape[-2]} images at once, and a part has {images}")
 
 
-def _graphs(waiting):
-    if len(waiting) > 1:
+def _graphs(waiting, rows):
+    if sum(waiting) > rows:
         raise Mistake("the graph of a part is still kept when the next one comes: call backward "
                       "for each part, so that memory holds one graph at a time")

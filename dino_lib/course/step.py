@@ -77,13 +77,15 @@ def _update(views, student, teacher, loss_fn, optimizer, now, clip_grad=3.0, mis
     if "late schedules" not in mistakes:
         _set(optimizer, now, mistakes)
     with torch.no_grad():
-        targets = teacher(views[1:3] if "other views" in mistakes else views[:2])
-    if "center first" in mistakes or "center twice" in mistakes:
+        targets = teacher(views[2:] if "other views" in mistakes else views[:2])
+    if "center first" in mistakes:
         loss_fn.update_center(targets)
     moves = not {"center first", "center stays"} & set(mistakes)
     temperature = 0.04 if "temperature" in mistakes else now["teacher_temp"]
     seen = views[:2] if "student global" in mistakes else views
     loss = loss_fn(student(seen), targets, temperature, update_center=moves)
+    if "center twice" in mistakes:
+        loss_fn.update_center(targets)
     if "no zero" not in mistakes:
         optimizer.zero_grad()
     if "no backward" not in mistakes:

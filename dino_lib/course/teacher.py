@@ -188,7 +188,13 @@ SLIPS: dict[str, dict] = {
     "half of the arc: the argument of the cosine goes to pi": {"turn": 0.5},
     "pi is missing in the cosine": {"turn": 1 / math.pi},
     "base and final are swapped": {"swap": True},
+    "`final` and `base` are swapped in the cosine part": {"swap_fall": True},
     "the factor 1/2 is missing": {"half": 1.0},
+    "the factor is 1/2": {"half": 0.6},
+    "the cosine part is added to `final`, not taken away": {"half": -0.5},
+    "the bracket is 1 + cos: it goes from 2 to 0": {"one": 2.0},
+    "a cosine, not a sine: it starts at its top": {"shift": True},
+    "radians: the argument of the cosine goes to pi": {"turn": 180 / math.pi},
     "this falls in a straight line": {"line": True},
     "1 - cos rises where 1 + cos falls": {"sign": -1.0},
     "`final` is to be added to the cosine part": {"floor": 0.0},
@@ -200,19 +206,22 @@ SLIPS: dict[str, dict] = {
 
 def _schedule(base, final, total, warmup=0, start=0.0, *, last=False, ends=True, begin=None,
               warm="up", extra=False, whole=False, late=False, turn=1.0, swap=False, half=0.5,
-              line=False, sign=1.0, floor=1.0, height="", one=1.0):
+              line=False, sign=1.0, floor=1.0, height="", one=1.0,
+              swap_fall=False, shift=False):
     """A schedule with a slip."""
     lower = start if begin is None else begin
+    if swap:
+        base, final = final, base
     rises = {"up": (lower, base), "none": (base, base), "flat": (base, base), "back": (base, start),
              "final": (lower, final)}[warm]
     rise = np.linspace(*rises, 0 if warm == "none" else warmup, endpoint=ends)
     n = total if extra or warm == "none" else total - warmup
-    if swap:
+    if swap_fall:
         base, final = final, base
     i = np.arange(n) + (warmup if late or whole else 0)
     steps = total if whole else n
     share = i / max(1, steps - 1 if last else steps)
-    bracket = 2 * (1 - share) if line else one + sign * np.cos(np.pi * turn * share)
+    bracket = 2 * (1 - share) if line else one + sign * np.cos(np.pi * (turn * share - shift / 2))
     tall = {"": base - final, "base": base, "sum": base + final}[height]
     return np.concatenate([rise, floor * final + half * tall * bracket])
 
@@ -246,8 +255,8 @@ def momentum_for(yours: Callable) -> Callable:
         "the logarithm of the momentum is not the momentum: take exp of it":
             lambda n, p: math.log(0.5) / (p * n),
         "the sign of the exponent: the momentum is less than 1": lambda n, p: 2 ** (1 / (p * n)),
-        "more than one half is to be left for no one: the base is 0.5":
-            lambda n, p: 0.6 ** (1 / (p * n)),
+        "one half is to be left: the base is 0.5": lambda n, p: 0.6 ** (1 / (p * n)),
+        "it is rounded: near 1 each digit counts": lambda n, p: round(0.5 ** (1 / (p * n)), 2),
         "the exponent is 1 / (share * total_steps)": lambda n, p: 0.5 ** (2 / (p * n)),
         "a power, not a product: m^n = 1/2": lambda n, p: 0.5 * (1 / (p * n)),
     }, tolerance=1e-7, used=False)
@@ -279,6 +288,9 @@ def temperature_schedule(yours: Callable) -> Callable:
             schedules.cosine_schedule(b, a, n, warmup_steps=w, start=a),
         "the rise from start to final is the difference of the two":
             joined(lambda a, b, w: np.linspace(a, a + b, w)),
+        "it rises on after the warm-up; there it stays at `final`":
+            lambda a, b, n, w: a + (b - a) * np.arange(n) / (w - 1),
+        "the warm-up goes from `final` to `start`": joined(lambda a, b, w: np.linspace(b, a, w)),
         "total_steps values in all: the warm-up is part of the run": lambda a, b, n, w:
             np.concatenate([np.linspace(a, b, w), np.full(n, b)]),
     }, used=False)
@@ -323,6 +335,8 @@ def ema_weights(yours: Callable) -> Callable:
             lambda m: finished(np.full(len(m), m[0])),
         "the momentum changes from update to update; this takes the last one for all":
             lambda m: finished(np.full(len(m), m[-1])),
-        "1 + m instead of 1 - m": lambda m:
+        "the start's weight is 1 before the first update":
+            lambda m: finished(m) + np.eye(len(m) + 1)[0] * kept(m)[0],
+        "each student adds 1 - momentum of itself, not 1 + momentum": lambda m:
             np.concatenate([kept(m)[:1], (1 + m) * np.append(kept(m)[1:], 1.0)]),
     }, used=False)
