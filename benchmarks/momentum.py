@@ -17,6 +17,7 @@ from dino_lib.course.momentum import (
     MEASURED,
     PICTURES,
     QUERIES,
+    RISING,
     SIZE,
     UPDATES,
     follow,
@@ -24,7 +25,7 @@ from dino_lib.course.momentum import (
 )
 from dino_lib.course.step import finished_step
 
-MOMENTA = {"0": 0.0, "0.96": 0.96, "1": 1.0, "0.96 to 0.99": "rising"}
+MOMENTA = {"0": 0.0, "0.96": 0.96, "1": 1.0, RISING: RISING}
 
 
 def main(seeds, path):

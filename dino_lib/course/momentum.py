@@ -47,10 +47,13 @@ TINY = replace(
 )
 
 
+RISING = "0.96 to 0.99"
+
+
 def schedules_of(momentum: float | str, config: Config = TINY) -> dict[str, np.ndarray]:
-    """The run's schedules with a constant momentum, or "rising" as the preset `demo` has it."""
+    """The run's schedules with a constant momentum, or RISING as the preset `demo` has it."""
     plan = build_schedules(config, steps_per_epoch=1)
-    if momentum != "rising":
+    if momentum != RISING:
         plan["momentum"] = np.full(len(plan["lr"]), float(momentum))
     return plan
 
