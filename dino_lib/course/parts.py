@@ -1,6 +1,7 @@
 """The check of notebook 04's last exercise: an update from the parts of a batch."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,12 +50,12 @@ MISTAKES = {
 def _with(mistake: str | None = None) -> Callable:
     """The accumulated step, with a mistake if one is named."""
 
-    def step(parts, student, teacher, loss_fn, optimizer, momentum, teacher_temp):
+    def step(parts, *rest):
         if mistake == "update in every part":
             for part in parts:
-                _accumulate([part], student, teacher, loss_fn, optimizer, momentum, teacher_temp)
+                _accumulate([part], *rest)
         else:
-            _accumulate(parts, student, teacher, loss_fn, optimizer, momentum, teacher_temp, mistake)
+            _accumulate(parts, *rest, mistake)
 
     return step
 
@@ -73,7 +74,8 @@ def _accumulate(parts, student, teacher, loss_fn, optimizer, momentum, teacher_t
         moves = mistake in ("center in every part", "center moves twice")
         seen = views[:2] if mistake == "student global" else views
         loss = loss_fn(student(seen), targets, teacher_temp, update_center=moves)
-        share = {"no division": 1, "product": 1 / len(parts), "mean over images": views.shape[1]}.get(mistake, len(parts))
+        share = {"no division": 1, "product": 1 / len(parts),
+                 "mean over images": views.shape[1]}.get(mistake, len(parts))
         skipped = mistake == "backward of the last part" and number < len(parts)
         if mistake != "no backward" and not skipped:
             (loss / share).backward()
@@ -102,13 +104,13 @@ class _Mark(torch.autograd.Function):
     """The identity, which keeps the number of rows whose graphs have had no backward yet."""
 
     @staticmethod
-    def forward(ctx, x, waiting):
+    def forward(ctx: Any, x: Tensor, waiting: list[int]) -> Tensor:
         ctx.waiting, ctx.rows = waiting, x[..., 0].numel()
         waiting.append(ctx.rows)
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         if ctx.rows in ctx.waiting:
             ctx.waiting.remove(ctx.rows)
         return gradient, None

@@ -184,7 +184,8 @@ def _two_updates(clip_grad: float | None, frozen: bool = True) -> Case:
             views = [torch.randn(4, 3, size, size, generator=generator) for size in (3, 3, 2, 2)]
             views = [(20.0 if clip_grad is None else 3.0) * view for view in views]
             losses.append(_number(step(views, student, teacher, loss_fn, optimizer, now, *options)))
-        settings = [group[key] for group in optimizer.param_groups for key in ("lr", "weight_decay")]
+        keys = ("lr", "weight_decay")
+        settings = [group[key] for group in optimizer.param_groups for key in keys]
         networks = [p for net in (student, teacher) for p in net.parameters()]
         return [*losses, *networks, 10 * loss_fn.center, *settings]
 

@@ -466,8 +466,9 @@ WRONG = {
         "cosine": lambda a, b, n, w: np.array(
             [a + (b - a) * (1 - math.cos(math.pi * min(i / (w - 1), 1))) / 2 for i in range(n)]
         ),
-        "falls again": lambda a, b, n, w: schedules.cosine_schedule(b, a, n, warmup_steps=w,
-                                                                    start=a),
+        "falls again": lambda a, b, n, w: schedules.cosine_schedule(
+            b, a, n, warmup_steps=w, start=a
+        ),
         "no limit": lambda a, b, n, w: a + (b - a) * np.arange(n) / (w - 1),
         "on top": lambda a, b, n, w: np.concatenate([np.linspace(a, b, w), np.full(n, b)]),
         "back at the start": lambda a, b, n, w: np.append(np.linspace(a, b, w), np.full(n - w, a)),
@@ -484,9 +485,7 @@ WRONG = {
         "shrunk by itself": lambda m: np.append(
             m.prod(), [(1 - m[j]) * m[j:].prod() for j in range(len(m))]
         ),
-        "momentum for 1 - momentum": lambda m: np.array(
-            [m[j:].prod() for j in range(len(m) + 1)]
-        ),
+        "momentum for 1 - momentum": lambda m: np.array([m[j:].prod() for j in range(len(m) + 1)]),
         "own momentum": lambda m: np.append(
             m.prod(), [(1 - m[j]) * m[j] ** (len(m) - 1 - j) for j in range(len(m))]
         ),
