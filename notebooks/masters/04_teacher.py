@@ -7,7 +7,7 @@
 #
 # **You need** the loss of [notebook 03](03_loss.ipynb). This notebook uses the library's version of it.
 #
-# **Time:** SECONDS on two CPU cores. Your turn: 4 pieces, about 33 minutes; then 5 exercises, about 50 minutes.
+# **Time:** about a minute on a CPU. Your turn: 4 pieces, about 33 minutes; then 5 exercises, about 50 minutes.
 #
 # Before: [03 · The loss](03_loss.ipynb). After: [05 · Training](05_training.ipynb).
 
@@ -573,7 +573,7 @@ settle(guess, {"a": "as high as 0.96", "b": "between the untrained network and 0
                "c": "no better than the untrained network"}, place)
 
 # %% [markdown]
-# - **Momentum 0** ends near chance, teacher and student. It is worse than a network that has learned nothing.
+# - **Momentum 0** falls far below the untrained network, teacher and student. It is worse than a network that has learned nothing.
 # - **Momentum 1** helps its student a little, although the teacher knows nothing. The student learns to say the same of all views of a picture; that alone orders the features. But the targets never improve, and the student stops there.
 # - **0.96** and the **schedule** do best. Each improvement of the student flows back into the targets. Over so short a run the two are alike.
 # - The teacher of momentum 1 falls at first, and its weights don't move. Its batch norm does: the running means of the network's stem start at 0, and then learn the pictures' own.
@@ -600,7 +600,7 @@ for momentum in colours:
           f"bits at the end {((mean - one)[:, -1] / math.log(2)).mean():.1f}")
 
 # %% [markdown]
-# With momentum 0 the student's last step is the next target. A small shift towards one prototype comes back at once, and grows. The center pushes against it, one step late, and the answers swing from one extreme to the other. A slow teacher averages over these swings.
+# With momentum 0 the student's last step is the next target. A likely reason for what we see: a small shift towards some prototypes comes back at once, and grows. The center pushes against it late, and the answers swing between a few prototypes and nearly all. A slow teacher averages over such swings.
 #
 # Bits alone are not quality. The frozen teacher says the most about its pictures, and what it says is a random network's opinion.
 
@@ -610,7 +610,7 @@ for momentum in colours:
 # %% [markdown]
 # ## 9. Train: your own step
 #
-# Now one of these lines live, with your `train_step`. It has the start and the views of seed 0. On two idle cores it takes about LIVE seconds.
+# Now one of these lines live, with your `train_step`. It has the start and the views of seed 0. It takes about half a minute.
 #
 # **Predict.** Where does your student end? **a** within 3 points of the three measured runs with its momentum, or between them. **b** above. **c** below.
 
