@@ -600,7 +600,7 @@ for momentum in colours:
           f"bits at the end {((mean - one)[:, -1] / math.log(2)).mean():.1f}")
 
 # %% [markdown]
-# With momentum 0 the student's last step is the next target. A likely reason for what we see: a small shift towards some prototypes comes back at once, and grows. The center pushes against it late, and the answers swing between a few prototypes and nearly all. A slow teacher averages over such swings.
+# With momentum 0 the student's last step is the next target. A likely reason for what we see: a small shift towards some prototypes comes back at once, and grows. The center pushes against it late, and the answers swing: each thin red line goes up and down by itself. A slow teacher averages over such swings.
 #
 # Bits alone are not quality. The frozen teacher says the most about its pictures, and what it says is a random network's opinion.
 
@@ -688,7 +688,7 @@ def temperature_schedule(start, final, total_steps, warmup_steps):
 temperature_schedule = checks.temperature_schedule(temperature_schedule)
 
 # %% [markdown]
-# **Exercise 8 · medium · 10 minutes · who is in the teacher?** Section 2 gave the weights of past students for a constant momentum. Give them for a schedule: `momenta[j]` is used at update j + 1. What should come out: n + 1 weights that sum to 1. Entry 0 belongs to the common start, entry j to the student after update j.
+# **Exercise 8 · medium · 10 minutes · the students in the teacher.** Section 2 gave the weights of past students for a constant momentum. Give them for a schedule: `momenta[j]` is used at update j + 1. What should come out: n + 1 weights that sum to 1. Entry 0 belongs to the common start, entry j to the student after update j.
 #
 # <details><summary>Hint</summary>
 #
