@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dino_lib
+
 FOLDER = Path("my_pieces")
 HEADER = """import copy
 import math
@@ -49,8 +51,10 @@ def load(name: str, finished: Callable) -> Callable:
     if not (FOLDER / f"{name}.py").exists():
         print(f"{name}: not written yet (the finished one is used)")
         return finished
-    namespace: dict[str, Any] = {"__name__": "my_pieces"}
-    for path in sorted(FOLDER.glob("*.py")):  # one piece may call another
+    # one piece may call another, which is the library's where it is not written
+    namespace = {key: getattr(dino_lib, key) for key in PIECES if key in dino_lib.__all__}
+    namespace["__name__"] = "my_pieces"
+    for path in sorted(FOLDER.glob("*.py")):
         try:
             exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
         except Exception as error:

@@ -1,18 +1,28 @@
-"""The self-checks of notebook 04: the teacher."""
+"""The self-checks of notebook 04: the teacher.
 
-import math
+Those of its schedules are in plan.py, those of a whole update in step.py and parts.py.
+"""
+
+import copy
 from collections.abc import Callable
 
-import numpy as np
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from dino_lib import teacher as library
-from dino_lib.course.check import Case, check
-from dino_lib.course.verdict import verdict
-from dino_lib.loss import DINOLoss
-from dino_lib.schedules import cosine_schedule, linear_warmup
-from dino_lib.teacher import make_teacher
+from dino_lib.course.check import Case, Mistake, check
+from dino_lib.course.parts import accumulated_step
+from dino_lib.course.plan import (
+    cosine_schedule,
+    ema_weights,
+    momentum_for,
+    temperature_schedule,
+)
+from dino_lib.course.step import train_step
+
+__all__ = ["accumulated_step", "cosine_schedule", "ema_update", "ema_weights", "make_teacher",
+           "momentum_for", "temperature_schedule", "train_step"]
 
 
 def ema_update(yours: Callable) -> Callable:
@@ -21,17 +31,35 @@ def ema_update(yours: Callable) -> Callable:
                  [_followed(0.9), _followed(0.25), _followed(1.0), _followed(0.0)], {
         "the momentum is what the teacher keeps of itself; the student adds the rest":
             lambda t, s, m: library.ema_update(t, s, 1 - m),
+        "the teacher does not change: `t = ...` only gives the name to another tensor; change it "
+        "in place": lambda t, s, m: None,
         "the student adds all of itself; it should add 1 - momentum of itself":
             lambda t, s, m: _each(t, s, lambda a, b: m * a + b),
+        "the student adds momentum of itself; it should add 1 - momentum":
+            lambda t, s, m: _each(t, s, lambda a, b: m * a + m * b),
         "the old teacher has to shrink too, by the momentum":
             lambda t, s, m: _each(t, s, lambda a, b: a + (1 - m) * b),
-        "the student moves, and it must stay as it is":
-            lambda t, s, m: library.ema_update(s, t, m),
+        "the student's share is missing: the teacher only shrinks":
+            lambda t, s, m: _each(t, s, lambda a, b: m * a),
+        "the momentum is added to the teacher; the teacher is to be multiplied by it":
+            lambda t, s, m: _each(t, s, lambda a, b: a + m + (1 - m) * b),
+        "the shares have to add up to 1: momentum and 1 - momentum":
+            lambda t, s, m: _each(t, s, lambda a, b: m * a + (1 + m) * b),
+        "the momentum is fixed: take the argument":
+            lambda t, s, m: library.ema_update(t, s, 0.996),
+        "the teacher becomes a copy of the student: mix the two":
+            lambda t, s, m: library.ema_update(t, s, 0.0),
+        "the student is taken away; its share is added":
+            lambda t, s, m: _each(t, s, lambda a, b: m * a - (1 - m) * b),
+        "only the last parameter moves: is the update inside of the loop?":
+            lambda t, s, m: _each(t, s, lambda a, b: m * a + (1 - m) * b, slice(-1, None)),
+        "only the matrices move; biases and gains follow too":
+            lambda t, s, m: _each(t, s, lambda a, b: m * a + (1 - m) * b if a.ndim > 1 else a),
     })
 
 
 def _followed(momentum: float) -> Case:
-    """Both networks' parameters and buffers after an update, and whether autograd took part."""
+    """Both networks' parameters and buffers after an update."""
 
     def case(update: Callable) -> list[Tensor]:
         nets = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)) for _ in range(2)]
@@ -40,187 +68,96 @@ def _followed(momentum: float) -> Case:
             for tensor in [*net.parameters(), net[1].running_mean]:
                 tensor.data.normal_(generator=generator)
         student, follower = nets[0], nets[1].requires_grad_(False)
+        before = [copy.deepcopy(net.state_dict()) for net in nets]
+        held = list(follower.parameters())
         update(follower, student, momentum)
-        leaves = [p.is_leaf for net in nets for p in net.parameters()]
-        return [*follower.state_dict().values(), *student.state_dict().values(),
-                torch.tensor(leaves)]
+        if not _same(before[0], student.state_dict()):
+            raise Mistake("the student moves, and it must stay as it is")
+        if not torch.equal(before[1]["1.running_mean"], follower[1].running_mean):
+            raise Mistake("buffers are averaged, too: the update is for parameters only")
+        if any(p.requires_grad or not p.is_leaf for p in follower.parameters()):
+            raise Mistake("autograd has recorded the update: put it under torch.no_grad()")
+        if not all(p is q for p, q in zip(held, follower.parameters(), strict=True)):
+            raise Mistake("the teacher has other Parameters than before; change them in place")
+        return list(follower.parameters())
 
     return case
 
 
-def _each(t: nn.Module, s: nn.Module, rule: Callable) -> None:
+def _same(a: dict, b: dict) -> bool:
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+def _each(t: nn.Module, s: nn.Module, rule: Callable, which: slice = slice(None)) -> None:
     """rule(teacher's, student's) for each parameter, in place."""
+    pairs = list(zip(t.parameters(), s.parameters(), strict=True))
     with torch.no_grad():
-        for a, b in zip(t.parameters(), s.parameters(), strict=True):
+        for a, b in pairs[which]:
             a.copy_(rule(a, b))
 
 
-def check_temperature_schedule(function: Callable) -> None:
-    """`function(start, final, total_steps, warmup_steps)`: linear to `final`, both ends included,
-    then constant.
-    """
-    start, final, total, warm = 0.04, 0.07, 10, 4
-    right = linear_warmup(start, final, total, warm)
-    rest = np.full(total - warm, final)
-    verdict(
-        "temperature_schedule",
-        function(start, final, total, warm),
-        right,
-        {
-            "the warm-up takes the whole run: it ends after warmup_steps values": np.linspace(
-                start, final, total
-            ),
-            "the warm-up starts at 0, not at `start`": np.concatenate(
-                [np.linspace(0, final, warm), rest]
-            ),
-            "the warm-up never reaches `final`: both ends belong to it": np.concatenate(
-                [np.linspace(start, final, warm, endpoint=False), rest]
-            ),
-            "the warm-up is linear, not a piece of a cosine": np.concatenate(
-                [start + (final - start) * (1 - np.cos(np.linspace(0, math.pi, warm))) / 2, rest]
-            ),
-            "it jumps: the warm-up is linear": np.concatenate([np.full(warm, start), rest]),
-            "start and final are swapped": linear_warmup(final, start, total, warm),
-            "after the warm-up it must stay, not fall along a cosine": cosine_schedule(
-                final, start, total, warmup_steps=warm, start=start
-            ),
-        },
-    )
+def make_teacher(yours: Callable) -> Callable:
+    """`yours(student)`: a copy with its own storage, no gradient, no drop path."""
+    return check("make_teacher", yours, library.make_teacher,
+                 [_built(nested=False), _built(nested=True)], {})
 
 
-def check_ema_weights(function: Callable) -> None:
-    """`function(momenta)`: the weight of the start and of each later student in the teacher, (n,)
-    -> (n + 1,).
-    """
-    momenta = np.array([0.5, 0.8, 0.9, 0.6])
+class _Block(nn.Module):
+    """A residual branch with drop path, as in a transformer."""
 
-    def library(sequence):
-        students = torch.eye(
-            len(sequence) + 1, dtype=torch.float64
-        )  # one axis for each, to tell them apart
-        teacher = torch.nn.ParameterList([students[0].clone()]).requires_grad_(False)
-        for m, student in zip(sequence, students[1:], strict=True):
-            library.ema_update(teacher, torch.nn.ParameterList([student]), float(m))
-        return teacher[0].numpy()
+    def __init__(self):
+        super().__init__()
+        self.branch, self.drop_path = nn.Linear(6, 6), DropPath(0.5)
 
-    right, kept = (
-        library(momenta),
-        np.cumprod(momenta[::-1])[::-1],
-    )  # kept[j]: product of momenta[j:]
-    verdict(
-        "ema_weights",
-        function(momenta.copy()),
-        right,
-        {
-            "the order of time is turned round: the newest student comes last": right[::-1].copy(),
-            "momenta are used from the last to the first": library(momenta[::-1]),
-            "momentum is what the teacher keeps; the student adds the rest": library(1 - momenta),
-            "the student after update j is not shrunk by update j itself": np.concatenate(
-                [kept[:1], (1 - momenta) * kept]
-            ),
-            "later updates shrink a student with their own momenta, not with the one of its "
-            "update": np.concatenate(
-                [kept[:1], (1 - momenta) * momenta ** np.arange(len(momenta))[::-1]]
-            ),
-            "a student is shrunk by the updates after it, not by those before it": np.concatenate(
-                [kept[:1], (1 - momenta) * np.cumprod(momenta) / momenta]
-            ),
-            "the common start has a weight too, the product of all momenta": np.concatenate(
-                [[0.0], right[1:]]
-            ),
-            "each student is shrunk by the updates after it": np.concatenate(
-                [kept[:1], 1 - momenta]
-            ),
-            "each student adds only 1 - momentum of itself": np.concatenate([kept, [1.0]]),
-        },
-    )
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.branch(x))
 
 
-def check_accumulated_step(function: Callable) -> None:
-    """`function(parts, student, teacher, loss_fn, optimizer, momentum, teacher_temp)`: two
-    updates, in place.
-    """
-    generator = torch.Generator().manual_seed(0)
-    batches = [[torch.randn(4, 5, 8, generator=generator) for _ in range(3)] for _ in range(2)]
-    weights = [torch.randn(6, 8, generator=generator) / 2 for _ in range(2)]
+def _built(nested: bool) -> Case:
+    """The teacher's state; what is wrong with the rest of it, the case says itself."""
 
-    seen = []  # images in each forward pass
+    def case(build: Callable) -> list[Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            drop = _Block() if nested else DropPath(0.5)
+            student = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), drop, nn.Linear(6, 3))
+            student(torch.randn(16, 4))  # its batch norm has seen something
+            before = copy.deepcopy(student.state_dict())
+            teacher = build(student)
+            if teacher is None:
+                raise Mistake("it gives nothing: return the teacher")
+            if not isinstance(teacher, nn.Module):
+                raise Mistake(f"it gives a {type(teacher).__name__}; the teacher is a network")
+            _look_at(student, teacher, before)
+            return list(teacher.state_dict().values())
 
-    def after(step):
-        student = torch.nn.Linear(8, 6, bias=False)
-        teacher, loss_fn = make_teacher(student), DINOLoss(6, student_temp=0.5)
-        for module, weight in zip((student, teacher), weights, strict=True):
-            module.weight.data.copy_(weight)
-            module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-2]))
-        optimizer = torch.optim.SGD(student.parameters(), lr=0.5)
-        for parts in batches:
-            step([views.clone() for views in parts], student, teacher, loss_fn, optimizer, 0.7, 0.3)
-        return student.weight.detach(), teacher.weight.detach(), loss_fn.center
-
-    def whole(parts, *rest):
-        return _accumulate([torch.cat(parts, dim=1)], *rest)
-
-    yours = after(function)
-    if all(torch.equal(a, b) for a, b in zip(yours, [*weights, torch.zeros(6)], strict=True)):
-        yours = None
-    elif max(seen, default=0) > 5:
-        return print(f"wrong: a network was given {max(seen)} images at once, and a part has 5")
-    mistakes = {
-        "scale": "the parts' gradients add up: each part's loss has to be divided by their number",
-        "center in every "
-        "part": "the center moves once an update, from all rows together, not once a part",
-        "center of the last "
-        "part": "the center needs the rows of all parts, not of the last one alone",
-        "center stays": "the center does not move: update_center=False leaves that to you",
-        "teacher in every part": "the teacher follows once an update, not once a part",
-        "step in every part": "the optimizer steps once an update, not once a part",
-        "gradient stays": "the gradient of the update before is still there: zero it",
-        "teacher first": "the teacher follows after the optimizer's step, not before it",
-        "teacher stays": "the teacher does not move: it follows the student after each update",
-        "update in every "
-        "part": "this makes an update of every part; the parts belong to one update",
-        "reversed": "momentum is what the teacher keeps of itself, not what it takes from the "
-        "student",
-    }
-    verdict(
-        "accumulated_step",
-        yours,
-        after(whole),
-        {
-            hint: after(lambda *rest, mistake=mistake: _accumulate(*rest, mistake=mistake))
-            for mistake, hint in mistakes.items()
-        },
-    )
+    return case
 
 
-def _accumulate(parts, student, teacher, loss_fn, optimizer, momentum, teacher_temp, mistake=None):
-    """An update from parts of a batch, with one mistake if it is asked for."""
-    momentum, rows = 1 - momentum if mistake == "reversed" else momentum, []
-    if mistake != "gradient stays":
-        optimizer.zero_grad()
-    if mistake == "update in every part":
-        for part in parts:
-            _accumulate([part], student, teacher, loss_fn, optimizer, momentum, teacher_temp)
-        return
-    for views in parts:
-        targets = teacher(views[:2])
-        loss = loss_fn(
-            student(views), targets, teacher_temp, update_center=mistake == "center in every part"
-        )
-        (loss if mistake == "scale" else loss / len(parts)).backward()
-        rows.append(targets)
-        if mistake == "step in every part":
-            optimizer.step()
-            optimizer.zero_grad()
-        if mistake == "teacher in every part":
-            library.ema_update(teacher, student, momentum)
-    if mistake not in ("center stays", "center in every part"):
-        loss_fn.update_center(
-            rows[-1] if mistake == "center of the last part" else torch.cat(rows, dim=1)
-        )
-    if mistake == "teacher first":
-        library.ema_update(teacher, student, momentum)
-    if mistake != "step in every part":
-        optimizer.step()
-    if mistake not in ("teacher first", "teacher in every part", "teacher stays"):
-        library.ema_update(teacher, student, momentum)
+def _look_at(student: nn.Module, teacher: nn.Module, before: dict) -> None:
+    """Raises Mistake with the first thing that is wrong with a teacher."""
+    shared = {p.data_ptr() for p in student.parameters()}
+    if teacher is student:
+        raise Mistake("this is the student itself: the teacher is a copy")
+    if any(p.data_ptr() in shared for p in teacher.parameters()):
+        raise Mistake("teacher and student share their storage: the copy has to be a deep one")
+    if not _same(before, student.state_dict()):
+        raise Mistake("the student has changed: only the copy may")
+    if not all(p.requires_grad for p in student.parameters()):
+        raise Mistake("the student has lost its gradient: switch it off in the copy")
+    if any(p.requires_grad for p in teacher.parameters()):
+        raise Mistake("the teacher's parameters still take a gradient: requires_grad_(False)")
+    if teacher.state_dict().keys() != before.keys() or not _same(before, teacher.state_dict()):
+        raise Mistake("the teacher starts apart from the student: it is a copy, buffers too")
+    norms = [m for m in teacher.modules() if isinstance(m, nn.BatchNorm1d)]
+    if not (teacher.training and all(m.training for m in norms)):
+        raise Mistake("the teacher is in eval mode; batch norm is to use its own batch, as in the "
+                      "official code, so switch off drop path alone")
+    x = torch.randn(64, 4)
+    copies = [copy.deepcopy(net) for net in (teacher, student)]  # a look changes running means
+    noisy = [not torch.equal(net(x), net(x)) for net in copies]
+    if noisy[0]:
+        raise Mistake("the teacher still drops paths at random: set drop_prob to 0 in each module "
+                      "that has one, at any depth (teacher.modules())")
+    if not noisy[1]:
+        raise Mistake("the student has lost its drop path: switch it off in the copy")
