@@ -10,17 +10,8 @@ import torch
 from torch import Tensor
 
 from dino_lib.course.check import Case, check, on
-from dino_lib.course.loss_mistakes import (
-    CENTER_AFTER,
-    CROSS_ENTROPY,
-    ENTROPY,
-    GRADIENT,
-    GROUPS,
-    LOSS,
-    PAIRS,
-    TWO_ENTROPIES,
-    UPDATE_CENTER,
-)
+from dino_lib.course.loss_hints import CENTER_AFTER, GRADIENT, GROUPS, TWO_ENTROPIES
+from dino_lib.course.loss_mistakes import CROSS_ENTROPY, ENTROPY, LOSS, PAIRS, UPDATE_CENTER
 from dino_lib.loss import DINOLoss
 
 
@@ -104,9 +95,6 @@ def _sorted(n_views: int) -> Case:
         found = piece(n_views)
         if found is None or isinstance(found, int | float):
             return found
-        found = [found[:, j] for j in range(2)] if torch.is_tensor(found) else found
-        if torch.is_tensor(found[0]) if isinstance(found, list) and found else False:
-            found = list(zip(*[column.tolist() for column in found], strict=True))
         return torch.tensor(sorted(tuple(int(x) for x in pair) for pair in found))
 
     return case

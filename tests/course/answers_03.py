@@ -34,7 +34,7 @@ def update_center_lerp(center, teacher, momentum=0.9):
 
 
 def view_pairs_others_first(n_views):
-    return tuple([i, v] for v in reversed(range(n_views)) for i in (1, 0) if not i == v)
+    return tuple([i, v] for v in reversed(range(n_views)) for i in (1, 0) if i != v)
 
 
 def view_pairs_array(n_views):
@@ -62,10 +62,7 @@ def dino_loss_torch(student, teacher, center, student_temp=0.1, teacher_temp=0.0
     q = torch.softmax((teacher.detach() - center) / teacher_temp, -1)
     student = student / student_temp
     terms = [
-        F.cross_entropy(student[v], q[i])
-        for i in range(2)
-        for v in range(len(student))
-        if i != v
+        F.cross_entropy(student[v], q[i]) for i in range(2) for v in range(len(student)) if i != v
     ]
     return (sum(terms) / len(terms)).reshape(1)
 
@@ -88,12 +85,18 @@ def loss_with(**change):
 
 
 LOSSES = {
-    "a view predicts itself": loss_with(pairs=lambda n: [(i, v) for i in range(2) for v in range(n)]),
-    "locals alone": loss_with(pairs=lambda n: [(i, v) for i in range(2) for v in range(2, n)] or [(0, 1)]),
+    "a view predicts itself": loss_with(
+        pairs=lambda n: [(i, v) for i in range(2) for v in range(n)]
+    ),
+    "locals alone": loss_with(
+        pairs=lambda n: [(i, v) for i in range(2) for v in range(2, n)] or [(0, 1)]
+    ),
     "globals alone": loss_with(pairs=[(0, 1), (1, 0)]),
     "a sum": loss_with(end=sum),
     "divided by all": lambda s, t, c, a=0.1, b=0.04: loss_with(end=sum)(s, t, c, a, b) / 2 / len(s),
-    "center after the temperature": loss_with(q=lambda t, c, tau: (t / tau - c).softmax(-1).detach()),
+    "center after the temperature": loss_with(
+        q=lambda t, c, tau: (t / tau - c).softmax(-1).detach()
+    ),
     "center added": loss_with(q=lambda t, c, tau: ((t + c) / tau).softmax(-1).detach()),
     "no center": loss_with(q=lambda t, c, tau: (t / tau).softmax(-1).detach()),
     "no sharpening": lambda s, t, c, a=0.1, b=0.04: loss_with()(s, t, c, a, a),
@@ -106,10 +109,8 @@ LOSSES = {
     "over the images": loss_with(q=lambda t, c, tau: ((t - c) / tau).softmax(1).detach()),
     "a float": loss_with(end=lambda x: float(sum(x) / len(x))),
     "nothing": lambda s, t, c, a=0.1, b=0.04: print(end=""),
-    "ruins the teacher": loss_with(
-        q=lambda t, c, tau: t.detach().sub_(c).div_(tau).softmax(-1)
-    ),
-}  # fmt: skip
+    "ruins the teacher": loss_with(q=lambda t, c, tau: t.detach().sub_(c).div_(tau).softmax(-1)),
+}
 
 
 def fast_loss_einsum(student, teacher, center, student_temp, teacher_temp):
@@ -149,12 +150,17 @@ def fast_loss_own(student, teacher, center, student_temp, teacher_temp):
 
 def two_entropies_numpy(probs):
     rows = probs.reshape(-1, probs.shape[-1]).numpy()
-    return [entropy_numpy(torch.from_numpy(rows)).mean(), entropy_numpy(torch.from_numpy(rows.mean(0)))]
+    return [
+        entropy_numpy(torch.from_numpy(rows)).mean(),
+        entropy_numpy(torch.from_numpy(rows.mean(0))),
+    ]
 
 
 def two_entropies_tensor(probs):
     rows = torch.cat([probs[0], probs[1]])
-    return torch.stack([torch.special.entr(rows).sum(1).mean(), torch.special.entr(rows.mean(0)).sum()])
+    return torch.stack(
+        [torch.special.entr(rows).sum(1).mean(), torch.special.entr(rows.mean(0)).sum()]
+    )
 
 
 def center_after_sum(batch_mean, momentum, n_steps):
