@@ -167,7 +167,8 @@ def _in_general(mine: list[list[Tensor]], right: list[list[Tensor]], tolerance: 
     """What the numbers alone say of a mistake that nobody has foreseen."""
     for number, (m, r) in enumerate(zip(mine, right, strict=True), 1):
         if [t.shape for t in m] != [t.shape for t in r]:
-            return f"it gives {_words(m)}, and {_words(r)} expected{_in_case(number, mine)}"
+            gives = _words(m).rsplit(" ", 1)[0]  # without the verb
+            return f"it gives {gives}, and {_words(r)} expected{_in_case(number, mine)}"
         if not all(t.isfinite().all() for t in m) and all(t.isfinite().all() for t in r):
             return f"it gives values that are not finite{_in_case(number, mine)}"
     for hint, change in GENERAL.items():

@@ -115,8 +115,8 @@ def _library_loss(student: Tensor, teacher: Tensor, center: Tensor,
 
 
 def _valued(n_views: int, batch: int, k: int, *temperatures: float) -> Case:
-    """The loss, the gradients of the student's and the teacher's logits, and what the teacher's
-    logits and the center are afterwards: the next line of a step needs them.
+    """The loss, the gradients of the student's and the teacher's logits, and whether the teacher's
+    logits or the center have changed: the center's update needs both.
     """
 
     def case(piece: Callable) -> tuple | None:
@@ -124,14 +124,16 @@ def _valued(n_views: int, batch: int, k: int, *temperatures: float) -> Case:
         leaves = [(scale * _normal(v, batch, k, seed=v)).requires_grad_() for v in (n_views, 2)]
         leaves[1] = (0.9 * leaves[1].detach().flip(1)).requires_grad_()
         student, teacher = (leaf * 1 for leaf in leaves)
-        center = scale * _normal(k, seed=9)
+        before = scale * _normal(k, seed=9)
+        center = before.clone()
         value = piece(student, teacher, center, *temperatures)
-        if torch.is_tensor(value) and value.numel() == 1 and value.requires_grad:
-            value.sum().backward()
-        elif value is None or not torch.is_tensor(value) or value.numel() > 1:
+        if value is None or (torch.is_tensor(value) and value.numel() != 1):
             return value
+        if torch.is_tensor(value) and value.requires_grad:
+            value.sum().backward()
         gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
-        return value, *gradients, teacher.detach(), center
+        ruined = not torch.equal(teacher, leaves[1]), not torch.equal(center, before)
+        return value, *gradients, *ruined
 
     return case
 

@@ -157,11 +157,12 @@ PAIRS = {
 
 def _loss(student: Tensor, teacher: Tensor, center: Tensor, student_temp: float = 0.1,
           teacher_temp: float = 0.04, *, pairs: Any = None, combine: Callable = torch.mean,
-          batch: Callable = torch.mean, detach: bool = True, dim: int = -1) -> Tensor:
+          batch: Callable = torch.mean, detach: bool = True, q_dim: int = -1, p_dim: int = -1,
+          softmax: str = "softmax", log_softmax: str = "log_softmax") -> Tensor:
     """The loss as the formula says, with a part of it changed."""
-    q = ((teacher - center) / teacher_temp).softmax(dim=dim)
+    q = getattr((teacher - center) / teacher_temp, softmax)(dim=q_dim)
     q = q.detach() if detach else q
-    log_p = (student / student_temp).log_softmax(dim=dim)
+    log_p = getattr(student / student_temp, log_softmax)(dim=p_dim)
     chosen = _some(lambda i, v, n: v != i)(len(student)) if pairs is None else pairs(len(student))
     terms = [batch(-(q[i] * log_p[v]).sum(-1)) for i, v in chosen]
     return combine(torch.stack(terms))
@@ -254,8 +255,19 @@ LOSS = {
     "the local views are left out": _changed(pairs=_some(lambda i, v, n: v == 1 - i)),
     "views 0 and 1 are to predict each other too": _changed(pairs=_some(lambda i, v, n: v > 1)),
     "the second target is left out": _changed(pairs=lambda n: [(0, v) for v in range(1, n)]),
-    "the softmax is over the images (dim=1), not over the prototypes": _changed(dim=1),
-    "the softmax is over the views (dim=0), not over the prototypes": _changed(dim=0),
+    "the softmax is over the images (dim=1), not over the prototypes":
+        _changed(q_dim=1, p_dim=1),
+    "the teacher's softmax is over the images (dim=1), not over the prototypes": _changed(q_dim=1),
+    "the student's softmax is over the images (dim=1), not over the prototypes": _changed(p_dim=1),
+    "the student needs log_softmax: the cross-entropy takes logarithms":
+        _changed(log_softmax="softmax"),
+    "the teacher gives shares: softmax, no logarithm": _changed(softmax="log_softmax"),
+    "the teacher's logits less the center: it is the other way round":
+        _changed(t=lambda t, **_: -t, c=lambda c, **_: -c),
+    "student and teacher are swapped: the teacher's logits make q, the student's make log_p":
+        lambda s, t, c, hot=0.1, cold=0.04: _loss(t, s, c, hot, cold, pairs=_some(
+            lambda i, v, n: v != i) if len(s) == 2 else lambda n: [(0, 1), (1, 0)]),
+    "the softmax is over the views (dim=0), not over the prototypes": _changed(q_dim=0, p_dim=0),
     "the minus sign is missing": lambda *a: -_loss(*a),
     "that is the divergence: the teacher's entropy is missing": _kl,
     "the student's shares weight the teacher's logarithms: it is the other way round": _swapped,
