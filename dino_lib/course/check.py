@@ -9,6 +9,7 @@ style: lists, tuples, arrays or tensors, in place or not.
 import copy
 import dis
 import inspect
+import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -167,7 +168,8 @@ def _equal(mine: list[list[Tensor]], right: list[list[Tensor]], tolerance: float
     for a, b in zip(mine, right, strict=True):
         if [t.shape for t in a] != [t.shape for t in b]:
             return False
-        largest = max((t.abs().max().item() for t in b if t.numel()), default=0.0)
+        finite = torch.cat([t[t.isfinite()].abs() for t in b] or [torch.zeros(1)])
+        largest = finite.max().item() if finite.numel() else 0.0
         for x, y in zip(a, b, strict=True):
             if not torch.allclose(x, y, rtol=0, atol=tolerance * largest, equal_nan=True):
                 return False
@@ -222,6 +224,8 @@ def _factor(mine: list[list[Tensor]], right: list[list[Tensor]], tolerance: floa
     if not b.abs().max() > 0:
         return None
     factor = (a[b.abs().argmax()] / b[b.abs().argmax()]).item()
+    if not math.isfinite(factor) or not a.isfinite().all():
+        return None
     same = torch.allclose(a, factor * b, rtol=0, atol=tolerance * float(a.abs().max()))
     return factor if same and a.abs().max() > 0 else None
 

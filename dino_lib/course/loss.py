@@ -1,178 +1,219 @@
 """The self-checks of notebook 03: the loss."""
 
+import ast
+import inspect
 import math
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
-from dino_lib.course.verdict import verdict
-from dino_lib.loss import DINOLoss, teacher_entropies
+from dino_lib.course.check import Case, check, on
+from dino_lib.course.loss_hints import CENTER_AFTER, GRADIENT, GROUPS, TWO_ENTROPIES
+from dino_lib.course.loss_mistakes import CROSS_ENTROPY, ENTROPY, LOSS, PAIRS, UPDATE_CENTER
+from dino_lib.loss import DINOLoss
 
 
-def check_center_after(function: Callable) -> None:
-    """`function(batch_mean, momentum, n_steps)`: where the center stands after n equal batches,
-    from 0.
+def _shares(*shape: int, seed: int = 0) -> Tensor:
+    """Rows that sum to one, the first of them sure: 0 ln 0 counts 0."""
+    generator = torch.Generator().manual_seed(seed)
+    shares = (3 * torch.randn(*shape, generator=generator)).softmax(-1)
+    first = shares.view(-1, shape[-1])[0]
+    first.zero_()[shape[-1] // 2] = 1.0
+    return shares
+
+
+def _normal(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def entropy(yours: Callable) -> Callable:
+    """`yours(p)`: the entropies in nats of distributions (..., K)."""
+    cases = [on(_shares(5, 4)), on(_shares(2, 3, 6, seed=1)), on(torch.full((7,), 1 / 7))]
+    return check("entropy", yours, _entropy, cases, ENTROPY)
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return torch.special.entr(p).sum(dim=-1)
+
+
+def cross_entropy(yours: Callable) -> Callable:
+    """`yours(q, log_p)`: -sum_k q_k ln p_k along the last dimension."""
+    cases = [on(_shares(*shape), _normal(*shape).log_softmax(-1))
+             for shape in [(5, 4), (2, 3, 6), (7,)]]
+    return check("cross_entropy", yours, _cross_entropy, cases, CROSS_ENTROPY)
+
+
+def _cross_entropy(q: Tensor, log_p: Tensor) -> Tensor:
+    return -(q * log_p).sum(dim=-1)
+
+
+def update_center(yours: Callable) -> Callable:
+    """`yours(center, teacher, momentum=0.9)`: the new center (K,), without a gradient."""
+    cases = [_moved(), _moved(0.75), _moved(0.0), _moved(1.0), _moved(rows=(2, 1, 3))]
+    return check("update_center", yours, _update_center, cases, UPDATE_CENTER)
+
+
+def _update_center(center: Tensor, teacher: Tensor, momentum: float = 0.9) -> Tensor:
+    loss = DINOLoss(len(center), center_momentum=momentum)
+    loss.center += center
+    loss.update_center(teacher)
+    return loss.center.clone()
+
+
+def _moved(*momentum: float, rows: Sequence[int] = (2, 5, 4)) -> Case:
+    """The center after one batch and after another, whether it hangs on a graph, and the teacher's
+    rows afterwards.
     """
-    mean, m, n = torch.tensor([2.0, -1.0, 0.5, 4.0]), 0.8, 3
-    loss = DINOLoss(4, center_momentum=m)
-    for _ in range(n):
-        loss.update_center(mean.expand(2, 5, 4))
-    verdict(
-        "center_after",
-        function(mean.clone(), m, n),
-        loss.center,
-        {
-            "that is the share of the old center, which is 0 here; the rest belongs to the "
-            "batches": m**n * mean,
-            "momentum is the share that is kept, not the share of the new batch": (1 - (1 - m) ** n)
-            * mean,
-            "each step also shrinks what the steps before have added": n * (1 - m) * mean,
-            "that is one step only": (1 - m) * mean,
-            "that is one step too few": (1 - m ** (n - 1)) * mean,
-            "that is one step too many": (1 - m ** (n + 1)) * mean,
-            "that is where the center ends after very many steps": mean,
-        },
-    )
 
-
-def check_two_entropies(function: Callable) -> None:
-    """`function(probs)` with probs (2, B, K): (mean entropy of the rows, entropy of the mean row),
-    in nats.
-    """
-    probs = torch.softmax(
-        3 * torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0)), dim=-1
-    )
-    probs[0, 0] = torch.eye(8)[2]  # a row that is sure: 0 ln 0 counts 0
-    rows, mean = teacher_entropies(probs)
-    first = teacher_entropies(probs[:1].expand(2, 6, 8))
-    total = torch.special.entr(probs).sum().item()
-    per_view = torch.special.entr(probs.mean(1)).sum(-1).mean().item()
-    verdict(
-        "two_entropies",
-        function(probs.clone()),
-        (rows, mean),
-        {
-            "the two are in the wrong order: first the mean of the rows' entropies": (mean, rows),
-            "an entropy has a minus sign in front": (-rows, -mean),
-            "these are bits: take the natural logarithm": (rows / math.log(2), mean / math.log(2)),
-            "that is of view 0 alone; both views count": first,
-            "the first is a mean over the rows, not a sum": (total, mean),
-            "the mean row is taken over both views together, not for each view apart": (
-                rows,
-                per_view,
-            ),
-            "the entropy of the mean is not the mean of the entropies: average the rows first": (
-                rows,
-                rows,
-            ),
-        },
-    )
-
-
-def check_student_gradient(function: Callable) -> None:
-    """`function(s, q, student_temp)`: d/ds of the batch mean of -sum q log softmax(s /
-    student_temp); s, q (B, K).
-    """
-    generator, temp = torch.Generator().manual_seed(1), 0.4  # temp * 5 rows is not 1
-    s = torch.randn(5, 6, generator=generator, requires_grad=True)
-    q = torch.softmax(2 * torch.randn(5, 6, generator=generator), dim=-1)
-    (-q * torch.log_softmax(s / temp, dim=-1)).sum(-1).mean().backward()
-    s, right = s.detach(), s.grad
-    p, warm = torch.softmax(s / temp, dim=-1), torch.softmax(s, dim=-1)
-    verdict(
-        "student_gradient",
-        function(s.clone(), q.clone(), temp),
-        right,
-        {
-            "the sign is turned round: a step against the gradient must bring p nearer to "
-            "q": -right,
-            "the inner derivative of s / student_temp is missing": right * temp,
-            "the loss is a mean over the batch: divide by the number of rows": right * len(s),
-            "both divisions are missing, by the temperature and by the number of rows": p - q,
-            "the student's probabilities lack their temperature": (warm - q) / temp / len(s),
-            "multiplied by the temperature where it divides": (p - q) * temp / len(s),
-            "that is through each logit alone: the softmax ties all of them together": -q
-            / temp
-            / len(s),
-        },
-    )
-
-
-def check_fast_loss(function: Callable) -> None:
-    """`function(student, teacher, center, student_temp, teacher_temp)` -> the loss; its gradient
-    is compared too.
-    """
-    generator = torch.Generator().manual_seed(2)
-    student, teacher = (torch.randn(v, 3, 8, generator=generator) for v in (5, 2))
-    center, hot, cold = torch.randn(8, generator=generator), 0.5, 0.3
-
-    def both(loss):  # the value and the gradient of the student's logits
-        s, t = student.clone().requires_grad_(), teacher.clone().requires_grad_()
-        value = loss(s, t)
-        if value is None:
+    def case(piece: Callable) -> tuple | None:
+        first, second = (_normal(*rows, seed=s).requires_grad_() * 2 + 1 for s in (2, 3))
+        center = piece(_normal(rows[-1], seed=4), first, *momentum)
+        if center is None:
             return None
-        if not torch.is_tensor(value) or not value.requires_grad or value.ndim:
+        again = piece(torch.as_tensor(center).detach().clone(), second, *momentum)
+        graph = torch.is_tensor(center) and center.requires_grad
+        return center, again, float(graph), first.detach()
+
+    return case
+
+
+def view_pairs(yours: Callable) -> Callable:
+    """`yours(n_views)`: the pairs (teacher's view, student's view), in any order."""
+    return check("view_pairs", yours, _view_pairs, [_sorted(n) for n in (6, 2, 3, 10)], PAIRS)
+
+
+def _view_pairs(n_views: int) -> list[tuple[int, int]]:
+    return [(i, v) for i in range(2) for v in range(n_views) if v != i]
+
+
+def _sorted(n_views: int) -> Case:
+    """The pairs in order: the loss takes their mean."""
+
+    def case(piece: Callable) -> list | None:
+        found = piece(n_views)
+        if found is None or isinstance(found, int | float):
+            return found
+        return torch.tensor(sorted(tuple(int(x) for x in pair) for pair in found))
+
+    return case
+
+
+def dino_loss(yours: Callable) -> Callable:
+    """`yours(student, teacher, center, student_temp=0.1, teacher_temp=0.04)`: the mean over the
+    pairs; its gradients are compared too.
+    """
+    return check("dino_loss", yours, _library_loss, LOSS_CASES, LOSS)
+
+
+def _library_loss(student: Tensor, teacher: Tensor, center: Tensor,
+                  student_temp: float = 0.1, teacher_temp: float = 0.04) -> Tensor:
+    loss = DINOLoss(len(center), student_temp=student_temp).eval()
+    loss.center += center
+    return loss(student, teacher, teacher_temp)
+
+
+def _valued(n_views: int, batch: int, k: int, *temperatures: float) -> Case:
+    """The loss, the gradients of the student's and the teacher's logits, and whether the teacher's
+    logits or the center have changed: the center's update needs both.
+    """
+
+    def case(piece: Callable) -> tuple | None:
+        scale = 1.0 if temperatures else 0.25
+        leaves = [(scale * _normal(v, batch, k, seed=v)).requires_grad_() for v in (n_views, 2)]
+        leaves[1] = (0.9 * leaves[1].detach().flip(1)).requires_grad_()
+        student, teacher = (leaf * 1 for leaf in leaves)
+        before = scale * _normal(k, seed=9)
+        center = before.clone()
+        value = piece(student, teacher, center, *temperatures)
+        if value is None or (torch.is_tensor(value) and value.numel() != 1):
             return value
-        value.backward()
-        return (value, s.grad) if t.grad is None else (value, s.grad, t.grad)
+        if torch.is_tensor(value) and value.requires_grad:
+            value.sum().backward()
+        gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
+        ruined = not torch.equal(teacher, leaves[1]), not torch.equal(center, before)
+        return value, *gradients, *ruined
 
-    def library(s, t, tau_s=hot, tau_t=cold, c=center):
-        loss = DINOLoss(8, student_temp=tau_s).eval()
-        loss.center += c
-        return loss(s, t, tau_t)
+    return case
 
-    def pairs(s, t, chosen):
-        q, p = (
-            torch.softmax((t.detach() - center) / cold, dim=-1),
-            torch.log_softmax(s / hot, dim=-1),
-        )
-        return torch.stack(
-            [-(q[i] * p[v]).sum(-1).mean() for i in range(2) for v in range(5) if chosen(i, v)]
-        )
 
-    yours = both(lambda s, t: function(s, t, center.clone(), hot, cold))
-    if isinstance(yours, tuple) and len(yours) == 3:
-        return print(
-            "wrong: a gradient flows into the teacher's logits: its probabilities are targets, "
-            "detach them"
-        )
-    if torch.is_tensor(yours):
-        return print(
-            "wrong: fast_loss must give one number with a gradient for the student (a "
-            "0-dimensional tensor)"
-        )
-    verdict(
-        "fast_loss",
-        yours,
-        both(library),
-        {
-            "the pairs of a view with itself are in it": both(
-                lambda s, t: pairs(s, t, lambda i, v: True).mean()
-            ),
-            "the pairs of a view with itself are left out of the sum, but counted in the "
-            "mean": both(lambda s, t: pairs(s, t, lambda i, v: v != i).sum() / 10),
-            "the pairs are summed; the loss is their mean": both(
-                lambda s, t: pairs(s, t, lambda i, v: v != i).sum()
-            ),
-            "views 0 and 1 are paired with their own targets: each is to predict the other": both(
-                lambda s, t: pairs(s, t, lambda i, v: v > 1 or v == i).mean()
-            ),
-            "a local view is in two pairs, a global one in one": both(
-                lambda s, t: (
-                    (
-                        pairs(s, t, lambda i, v: v == 1 - i).sum()
-                        + pairs(s, t, lambda i, v: v > 1).sum() / 2
-                    )
-                    / 5
-                )
-            ),
-            "it is summed over the batch; the loss is a mean": both(lambda s, t: 3 * library(s, t)),
-            "the two temperatures are swapped": both(lambda s, t: library(s, t, cold, hot)),
-            "the center is not subtracted": both(lambda s, t: library(s, t, c=0.0)),
-            "the center is added, not subtracted": both(lambda s, t: library(s, t, c=-center)),
-            "the student's logits lack their temperature": both(lambda s, t: library(s, t, 1.0)),
-            "the local views are left out": both(
-                lambda s, t: pairs(s, t, lambda i, v: v == 1 - i).mean()
-            ),
-        },
-    )
+LOSS_CASES = [_valued(5, 3, 8, 0.5, 0.3), _valued(2, 4, 6, 0.4, 0.7), _valued(6, 3, 8),
+              _valued(4, 1, 5, 1.0, 0.5)]
+
+
+def two_entropies(yours: Callable) -> Callable:
+    """`yours(probs)`: (mean entropy of the rows, entropy of the mean row) of probs (2, B, K)."""
+    cases = [on(_shares(2, 6, 8)), on(_shares(2, 3, 5, seed=5)), on(_shares(2, 1, 4, seed=6))]
+    return check("two_entropies", yours, _two_entropies, cases, TWO_ENTROPIES)
+
+
+def _two_entropies(probs: Tensor) -> tuple[Tensor, Tensor]:
+    rows = probs.flatten(0, 1)
+    return _entropy(rows).mean(), _entropy(rows.mean(dim=0))
+
+
+def groups_told_apart(yours: Callable) -> Callable:
+    """`yours(of_one_image, of_the_mean)`: e to the power of the gap, of two numbers in nats."""
+    cases = [on(0.5, 2.0), on(0.0, math.log(8)), on(1.3, 1.3)]
+    return check("groups_told_apart", yours, lambda one, mean: math.exp(mean - one), cases, GROUPS)
+
+
+def center_after(yours: Callable) -> Callable:
+    """`yours(batch_mean, momentum, n_steps)`: where the center stands after n equal batches."""
+    mean = torch.tensor([2.0, -1.0, 0.5, 4.0])
+    cases = [on(mean, 0.8, 3), on(mean, 0.9, 1), on(-mean[:3], 0.5, 6), on(mean, 0.0, 2)]
+    return check("center_after", yours, _center_after, cases, CENTER_AFTER, used=False)
+
+
+def _center_after(batch_mean: Tensor, momentum: float, n_steps: int) -> Tensor:
+    center = torch.zeros_like(batch_mean)
+    for _ in range(n_steps):
+        center = _update_center(center, batch_mean.expand(2, 5, -1), momentum)
+    return center
+
+
+def student_gradient(yours: Callable) -> Callable:
+    """`yours(s, q, student_temp)`: d/ds of the batch mean of -sum q log softmax(s / student_temp);
+    s, q (B, K).
+    """
+    cases = [on(2 * _normal(b, k, seed=b), (2 * _normal(b, k)).softmax(-1), temp)
+             for b, k, temp in [(5, 6, 0.4), (3, 4, 0.1), (1, 7, 2.0)]]
+    return check("student_gradient", yours, _gradient, cases, GRADIENT, tolerance=1e-4,
+                 rule=_without_autograd, used=False)
+
+
+def _gradient(s: Tensor, q: Tensor, student_temp: float) -> Tensor:
+    return ((s / student_temp).softmax(-1) - q) / student_temp / len(s)
+
+
+def _without_autograd(yours: Callable) -> str | None:
+    """Whether it still works where autograd is switched off for good."""
+    with torch.inference_mode():
+        try:
+            yours(torch.ones(2, 3), torch.ones(2, 3) / 3, 0.5)
+        except RuntimeError:
+            return "the numbers are right, but autograd found them: this one is for pen and paper"
+    return None
+
+
+def fast_loss(yours: Callable) -> Callable:
+    """`yours(student, teacher, center, student_temp, teacher_temp)`: dino_loss with no loop over
+    views or pairs, and without log_softmax.
+    """
+    cases = [LOSS_CASES[0], LOSS_CASES[1], LOSS_CASES[3]]  # all with temperatures: no defaults
+    return check("fast_loss", yours, _library_loss, cases, LOSS, rule=_without_loop, used=False)
+
+
+def _without_loop(yours: Callable) -> str | None:
+    """Whether the source has a loop, or what the exercise does without."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(yours)))
+    except (OSError, SyntaxError):
+        return None
+    loops = (ast.For, ast.While, ast.ListComp, ast.GeneratorExp, ast.SetComp, ast.DictComp)
+    for node in ast.walk(tree):
+        name = getattr(node, "attr", getattr(node, "id", ""))
+        if isinstance(node, loops) or name in ("log_softmax", "cross_entropy", "dino_loss"):
+            return f"the numbers are right, but {name or 'a loop'} is in it; here you do without"
+    return None

@@ -25,6 +25,10 @@ from torch import nn
 
 # the pieces that a run is made of -> the module with their check, in the order of the course
 PIECES = {
+    "cross_entropy": "loss",
+    "update_center": "loss",
+    "view_pairs": "loss",
+    "dino_loss": "loss",
     "make_teacher": "teacher",
     "ema_update": "teacher",
     "cosine_schedule": "teacher",

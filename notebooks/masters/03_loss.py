@@ -3,11 +3,11 @@
 #
 # <!-- badge -->
 #
-# **You will build** DINO's loss: the teacher's output is centred and sharpened, and every view of the student is asked to predict what the teacher says of *another* view of the same image. You will prove your loss equal to the library's, watch it fail in two opposite ways, and train a network with it for a minute.
+# **You will write** DINO's loss: the cross-entropy, the center, the pairs of views, and the loss itself. A check reads each piece, and from there on the notebook runs on yours. You will prove your loss equal to the library's, watch ten small networks collapse in three ways, and train a vision transformer with the loss that you wrote.
 #
-# **You need** the views of notebook 01 and the backbone with its head of notebook 02; of their code, only the library's finished versions are used here.
+# **You need** the views of notebook 01 and the head of notebook 02. Only the library's finished versions of them are used here.
 #
-# **Time:** about two minutes on two CPU cores, of which the training at the end takes less than one. Estimates, not measured: under a minute on a T4 or a larger GPU machine, since the networks are tiny and the CPU does the rest.
+# **Time:** about 30 minutes for the seven "Your turn" and 47 for the exercises. The notebook itself takes about a minute of one core (62 s, measured on a busy machine).
 #
 # Before: [02 · Backbone and head](02_head.ipynb). After: [04 · The teacher](04_teacher.ipynb).
 
@@ -15,90 +15,132 @@
 # written by build.py
 
 # %% [markdown]
-# The paper is Caron et al. 2021, [arXiv 2104.14294](https://arxiv.org/abs/2104.14294); the loss is its section 3.1. Everything below uses plain PyTorch, and from the library only what this notebook does not write itself.
+# The paper is Caron et al. 2021, [arXiv 2104.14294](https://arxiv.org/abs/2104.14294). The loss is in its section 3.1.
+#
+# Two words first. The **student** is the network that is trained. The **teacher** is a second network of the same shape that is not trained; notebook 04 builds it. The student learns to predict what the teacher says.
 
 # %% tags=["equality"]
 import math
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from dino_lib import DINOLoss, teacher_entropies
+from dino_lib.course import loss as checks
 
 # %%
 import matplotlib.pyplot as plt
-import numpy as np
+from dino_lib import ema_update, make_teacher
+from dino_lib.course.prediction import settle
 _ = torch.manual_seed(0)
+
+# %% [markdown] tags=["note"]
+# **Minutes:** sections 1 and 2: 15; 3: 10; 4 and 5: 20; 6: 20; 7: 15; exercises at home.
+#
+# **Ask the room before anything runs:** two networks are to agree about every picture. What is the laziest way to agree? Somebody says "always the same answer". Write it on the board. Section 6 shows it in three forms.
 
 # %% [markdown]
 # ## 1. Four prototypes and a temperature
 #
-# The head of notebook 02 turns an image into $K$ numbers, one for each *prototype*: a cosine that says how well the image matches. Nobody tells the network what a prototype stands for. Take $K = 4$ and one image.
+# The head of notebook 02 turns an image into $K$ numbers, one for each **prototype**. Each is a cosine: it says how well the image matches. Nobody tells the network what a prototype stands for. Take $K = 4$ and one image.
 
 # %% tags=["equality"]
 logits = torch.tensor([0.6, 0.5, 0.1, -0.4])  # cosines: all of them lie between -1 and 1
 logits.softmax(dim=-1)
 
 # %% [markdown]
-# Softmax turns the four numbers into shares that sum to one. But cosines are close together, so the shares are too: this image is hardly assigned to anything. Dividing by a small number first, the **temperature** $\tau$, stretches the differences.
-
-# %%
-for temperature in [1.0, 0.1, 0.04]:
-    shares = (logits / temperature).softmax(dim=-1)
-    print(f"temperature {temperature:4}: ", "  ".join(f"{share:.3f}" for share in shares))
-
-
-# %% [markdown]
-# How undecided a distribution $p$ is, one number says: its **entropy** $-\sum_k p_k \ln p_k$. It is 0 if all the mass lies on one prototype, and $\ln K$, its largest value, if every prototype has the same share.
-
-# %% tags=["equality"]
-def entropy(p):
-    """Entropy in nats of distributions along the last dimension: (..., K) -> (...)."""
-    return torch.special.entr(p).sum(dim=-1)  # entr(p) = -p ln p, and 0 where p = 0
-
-for temperature in [10.0, 1.0, 0.1, 0.04]:
-    print(f"temperature {temperature:4}: entropy {entropy((logits / temperature).softmax(-1)):.3f}")
-print(f"the ceiling, ln 4:        {math.log(4):.3f}")
-
-# %% [markdown]
-# The same in a picture: a low temperature makes a distribution *sharp*, a high one makes it flat. The order of the prototypes never changes.
+# Softmax turns the four numbers into shares that sum to one. The cosines are close together, so the shares are close together too. To stretch the differences we first divide by a small number, the **temperature** $\tau$.
 
 # %%
 figure, axes = plt.subplots(1, 4, figsize=(9, 2), sharey=True, layout="constrained")
 for axis, temperature in zip(axes, [10.0, 1.0, 0.1, 0.04]):
-    axis.bar(range(4), (logits / temperature).softmax(-1))
+    shares = (logits / temperature).softmax(-1)
+    bars = axis.bar(range(4), shares)
+    axis.bar_label(bars, [f"{share:.2f}" for share in shares], fontsize=8)
+    axis.set(xticks=range(4), xlabel="prototype", ylim=(0, 1.15))
     axis.set_title(f"temperature {temperature}", fontsize=10)
-    axis.set_xlabel("prototype")
-axes[0].set_ylabel("share")
-assert all(len(axis.patches) == 4 for axis in axes)
+_ = axes[0].set_ylabel("share")
 
+# %% [markdown]
+# A low temperature makes the distribution *sharp*. A high one makes it flat. The order of the prototypes never changes.
+#
+# One number says how undecided a distribution $p$ is, its **entropy**:
+#
+# $$H(p) = -\sum_k p_k \ln p_k .$$
+#
+# It is 0 if one prototype has everything. It is $\ln K$, its largest value, if all prototypes have the same share. The natural logarithm gives it in *nats*.
+
+# %%
+p = torch.tensor([0.5, 0.5, 0.0, 0.0])
+print("terms:", [round(-x * math.log(x), 3) if x > 0 else 0.0 for x in p.tolist()])
+print(f"their sum: {2 * 0.5 * math.log(2):.3f}, which is ln 2")
+
+# %% [markdown]
+# **Your turn 1 · easy · 3 minutes · entropy.** Write the entropy along the last dimension, for any shape $(\ldots, K)$. What should come out: 0.693 for the shares above, and 0 (not "nan") for a row with all its mass on one prototype.
+#
+# <details><summary>Hint</summary>
+#
+# The logarithm of 0 is minus infinity, and 0 times that is "nan". `torch.special.entr(p)` gives $-p \ln p$ with 0 in that place; so does a `clamp` before the logarithm. Sum over `dim=-1`.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def entropy(p):
+    """Entropy in nats of distributions along the last dimension: (..., K) -> (...)."""
+    ### BEGIN SOLUTION
+    return torch.special.entr(p).sum(dim=-1)
+    ### END SOLUTION
+
+entropy = checks.entropy(entropy)
+
+# %%
+for temperature in [10.0, 1.0, 0.1, 0.04]:
+    print(f"temperature {temperature:4}: entropy {entropy((logits / temperature).softmax(-1)):.3f}")
+print(f"the largest, ln 4:        {math.log(4):.3f}")
 
 # %% [markdown]
 # ## 2. One view predicts another
 #
-# Two views of one image go in. The teacher says $q$, the student says $p$, both are shares over the same $K$ prototypes. How badly $p$ predicts $q$ is the **cross-entropy**
+# Two views of one image go in. The teacher answers with $q$, the student with $p$. Both are shares over the same $K$ prototypes. The **cross-entropy** says how badly $p$ predicts $q$:
 #
-# $$H(q, p) = -\sum_{k=1}^{K} q_k \ln p_k ,$$
+# $$H(q, p) = -\sum_{k=1}^{K} q_k \ln p_k .$$
 #
-# in words: the surprise of someone who believes $p$ and meets $q$, on average over the prototypes. Here $q_k$ is the teacher's share of prototype $k$, $p_k$ the student's.
-
-# %% tags=["equality"]
-def cross_entropy(q, log_p):
-    """-sum_k q_k ln p_k along the last dimension: two (..., K) -> (...)."""
-    return -(q * log_p).sum(dim=-1)
-
-q = torch.tensor([0.9, 0.1, 0.0, 0.0])
-for p in [[0.25, 0.25, 0.25, 0.25], [0.1, 0.9, 0.0001, 0.0001], [0.9, 0.1, 0.0001, 0.0001]]:
-    print(p, f"-> {cross_entropy(q, torch.tensor(p).log()):.3f}")
-print(f"entropy of q itself: {entropy(q):.3f}")
+# Here $q_k$ is the teacher's share of prototype $k$ and $p_k$ the student's. In code the student gives $\ln p$ directly: `log_softmax` is exact where a share is too small for a float.
 
 # %% [markdown]
-# A student that knows nothing pays $\ln 4 = 1.386$. One that believes the wrong thing pays more. One that repeats the teacher pays the teacher's own entropy, and nothing can get below that, for the cross-entropy has two parts:
+# **Your turn 2 · easy · 3 minutes · cross-entropy.** Write it along the last dimension. What should come out: for $q = p$ the entropy of $q$, for a uniform $p$ always $\ln K$.
+#
+# <details><summary>Hint</summary>
+#
+# `log_p` holds logarithms already. Multiply it with `q`, sum over `dim=-1`, turn the sign. No mean: the loss takes that later.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def cross_entropy(q, log_p):
+    """-sum_k q_k ln p_k along the last dimension: two (..., K) -> (...)."""
+    ### BEGIN SOLUTION
+    return -(q * log_p).sum(dim=-1)
+    ### END SOLUTION
+
+cross_entropy = checks.cross_entropy(cross_entropy)
+
+# %%
+q = torch.tensor([0.9, 0.1, 0.0, 0.0])
+students = {"knows nothing": [0.25, 0.25, 0.25, 0.25], "is sure and wrong": [0.1, 0.9, 1e-4, 1e-4],
+            "repeats the teacher": [0.9, 0.1, 1e-4, 1e-4]}
+for name, p in students.items():
+    print(f"a student that {name:20} pays {cross_entropy(q, torch.tensor(p).log()):.3f}")
+print(f"entropy of the teacher's q {entropy(q):18.3f}")
+
+# %% [markdown]
+# A student that knows nothing pays $\ln 4 = 1.386$. One that is sure and wrong pays more. One that repeats the teacher pays the teacher's own entropy. Nothing gets below that, because the cross-entropy has two parts:
 #
 # $$H(q, p) = H(q) + \mathrm{KL}(q \| p), \qquad \mathrm{KL}(q \| p) = \sum_k q_k \ln (q_k / p_k) \geq 0 .$$
 #
-# $H(q)$ is the entropy of $q$, and the second part, the *Kullback-Leibler divergence*, is 0 only where $p = q$. Keep the two numbers in mind: **$\ln K$ is what a uniform student pays, the entropy of $q$ is the floor.**
+# The second part is the *Kullback-Leibler divergence*, **KL**. It is 0 only where $p = q$. Keep two numbers in mind: **a uniform student pays $\ln K$, and the entropy of $q$ is the floor.**
 #
-# The two networks get different temperatures: the student $\tau_s = 0.1$, the teacher a smaller one, $\tau_t = 0.04$. Let both give the very same logits.
+# The two networks get different temperatures. The student has $\tau_s = 0.1$, the teacher a smaller one, $\tau_t = 0.04$. What does the student learn where both have the very same logits?
 
 # %%
 s = logits.clone().requires_grad_()
@@ -110,13 +152,13 @@ print("student ", "  ".join(f"{x:6.3f}" for x in log_p.exp().detach()))
 print("gradient", "  ".join(f"{x:6.3f}" for x in s.grad))
 
 # %% [markdown]
-# The gradient of the logits is $(p - q)/\tau_s$ (you will derive it in an exercise). It is negative for the favourite prototype: a step *against* it raises that logit and lowers the rest. Even where both agree, the student is told to be surer than it is. This is **sharpening**, and it is done by nothing but $\tau_t < \tau_s$.
+# The gradient is $(p - q)/\tau_s$; exercise 9 derives it. It is negative for the favourite prototype, so a step against it raises that logit. Even where both agree, the student is told to be surer than it is. This is **sharpening**. It comes from $\tau_t < \tau_s$ alone.
 #
-# There is a second way to write the same number; two of the exercises use it. With $u = s / \tau_s$, the student's logits divided by their temperature,
+# The same number can be written in another way. With $u = s / \tau_s$, the student's logits divided by their temperature,
 #
 # $$-\sum_k q_k \ln p_k \;=\; \operatorname{logsumexp}(u) - \sum_k q_k u_k .$$
 #
-# Why: $\ln p_k = u_k - \operatorname{logsumexp}(u)$ by the definition of softmax, and since the $q_k$ sum to one, the second term comes out of the sum untouched. In this form nobody needs the log-probabilities of all prototypes: a row of the student gives one logsumexp, whatever it is paired with, and each pair adds one product.
+# Why? Softmax says $\ln p_k = u_k - \operatorname{logsumexp}(u)$. The logsumexp is the same for all $k$, and the $q_k$ sum to one. Exercises 9 and 10 use this form.
 
 # %% tags=["equality"]
 generator = torch.Generator().manual_seed(0)
@@ -127,10 +169,13 @@ fast = u.logsumexp(-1) - (q * u).sum(-1)
 torch.testing.assert_close(slow, fast)
 print("equal for", len(slow), "rows")
 
+# %% [markdown] tags=["note"]
+# **At the gradient:** students expect 0, since both networks have the same logits. Let them guess first. **Misconception:** "the temperature only rescales the loss". Answer: it changes where the gradient is zero. With equal temperatures it would be zero here; with $\tau_t < \tau_s$ it is zero only where the student's *sharper* answer is reached.
+
 # %% [markdown]
 # ## 3. Centering: no prototype may be everyone's favourite
 #
-# Sharpening alone has an easy way out: say the same prototype for every image, very surely. Then every prediction is right and nothing has been learned. Three images whose logits all favour prototype 0:
+# Sharpening alone has an easy way out. The teacher names the same prototype for every image, very surely. Every prediction is right, and nothing has been learned. Here are three images whose logits all favour prototype 0:
 
 # %%
 teacher_logits = torch.tensor([[0.9, 0.3, 0.1, 0.0],
@@ -139,30 +184,45 @@ teacher_logits = torch.tensor([[0.9, 0.3, 0.1, 0.0],
 print("prototype of each image:", (teacher_logits / 0.04).softmax(-1).argmax(-1).tolist())
 
 # %% [markdown]
-# What all images share says nothing about any of them. So the teacher's logits are compared with their own mean over the batch, the **center** $c$: a vector with one entry for each prototype. Subtracting it leaves what is special about an image.
+# What all images share says nothing about any one of them. So we subtract the mean of the teacher's logits over the batch. This mean is the **center** $c$: one number for each prototype. What is left is special about the image.
 
 # %%
 center = teacher_logits.mean(dim=0)
 print("center:", "  ".join(f"{x:.2f}" for x in center))
-shares = ((teacher_logits - center) / 0.04).softmax(-1)
-print("prototype of each image:", shares.argmax(-1).tolist())
-
+for name, sign in [("not used", 0), ("subtracted", -1), ("added", 1)]:
+    rows = ((teacher_logits + sign * center) / 0.04).softmax(-1)
+    print(f"{name:11} prototypes {rows.argmax(-1).tolist()},  entropy of their mean {entropy(rows.mean(0)):.2f}")
 
 # %% [markdown]
-# A single batch is a noisy sample, so the center is a running mean (equation 4 of the paper):
+# The third line is there for a reason. The paper's text writes the teacher as $g_t(x) \leftarrow g_t(x) + c$, with a plus. Its pseudocode (Algorithm 1) and the official code *subtract* the center, and so do we. With a plus the favourite becomes more of a favourite.
 #
-# $$c \leftarrow m\,c + (1 - m)\,\frac{1}{2B}\sum_{i=1}^{2B} t_i ,$$
+# One batch is a small sample, so the center is a running mean (equation 4):
 #
-# where $t_i$ are the teacher's $2B$ rows of logits (two views of each of $B$ images), $B$ is the batch size and $m = 0.9$ the share of the old center that is kept. It starts at 0. It is not learned: no gradient goes through it, or it would drag the graph of every step before along. (In a run on several GPUs the mean is over the rows of all of them.)
+# $$c \leftarrow m\,c + (1 - m)\,\frac{1}{2B}\sum_{i=1}^{2B} t_i .$$
+#
+# The $t_i$ are the teacher's $2B$ rows of logits: two views of each of $B$ images. The share of the old center that stays is $m = 0.9$. The center starts at 0. It has no gradient. On several GPUs the mean runs over the rows of all of them.
 
-# %% tags=["equality"]
+# %% [markdown]
+# **Your turn 3 · easy · 4 minutes · the center.** Write one update. What should come out: for a center at 0 and a momentum of 0.9, a tenth of the mean row of the batch, with shape $(K,)$.
+#
+# <details><summary>Hint</summary>
+#
+# `teacher` has shape (2, B, K). The mean runs over the first two dimensions: `mean(dim=(0, 1))`. `detach()` keeps the graph of this step from hanging on the center for ever.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
 def update_center(center, teacher, momentum=0.9):
     """center (K,), teacher (2, B, K) logits -> the new center (K,)."""
-    return momentum * center + (1 - momentum) * teacher.detach().flatten(0, 1).mean(dim=0)
+    ### BEGIN SOLUTION
+    batch_mean = teacher.detach().mean(dim=(0, 1))
+    return momentum * center + (1 - momentum) * batch_mean
+    ### END SOLUTION
 
+update_center = checks.update_center(update_center)
 
 # %% [markdown]
-# How fast does it get there? Feed it the same batch again and again and look at the share of the way that it has gone.
+# How fast is that? We feed the same batch again and again.
 
 # %%
 c, batch = torch.zeros(4), teacher_logits.expand(2, 3, 4)
@@ -170,61 +230,87 @@ for step in range(1, 31):
     c = update_center(c, batch)
     if step in (1, 5, 10, 30):
         print(f"after {step:2d} steps: {(c / center)[0]:.0%} of the way")
-assert torch.allclose(c, 0.958 * center, atol=1e-3)
 
 # %% [markdown]
-# Note what centering does *not* do: it shifts each prototype for all images alike, and so it pushes the average towards uniform. On its own it would favour saying nothing at all. Sharpening pushes the other way. Section 6 puts the two against each other.
-#
+# Centering shifts each prototype by the same amount for all images. That pushes the average answer towards uniform. Sharpening pushes the other way. Section 6 sets the two against each other.
+
+# %% [markdown] tags=["note"]
+# **At the three lines:** let somebody explain why "added" keeps prototype 0 for all. **Misconception:** "the center is learned". It is a running mean; no gradient reaches it. **Another:** "it is a batch norm". It is half of one: the mean comes off, the spread stays.
+
+# %% [markdown]
 # ## 4. Which view predicts which
 #
-# Notebook 01 made $V$ views: two global ones, 0 and 1, then the local ones. The teacher sees only the global two; the student sees all. A pair is (teacher view $i$, student view $v$), and a view never predicts itself: $v \neq i$.
+# Notebook 01 made $V$ views of an image: views 0 and 1 are global, the others local. The teacher sees the two global ones. The student sees all. A pair is (teacher's view $i$, student's view $v$), and $v \neq i$: the point is to predict *another* view. For $V = 3$ the pairs are (0, 1), (0, 2), (1, 0) and (1, 2).
+
+# %% [markdown]
+# **Your turn 4 · easy · 3 minutes · the pairs.** List them for any number of views, in any order. What should come out: $2 (V - 1)$ pairs; for six views, ten.
+#
+# <details><summary>Hint</summary>
+#
+# Two loops: `i` over `range(2)`, `v` over `range(n_views)`. A pair counts where `v != i`. Views 0 and 1 do predict each other.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def view_pairs(n_views):
+    """n_views >= 2, the two global ones first -> a list of (teacher's view, student's view)."""
+    ### BEGIN SOLUTION
+    return [(i, v) for i in range(2) for v in range(n_views) if v != i]
+    ### END SOLUTION
+
+view_pairs = checks.view_pairs(view_pairs)
 
 # %%
 V = 6  # two global views, four local ones
-pairs = [(i, v) for i in range(2) for v in range(V) if v != i]
-print(len(pairs), "pairs; 2 (V - 1) =", 2 * (V - 1))
-print(pairs)
-
-# %%
-used = np.zeros((2, V))
-for i, v in pairs:
+used = np.full((2, V), np.nan)
+for i, v in view_pairs(V):
     used[i, v] = 1
-figure, axis = plt.subplots(figsize=(6, 2.2), layout="constrained")
-axis.imshow(used, cmap="Blues", vmin=0, vmax=1.6)
+figure, axis = plt.subplots(figsize=(6.5, 1.9), layout="constrained")
+axis.pcolormesh(used, cmap="Blues", vmin=0, vmax=1.6, edgecolors="white", linewidth=3)
+for i, v in np.ndindex(2, V):
+    axis.text(v + 0.5, i + 0.5, "–" if np.isnan(used[i, v]) else f"{i}, {v}", ha="center", va="center")
 names = ["global 0", "global 1"] + [f"local {v}" for v in range(2, V)]
-axis.set_xticks(range(V), names, fontsize=8)
-axis.set_yticks([0, 1], ["teacher's global 0", "teacher's global 1"], fontsize=8)
-axis.set(title="the pairs that count", xlabel="student's view", ylabel="target")
-assert used.sum() == 2 * (V - 1) and used[0, 0] == used[1, 1] == 0
-
+axis.set_xticks(np.arange(V) + 0.5, names, fontsize=8)
+axis.set_yticks([0.5, 1.5], ["global 0", "global 1"], fontsize=8)
+axis.set(title=f"the {len(view_pairs(V))} pairs of {V} views", xlabel="the student sees", ylabel="teacher")
+axis.invert_yaxis()
 
 # %% [markdown]
-# Now the whole formula (equations 1 and 3 of section 3.1, as a mean over the pairs, which is what the official code computes):
+# Now the whole formula. It is equations 1 and 3 of the paper, as a mean over the pairs, which is what the official code computes:
 #
-# $$L = \frac{1}{2(V-1)} \sum_{i \in \{0,1\}} \; \sum_{v \neq i} \; \frac{1}{B} \sum_{b=1}^{B} \; -\sum_{k=1}^{K} q_{ibk} \ln p_{vbk}$$
+# $$L = \frac{1}{2(V-1)} \sum_{(i, v)} \; \frac{1}{B} \sum_{b=1}^{B} \; -\sum_{k=1}^{K} q_{ibk} \ln p_{vbk}$$
 #
 # $$q_{ib} = \operatorname{softmax}\!\big((t_{ib} - c)/\tau_t\big), \qquad p_{vb} = \operatorname{softmax}(s_{vb}/\tau_s)$$
 #
-# In words: $t_{ib}$ are the teacher's logits for view $i$ of image $b$, $s_{vb}$ the student's for view $v$ of the same image, $c$ the center, $\tau_t$ and $\tau_s$ the two temperatures, $q$ and $p$ the shares that come of them, $k$ counts the prototypes. The sums run over the pairs, the images and the prototypes. As code it is a double loop.
+# - $t_{ib}$: the teacher's logits for view $i$ of image $b$; $s_{vb}$: the student's for view $v$ of the same image.
+# - $c$: the center; $\tau_t$ and $\tau_s$: the two temperatures.
+# - $q$ and $p$: the shares that come of them; $k$ counts the prototypes.
 
-# %% tags=["equality"]
+# %% [markdown]
+# **Your turn 5 · medium · 10 minutes · the loss.** Put the pieces together: shares, pairs, cross-entropy, mean. What should come out: one number with a gradient for the student and none for the teacher; $\ln K$ for a student whose logits are all equal.
+#
+# <details><summary>Hint</summary>
+#
+# Subtract the center from the teacher's logits first, then divide by `teacher_temp`, then softmax over the last dimension, then `detach()`. The student gets `log_softmax` and no center. Take `cross_entropy(q[i], log_p[v]).mean()` for each pair, and `torch.stack(terms).mean()` at the end. Change no input in place: the center's update needs the teacher's logits after the loss.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
 def dino_loss(student, teacher, center, student_temp=0.1, teacher_temp=0.04):
     """student (V, B, K), teacher (2, B, K) logits, center (K,) -> the mean over the pairs."""
+    ### BEGIN SOLUTION
     q = ((teacher - center) / teacher_temp).softmax(dim=-1).detach()  # targets have no gradient
     log_p = (student / student_temp).log_softmax(dim=-1)
     terms = []
-    for i in range(2):
-        for v in range(len(student)):
-            if v != i:  # a view does not predict itself
-                terms.append(cross_entropy(q[i], log_p[v]).mean())  # mean over the batch
+    for i, v in view_pairs(len(student)):
+        terms.append(cross_entropy(q[i], log_p[v]).mean())  # mean over the batch
     return torch.stack(terms).mean()
+    ### END SOLUTION
 
-
-# %% [markdown]
-# Shapes in, one number out. A student whose logits are all equal must pay exactly ln K, whatever the teacher says.
+dino_loss = checks.dino_loss(dino_loss)
 
 # %%
-V, B, K = 6, 8, 1024
+B, K = 8, 1024
 student, teacher = torch.randn(V, B, K) / 4, torch.randn(2, B, K) / 4
 loss = dino_loss(student, teacher, torch.zeros(K))
 print("student", tuple(student.shape), " teacher", tuple(teacher.shape), " loss", tuple(loss.shape))
@@ -232,11 +318,11 @@ uniform = dino_loss(torch.zeros(V, B, K), teacher, torch.zeros(K))
 print(f"uniform student: {uniform:.4f}   ln {K} = {math.log(K):.4f}")
 
 # %% [markdown]
-# If the loss of a run of yours stands still at ln K (6.931 for 1,024 prototypes, 11.09 for 65,536), you now have a first suspicion: a student that says nothing. It is no proof, since a student that is sure and sometimes wrong can pay as much; its entropy tells. It is the first thing to look at in any curve.
+# Does the loss of your run stand still at $\ln K$ (6.931 for 1,024 prototypes, 11.09 for 65,536)? Then suspect a student that says nothing. It is no proof: a student that is sure and sometimes wrong can pay as much. Its entropy tells the two apart.
 #
 # ## 5. The same as the library's
 #
-# `dino_lib.loss.DINOLoss` is the same double loop, with the views outside and the teacher's two inside. Around it, it checks the shapes, computes in float32 whatever the logits come in, keeps the center as a buffer, so that it is saved with the weights, and moves it *after* the loss of the same step is taken. Is it the same function? Six steps with a moving center and a changing teacher temperature; the loss, the student's gradient and the center are compared at each.
+# `dino_lib.loss.DINOLoss` is the same double loop. Around it, it checks the shapes, computes in float32, keeps the center with the weights, and moves the center *after* the loss of the same step. Is it the same function? We take six steps with a moving center and a changing teacher temperature, and compare loss, gradient and center at each.
 
 # %% tags=["equality"]
 library = DINOLoss(16, student_temp=0.1, center_momentum=0.9)
@@ -257,7 +343,7 @@ for teacher_temp in [0.04, 0.045, 0.05, 0.055, 0.06, 0.07]:
 print(f"loss, gradient and center agree over 6 steps; the center's norm is {center.norm():.1f}")
 
 # %% [markdown]
-# The defaults deserve the same proof, and so does the promise that no gradient reaches the teacher.
+# The defaults deserve the same proof. So does the promise that no gradient reaches the teacher.
 
 # %% tags=["equality"]
 defaults = DINOLoss(16)
@@ -274,316 +360,463 @@ torch.testing.assert_close(defaults.teacher_probs(teacher, 0.05), q)
 print("no gradient in the teacher; the center moved after the loss")
 
 # %% [markdown]
-# ## 6. Two ways to learn nothing
+# ## 6. Three ways to learn nothing
 #
-# A teacher can fail in two opposite ways. It may say *the same share for every prototype*, or *the same one prototype for every image*. In both, all views agree perfectly and the features are worthless. One number can't tell these from health; two can:
+# A teacher that gives every image the same answer has collapsed. All views agree, and the features are worthless. There are three such answers:
 #
-# - the **entropy of one image**: the mean entropy of the rows $q_{ib}$. Is the teacher sure?
-# - the **entropy of the batch's mean**: the entropy of the average row. Does it use many prototypes?
+# - **uniform**: every prototype has the same share;
+# - **one prototype**: it gets everything, for every image;
+# - **the same mixed answer**: some prototypes get more, some less, but alike for every image.
 #
-# The library's `teacher_entropies` returns the two; you will write it in exercise 2.
+# Two entropies tell these apart: the **entropy of one image**, which is the mean entropy of the rows, and the **entropy of the batch's mean**, which is the entropy of the average row. Notebook 05 plots them for every run.
+
+# %% [markdown]
+# **Your turn 6 · easy · 5 minutes · two entropies.** Write the pair for the shares of a batch, over both views and all images, in nats. What should come out: for eight images that each have a prototype of their own, 0 and $\ln 8$.
+#
+# <details><summary>Hint</summary>
+#
+# `probs` has shape (2, B, K). First number: `entropy(probs)`, then the mean of all its values. Second number: average the rows over both leading dimensions first, then take one entropy.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def two_entropies(probs):
+    """probs (2, B, K), rows sum to one -> (mean entropy of the rows, entropy of the mean row)."""
+    ### BEGIN SOLUTION
+    return entropy(probs).mean(), entropy(probs.mean(dim=(0, 1)))
+    ### END SOLUTION
+
+two_entropies = checks.two_entropies(two_entropies)
+
+# %% tags=["equality"]
+probs = (4 * torch.randn(2, 32, 16, generator=generator)).softmax(-1)
+torch.testing.assert_close(tuple(map(float, two_entropies(probs))), teacher_entropies(probs))
+print("equal to the library's teacher_entropies:", [round(float(x), 3) for x in two_entropies(probs)])
+
+# %% [markdown]
+# In every collapse the two entropies are *equal*: the average answer is the answer of each image. So we judge by the **gap** between them, the second less the first. In nats, $e^{\text{gap}}$ reads as a number of groups: it is 8 where eight images have prototypes of their own, 2 where the teacher knows two kinds, and 1 where it gives one answer to all.
+
+# %% [markdown]
+# **Your turn 7 · easy · 2 minutes · groups told apart.** Turn the two entropies into this number. What should come out: 8 for (0, ln 8), and 1 for any two equal entropies.
+#
+# <details><summary>Hint</summary>
+#
+# `math.exp` of the second less the first.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def groups_told_apart(of_one_image, of_the_mean):
+    """Two entropies in nats (floats) -> e to the power of the gap."""
+    ### BEGIN SOLUTION
+    return math.exp(of_the_mean - of_one_image)
+    ### END SOLUTION
+
+groups_told_apart = checks.groups_told_apart(groups_told_apart)
 
 # %%
 B, K = 64, 16
-one_hot = F.one_hot(torch.arange(B) % K, K).float()
-cases = {"healthy": 0.9 * one_hot + 0.1 / K, "uniform": torch.full((B, K), 1 / K),
-         "one prototype": one_hot[:1].expand(B, K)}
-print(f"ln K = {math.log(K):.2f}")
+own = F.one_hot(torch.arange(B) % 8, K).float()
+mixed = torch.tensor([0.4, 0.3, 0.2, 0.1] + [0.0] * 12)
+cases = {"eight groups": own, "eight groups, unsure": 0.5 * own + 0.5 / K,
+         "uniform": torch.full((B, K), 1 / K), "one prototype": own[:1].expand(B, K),
+         "the same mixed answer": mixed.expand(B, K)}
+print(f"ln K = {math.log(K):.2f}       of one image   of the mean   groups")
 for name, rows in cases.items():
-    of_one_image, of_the_mean = teacher_entropies(rows.expand(2, B, K))
-    print(f"{name:14} of one image {of_one_image:.2f}   of the batch's mean {of_the_mean:.2f}")
-
+    one, mean = (float(x) for x in two_entropies(rows.expand(2, B, K)))
+    print(f"{name:22} {one:8.2f} {mean:13.2f} {groups_told_apart(one, mean):11.1f}")
 
 # %% [markdown]
-# Healthy is: each image sure, the batch diverse; the first number well below the second. Both near ln K: uniform. Both near 0: one prototype for everything. Note that "of one image near 0" alone is no alarm.
+# One number alone can't do this. "Of one image near 0" fits eight groups and one prototype. "Of the mean below $\ln K$" fits eight groups and the mixed answer.
 #
-# Now a real, tiny run. The "images" are eight points in eight dimensions with much in common, the "views" add noise, the student is a small MLP with 16 prototypes, and the teacher follows it as an exponential moving average (notebook 04 is about that line).
+# Now real, tiny runs. The eight "images" are points in eight dimensions with much in common. The "views" add noise. The student is a small MLP with 16 prototypes. The teacher follows the student slowly, as a moving average with momentum 0.97; notebook 04 is about that. One seed proves little, so ten networks with ten sets of points train side by side in one tensor.
 
 # %%
-class Toy(nn.Module):
-    """A student small enough for a second of training: (..., 8) -> 16 cosines."""
+class Toys(nn.Module):
+    """Ten small networks side by side: (V, 10, B, 8) points -> (V, 10, B, 16) cosines."""
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 16))
-        self.prototypes = nn.Linear(16, 16, bias=False)
+        sizes = [(8, 64), (1, 64), (64, 16), (1, 16), (16, 16)]  # weights and biases in turn
+        fan_in = [8, 8, 64, 64, 16]
+        self.weights = nn.ParameterList([(2 * torch.rand(10, *size) - 1) / math.sqrt(n)
+                                         for size, n in zip(sizes, fan_in)])
 
     def forward(self, x):
-        return F.normalize(self.body(x), dim=-1) @ F.normalize(self.prototypes.weight, dim=-1).T
-
+        w1, b1, w2, b2, prototypes = self.weights
+        x = F.gelu(x @ w1 + b1) @ w2 + b2
+        return F.normalize(x, dim=-1) @ F.normalize(prototypes, dim=-2)
 
 # %%
-from dino_lib import ema_update, make_teacher
-
-def run_toy(student_temp=0.1, teacher_temp=0.04, centering=True):
-    """Train for 150 steps; returns each step's loss and two entropies, these as shares of ln 16."""
+def run_toys(centering=True, teacher_temp=0.04, momentum=0.97, student_temp=0.1, steps=200):
+    """Train ten networks; -> the two entropies at every fifth step, in nats (steps / 5, 10, 2)."""
     torch.manual_seed(0)
-    spots = 0.5 * torch.randn(8, 8) + torch.randn(8)  # eight "images" with much in common
-    student = Toy()
+    points = 0.7 * torch.randn(10, 8, 8) + 3 * torch.randn(10, 1, 8)  # ten times eight "images"
+    student, center, path = Toys(), torch.zeros(10, 16), []
     teacher, optimizer = make_teacher(student), torch.optim.Adam(student.parameters(), lr=3e-3)
-    center, losses, entropies = torch.zeros(16), [], []
-    for step in range(150):
-        views = spots[torch.randint(8, (64,))] + 0.3 * torch.randn(4, 64, 8)
-        targets = teacher(views[:2])
-        value = dino_loss(student(views), targets, center, student_temp, teacher_temp)
+    for step in range(steps):
+        images = points[torch.arange(10)[:, None], torch.randint(8, (10, 64))]  # (10, 64, 8)
+        views = images + 0.3 * torch.randn(4, 10, 64, 8)
+        targets = teacher(views[:2])                                          # (2, 10, 64, 16)
+        centred = targets - center[:, None]        # each network has a center of its own,
+        loss = dino_loss(student(views).flatten(1, 2), centred.flatten(1, 2), torch.zeros(16),
+                         student_temp, teacher_temp)  # and the batch holds all ten
         optimizer.zero_grad()
-        value.backward()
+        (10 * loss).backward()
         optimizer.step()
-        entropies.append(teacher_entropies(((targets - center) / teacher_temp).softmax(-1)))
-        losses.append(value.item())
-        center = update_center(center, targets) if centering else center
-        ema_update(teacher, student, 0.9)
-    return np.array(losses), np.array(entropies) / math.log(16)
-
-
-# %% [markdown]
-# Three runs: with both, without the center, and with a teacher *flatter* than the student, at twice its temperature. The two lines are the two entropies, as shares of ln K. The dotted line is what eight different points on sixteen prototypes can reach at most, $\ln 8 / \ln 16 = 0.75$.
-
-# %%
-runs = {"centering and sharpening": run_toy(), "no centering": run_toy(centering=False),
-        "teacher flatter than student": run_toy(teacher_temp=0.2)}
-figure, axes = plt.subplots(1, 3, figsize=(9.5, 2.6), sharey=True, layout="constrained")
-for axis, (name, (_, entropies)) in zip(axes, runs.items()):
-    axis.plot(entropies[:, 0], label="of one image")
-    axis.plot(entropies[:, 1], label="of the batch's mean")
-    axis.axhline(0.75, color="gray", linestyle=":", label="eight points")
-    axis.set(title=name, xlabel="step", ylim=(-0.03, 1.05))
-axes[0].set_ylabel("entropy / ln K")
-axes[1].legend(fontsize=8, loc="upper right")
-assert all(np.isfinite(entropies).all() and len(entropies) == 150 for _, entropies in runs.values())
-
+        if step % 5 == 4:
+            q = (centred / teacher_temp).softmax(-1)
+            path.append([[float(x) for x in two_entropies(q[:, n])] for n in range(10)])
+        if centering:
+            center = torch.stack([update_center(center[n], targets[:, n]) for n in range(10)])
+        ema_update(teacher, student, momentum)
+    return np.array(path)
 
 # %% [markdown]
-# The paper's figure 7 (section 5.3) is such a study on ImageNet, by entropy and KL divergence. A function reads the two lines for us; its limits are generous, for the three endings lie far apart.
+# **Predict, then run.** There are four cases: centering or not, sharpening or not. "No sharpening" gives the teacher the student's temperature, 0.1. Centering alone should end in a uniform answer, and sharpening alone in one prototype. What happens with *neither*?
+#
+# - a: the two dangers cancel out, and the teacher tells images apart;
+# - b: it ends in one prototype for every image;
+# - c: it gives every image the same mixed answer.
 
 # %%
-def verdict(entropies):
-    of_one_image, of_the_mean = entropies[-20:].mean(axis=0)
-    if of_one_image > 0.85:
+guess = "?"  # a, b or c
+
+# %%
+runs = {("centering", "sharpening"): run_toys(),
+        ("centering", "no sharpening"): run_toys(teacher_temp=0.1),
+        ("no centering", "sharpening"): run_toys(centering=False),
+        ("no centering", "no sharpening"): run_toys(centering=False, teacher_temp=0.1)}
+
+# %%
+def draw(axis, path, title):
+    """Ten thin lines for each of the two entropies, as shares of ln 16."""
+    steps = 5 * np.arange(1, len(path) + 1)
+    for k, (color, name) in enumerate([("tab:blue", "of one image"), ("tab:orange", "of the mean")]):
+        lines = axis.plot(steps, path[..., k] / math.log(16), color=color, linewidth=0.8, alpha=0.7)
+        lines[0].set_label(name)
+    axis.axhline(math.log(8) / math.log(16), color="gray", linestyle=":", linewidth=1)
+    axis.set_title(title, fontsize=10)
+    axis.set(ylim=(-0.04, 1.06), yticks=[0, 0.5, 1])
+
+figure, axes = plt.subplots(2, 2, figsize=(9, 4.6), sharex=True, sharey=True, layout="constrained")
+for axis, (names, path) in zip(axes.flat, runs.items()):
+    draw(axis, path, ", ".join(names))
+for axis in axes[1]:
+    axis.set_xlabel("step")
+for axis in axes[:, 0]:
+    axis.set_ylabel("entropy / ln K")
+axes[0, 0].legend(fontsize=8, loc="upper right")
+plt.show()
+
+# %% [markdown]
+# The dotted line is $\ln 8$: eight images, each sure of a prototype of its own. Two lines apart: the teacher tells images apart. Two lines on top of each other: a collapse. A function reads them for all ten seeds. Its limits are ours: we set them with other seeds, where the endings lay apart.
+
+# %% tags=["nbval-ignore-output"]
+def ending(one, mean):
+    if groups_told_apart(one, mean) > 2.5:
+        return "told apart"
+    if one > 0.85 * math.log(16):
         return "uniform"
-    return "one prototype" if of_the_mean < 0.15 else "healthy"
+    return "one prototype" if one < 0.05 * math.log(16) else "mixed answer"
 
-for name, (_, entropies) in runs.items():
-    print(f"{name:29} {verdict(entropies)}")
+def endings(path):
+    """The ending of each seed, from the mean of the last 20 steps, and the groups."""
+    last = path[-4:].mean(axis=0)
+    return [ending(*pair) for pair in last], [groups_told_apart(*pair) for pair in last]
 
-# %% [markdown]
-# The healthy batch line wavers well below its dotted ceiling: points that lie close together share a prototype, and that is no illness while the lines stay apart. Centering and sharpening each prevent one collapse and, alone, invite the other. Together they balance: that is the whole trick, and no negative pairs, no second loss and no clustering are needed.
-#
-# ## 7. Break it
-#
-# Every line below is a mistake that runs without an error. Guess the verdict before you look. First the temperatures: one changed, then the two swapped.
-
-# %%
-for name, temperatures in {"as it should be": (0.1, 0.04), "teacher's raised": (0.1, 0.2),
-                           "swapped": (0.04, 0.1)}.items():
-    losses, entropies = run_toy(*temperatures)
-    of_student, of_teacher = temperatures
-    print(f"student {of_student:5}, teacher {of_teacher:5}  {name:16} {verdict(entropies):9}"
-          f" loss {losses[-20:].mean() / math.log(16):.1f} ln K")
-
+for names, path in runs.items():
+    found, groups = endings(path)
+    counts = ", ".join(f"{found.count(name)} x {name}" for name in sorted(set(found)))
+    print(f"{names[0]:12} {names[1]:13}  groups {min(groups):.1f} to {max(groups):.1f}:  {counts}")
+found, _ = endings(runs["no centering", "no sharpening"])
+most = max(set(found), key=found.count)
+settle(guess, {"a": "told apart", "b": "one prototype", "c": "the same mixed answer"},
+       {"told apart": "a", "one prototype": "b"}.get(most, "c"))
 
 # %% [markdown]
-# Swapped temperatures flatten: the student is told to be *less* sure than it is, the teacher follows, and within a hundred steps nobody says anything; the loss stands at $\ln K$. The paper warms the teacher's temperature up from 0.04 to 0.07, and the official code warns that more is unstable.
+# Each of the two, alone, leads to a collapse of its own. Without the center one prototype takes all, or two of them share the images between them. Without sharpening the shares become uniform. With neither, every image gets the same mixed answer. A rule that looks for "uniform" or "one prototype" would call this last one healthy; the gap does not.
 #
-# Now let a view predict itself. The loss *is* lower, before anything is trained, which looks like a success.
+# With both, the ten teachers tell images apart. No pairs of *different* images, no second loss and no clustering step are needed.
+#
+# There is a condition. The paper says that centering and sharpening suffice to avoid collapse *in presence of a momentum teacher* (section 3.1). So take the momentum away: with momentum 0 the teacher is a copy of the student after every step.
+#
+# **Predict, then run.** Centering and sharpening stay. Momentum is 0.
+#
+# - a: most seeds still tell images apart;
+# - b: most seeds end uniform;
+# - c: most seeds end in another collapse.
 
 # %%
-def loss_with_own_pairs(student, teacher, center, student_temp, teacher_temp):
-    q = ((teacher - center) / teacher_temp).softmax(-1).detach()
-    log_p = (student / student_temp).log_softmax(-1)
-    return torch.stack([cross_entropy(q[i], p).mean() for i in range(2) for p in log_p]).mean()
+guess = "?"  # a, b or c
 
-torch.manual_seed(1)
-noisy = torch.randn(1, 64, 8) + 1.0 * torch.randn(4, 64, 8)  # strong: the views differ much
-logits = Toy()(noisy).detach()
-honest = dino_loss(logits, logits[:2], logits[:2].mean((0, 1)))
-cheating = loss_with_own_pairs(logits, logits[:2], logits[:2].mean((0, 1)), 0.1, 0.04)
-print(f"6 honest pairs: {honest:.2f}; with the 2 of a view with itself: {cheating:.2f}")
+# %%
+copied = run_toys(momentum=0.0)
+figure, axes = plt.subplots(1, 2, figsize=(9, 2.5), sharey=True, layout="constrained")
+draw(axes[0], runs["centering", "sharpening"], "both, momentum 0.97")
+draw(axes[1], copied, "both, momentum 0")
+for axis in axes:
+    axis.set_xlabel("step")
+axes[0].set_ylabel("entropy / ln K")
+axes[0].legend(fontsize=8, loc="upper right")
+plt.show()
+
+# %% tags=["nbval-ignore-output"]
+found, groups = endings(copied)
+print(f"groups {min(groups):.1f} to {max(groups):.1f}:  "
+      + ", ".join(f"{found.count(name)} x {name}" for name in sorted(set(found))))
+letter = "a" if found.count("told apart") > 5 else "b" if found.count("uniform") > 5 else "c"
+settle(guess, {"a": "most tell images apart", "b": "most are uniform", "c": "most collapse otherwise"},
+       letter)
 
 # %% [markdown]
-# Teacher and student were the *same untrained network* here, so nothing was learned that would explain the lower loss. A view that predicts itself is right by construction; its term asks for nothing that is common to two views, and only dilutes those that do.
-#
-# Last, what a wrong center does in a single step: added instead of subtracted, it makes the favourite more of a favourite.
+# In this toy the slow teacher is needed too. These are eight points and ten small networks. The paper's own study is on ImageNet: its figure 7 shows the two collapses by entropy and KL, its table 7 a run without momentum. Notebook 07 takes out one part at a time on pictures.
 
-# %%
-center = teacher_logits.mean(dim=0)
-for name, sign in [("not used", 0), ("subtracted", -1), ("added", 1)]:
-    rows = ((teacher_logits + sign * center) / 0.04).softmax(-1)
-    of_the_mean = entropy(rows.mean(0))
-    print(f"{name:11} prototypes {rows.argmax(-1).tolist()}, entropy of the mean {of_the_mean:.2f}")
+# %% [markdown] tags=["note"]
+# **Minutes:** 20. Let everybody write down a letter before the grid runs; count hands.
+#
+# **At the grid:** go panel by panel and ask "are the two lines apart?". Only then ask where they lie. **Misconception:** "low entropy is good". Point at the lower left panel: the lowest entropy of all, and nothing learned. **Misconception:** "no centering always ends at exactly one prototype". Some seeds keep two; a single seed could have shown anything.
+#
+# The number $e^{\text{gap}}$ has a name for those who ask: the gap is the mutual information between the image and its prototype.
 
 # %% [markdown]
-# ## 8. What the teacher sees so far
+# ## 7. A real network, and your loss
 #
-# Time to use the loss on images. The moving teacher of section 6 waits for the next notebook; take the simplest one: a **frozen copy** of the untrained student. Its targets are those of a random network; the only thing to learn from it is that two views of one image belong together. The images are the course's embedded dataset, ten kinds of small creatures drawn by code; the settings are those of the preset `demo`: views of 36 and 18 pixels of 48, a few local ones instead of eight, strong jitter, for else colours are all that is learned, and no solarize, for the creatures are small and simple.
+# Now pictures. The student is a vision transformer of one block, with 256 prototypes. The images are the course's embedded dataset: ten kinds of small creatures, drawn by code. The loss and the center are yours; the views and the moving teacher are the library's. We train it twice from the same start, on the same views: once as it should be, and once with a center that stays at 0.
+#
+# Three numbers are worth a look in a real run: the loss, its floor (the teacher's entropy), and the distance between them, which is the **KL**. A fourth is the **use of prototypes**: how many of them are somebody's favourite.
 
 # %%
+from dataclasses import replace
 from dino_lib import PRESETS, BatchMultiCrop, Shapes
 from dino_lib.run.build import build_student
 from dino_lib.run.config import multicrop_settings
 
-config = PRESETS["demo"]
-images = Shapes(4000).images  # uint8 (4000, 3, 48, 48); the labels are not looked at
-crop = BatchMultiCrop(**multicrop_settings(config))  # sizes, scales and strengths of the preset
-student = build_student(config)
-teacher = make_teacher(student)
-print([tuple(view.shape) for view in crop(images[:2])])
-
-# %% [markdown]
-# Forty-five updates of 64 images with your own `dino_loss` and `update_center`: at most a minute on two idle cores. The learning rate rises over the first updates, and the gradient's norm is clipped, as in the paper's recipe.
+small = PRESETS["demo"].backbone_options | {"depth": 1}  # one block: seconds, not minutes
+config = replace(PRESETS["demo"], backbone_options=small, out_dim=256, n_local=2)
+images = Shapes(1000).images  # uint8 (1000, 3, 48, 48); the labels are not looked at
+crop = BatchMultiCrop(**multicrop_settings(config))
+print([tuple(view.shape) for view in crop(images[:32])])
 
 # %%
-STEPS = 45
-optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr)
-center, losses, floors = torch.zeros(config.out_dim), [], []
-order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-torch.manual_seed(0)
-for step in range(STEPS):
-    views = crop(images[order[64 * step : 64 * (step + 1)]])
-    with torch.no_grad():
-        targets = teacher(views[:2])  # (2, 64, 1024)
-    loss = dino_loss(student(views), targets, center)
-    optimizer.param_groups[0]["lr"] = config.lr * min(1, (step + 1) / 10)
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(student.parameters(), config.clip_grad)
-    optimizer.step()
-    floors.append(teacher_entropies(((targets - center) / 0.04).softmax(-1))[0])
-    losses.append(loss.item())
-    center = update_center(center, targets)
-
-# %% tags=["nbval-ignore-output"]
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained")
-left.plot(losses, label="loss")
-left.plot(floors, label="the teacher's entropy: the floor")
-left.axhline(math.log(config.out_dim), color="gray", linestyle=":", label="ln K: a uniform student")
-left.set(xlabel="update", ylabel="nats", ylim=(0, None))
-left.legend(fontsize=8)
-gap = np.array(losses) - np.array(floors)  # the divergence, the part that can be learned
-right.plot(gap)
-right.set(title="loss - floor = KL", xlabel="update", ylabel="nats")
-print(f"the divergence: {gap[:5].mean():.2f} nats in the first five updates, "
-      f"{gap[-5:].mean():.2f} in the last five; the largest loss {max(losses) / math.log(config.out_dim):.2f} ln K")
-assert gap.min() > 0 and gap[:5].mean() - gap[-5:].mean() > 0.1
-
+def train(centering, updates=30, batch=32):
+    """-> what each update says, and the shares of 256 images: untrained and in the end."""
+    torch.manual_seed(0)
+    student = build_student(config)
+    teacher, center, log = make_teacher(student), torch.zeros(config.out_dim), []
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1.5e-3)
+    torch.manual_seed(0)
+    probe = crop(images[-256:])[:2]
+    shares = [((teacher(probe) - center) / 0.04).softmax(-1)]
+    for step in range(updates):
+        first = batch * step % 704
+        views = crop(images[first : first + batch])
+        targets = teacher(views[:2])
+        loss = dino_loss(student(views), targets, center)
+        optimizer.param_groups[0]["lr"] = 1.5e-3 * min(1, (step + 1) / 10)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(student.parameters(), 3.0)
+        optimizer.step()
+        one, mean = two_entropies(((targets - center) / 0.04).softmax(-1))
+        log.append([loss.item(), float(one), float(mean)])
+        center = update_center(center, targets) if centering else center
+        ema_update(teacher, student, 0.96)
+    shares.append(((teacher(probe) - center) / 0.04).softmax(-1))
+    return np.array(log), shares
 
 # %% [markdown]
-# The loss begins close to $\ln K$ and moves little. What falls is the distance to the floor, the divergence: the student does learn to predict the teacher. It stays large because a random network says rather different things of two views, and much of that can't be predicted from another view. The floor rises meanwhile, while the center finds its place, and hides the progress in the loss.
-
-# %%
-from dino_lib import load_teacher
-from dino_lib.look.report import compare
-from dino_lib.run.build import open_probes
-
-stages = {
-    "untrained": build_student(config).backbone.eval(),
-    "this notebook": student.backbone.eval(),
-    "trained": load_teacher("demo"),
-}
-table, attention, clusters = compare(stages, open_probes(config, limit=400), n_pictures=7)
-attention.set_dpi(80)
-
-# %% [markdown]
-# Three networks of one shape, none of which has ever seen a label: the untrained one, which is also the frozen teacher; the student of this notebook; and the teacher of a full run of `demo`, which ships with the library. *k-NN* is the share of images whose kind is guessed right from their nearest neighbours (chance is 10%), *NMI* says how well ten clusters match the ten kinds, and *above blind* how well an attention head finds the creature.
+# **Predict, then run.** Which run has the lower loss and the lower KL after 30 updates?
 #
-# That last number needs a definition, for the middle of a picture belongs to a creature more often than a corner does, and a map that sees no picture finds some of them there. So the head's values on the patches of a picture's creature are compared with its values where the creatures of *other* pictures lie: how often are they larger? Any fixed map, a blob in the middle say, wins about as often as it loses; that is set to 0, and what the creatures' own masks reach is set to 1. The head is chosen without masks: the one whose brightest patches keep away most from the border, which the ground reaches more often than the creatures do. The last line of the table is the best of eight blind blobs, and that one is chosen with the masks in hand.
-#
-# The digits of a trained network differ between processors, so your table may differ from this one in the second digit.
-
-# %% tags=["nbval-ignore-output"]
-for name, scores in table.items():
-    knn, nmi, above_blind = scores["knn"], scores["nmi"], scores["above_blind"]
-    print(f"{name:14}  k-NN {knn:.2f}  NMI {nmi:.2f}  above blind {above_blind:.2f}")
-blobs = table["trained"]["above_blind_blobs"]
-print(f"{'blind blobs':35}  above blind {blobs:.2f}")
+# - a: the one with centering: it learns more;
+# - b: the one without: agreeing is easier there;
+# - c: there is hardly a difference so early.
 
 # %%
-attention
+guess = "?"  # a, b or c
 
 # %%
-clusters
+centred, (untrained, healthy) = train(centering=True)
+lazy, (_, collapsed) = train(centering=False)
+
+# %%
+figure, axes = plt.subplots(1, 3, figsize=(9.6, 2.7), layout="constrained")
+for name, log, color in [("centering", centred, "tab:green"), ("no centering", lazy, "tab:red")]:
+    steps = np.arange(1, len(log) + 1)
+    axes[0].plot(steps, log[:, 0], color=color, label=name)
+    axes[0].plot(steps, log[:, 1], color=color, linestyle="--", linewidth=1)
+    axes[1].plot(steps, log[:, 0] - log[:, 1], color=color)
+    axes[2].plot(steps, np.exp(log[:, 2] - log[:, 1]), color=color)
+axes[0].axhline(math.log(256), color="gray", linestyle=":")
+axes[0].set(title="loss, and its floor (dashed)", ylim=(0, None), ylabel="nats")
+axes[1].set(title="loss - floor = KL", ylim=(0, None), ylabel="nats")
+axes[2].set(title="groups told apart", ylim=(1, None))
+for axis in axes:
+    axis.set_xlabel("update")
+axes[0].legend(fontsize=8, loc="lower left")
+plt.show()
 
 # %% tags=["nbval-ignore-output"]
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-for picture in (attention, clusters):
-    canvas = FigureCanvasAgg(picture)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # (height, width, 3)
-    assert pixels.shape[1] > 600 and pixels.std() > 10, "a picture is blank"
-assert list(table) == list(stages)
-assert all(0 <= scores[key] <= 1 for scores in table.values() for key in ("knn", "nmi"))
-assert all(scores["above_blind"] <= 1 for scores in table.values())
-for key in ("knn", "nmi"):
-    print(f"{key}: {table['this notebook'][key]:.2f} here, {table['trained'][key]:.2f} trained")
-    assert table["trained"][key] > table["this notebook"][key] + 0.05
-
+kl = {name: (log[-5:, 0] - log[-5:, 1]).mean() for name, log in [("a", centred), ("b", lazy)]}
+print(f"KL of the last five updates: {kl['a']:.2f} with centering, {kl['b']:.2f} without")
+far = abs(kl["a"] - kl["b"]) > 0.1
+settle(guess, {"a": "with centering", "b": "without centering", "c": "hardly a difference"},
+       min(kl, key=kl.get) if far else "c")
 
 # %% [markdown]
-# Look at the rows; the colours count multiples of a map's own mean, so that a network without favourite places stays dark. The untrained network looks everywhere nearly alike. Against a frozen copy the attention begins to lean towards the creature before anything else happens, in about half of the pictures here and plainly in the table: what two crops share and other pictures don't is the creature rather than the clutter. The clusters are sorted a little better, by colour, but the k-NN accuracy hardly moves. The reason is the teacher: its targets are a random network's opinions, agreeing with them is all that can be learned, and it never gets better, however well it is agreed with. The trained teacher differs in that it *moves*, and in a far longer run. The next notebook tells the two apart. (Each row of the attention shows the head that was chosen without masks in that network.)
+# The run without a center looks better in the loss and in the KL. It agrees with its teacher almost perfectly, because there is almost nothing left to disagree about. **A falling KL is progress only while the groups stay apart.**
+#
+# What do the pictures say? Each bar is a prototype, and its height is how many of 512 views (two of each of 256 pictures) have it as their favourite.
+
+# %%
+figure, axes = plt.subplots(1, 3, figsize=(9.6, 2.5), sharey=True, layout="constrained")
+stages = {"untrained": untrained, "30 updates, centering": healthy, "30 updates, no centering": collapsed}
+for axis, (name, shares) in zip(axes, stages.items()):
+    counts = torch.bincount(shares.argmax(-1).flatten(), minlength=256).sort(descending=True).values
+    axis.bar(range(24), counts[:24], color="tab:red" if "no c" in name else "tab:green")
+    axis.set_title(f"{name}:\n{int((counts > 0).sum())} of 256 prototypes used", fontsize=10)
+    axis.set_xlabel("prototype, by use")
+axes[0].set_ylabel("views")
+plt.show()
+
+# %% [markdown]
+# In the run without a center almost every view has the same favourite. The healthy run uses few prototypes too, so early. Is that an illness? The library ships the history of a whole run: the teacher `demo`, with two blocks, 1,024 prototypes and 806 updates of 64 images. One seed.
+
+# %%
+import json
+from pathlib import Path
+import dino_lib
+
+history = Path(dino_lib.__file__).parent / "teachers" / "demo" / "history.jsonl"
+lines = [json.loads(line) for line in history.read_text().splitlines()]
+lines = [line for line in lines if "loss" in line]
+step, one, mean, used = (np.array([line[key] for line in lines]) for key in
+                         ["step", "teacher_entropy", "mean_entropy", "prototypes_used"])
+figure, axes = plt.subplots(1, 3, figsize=(9.6, 2.7), layout="constrained")
+axes[0].plot(step, one, color="tab:blue", label="of one image")
+axes[0].plot(step, mean, color="tab:orange", label="of the mean")
+axes[0].axhline(math.log(1024), color="gray", linestyle=":", label="ln K")
+axes[0].set(title="two entropies, nats", ylim=(0, None))
+axes[0].legend(fontsize=8, loc="lower right")
+axes[1].plot(step, [groups_told_apart(*pair) for pair in zip(one, mean)], color="tab:green")
+axes[1].set(title="groups told apart", ylim=(1, None))
+axes[2].plot(step, 1024 * used, color="tab:green")
+axes[2].set(title="prototypes used in a batch", ylim=(0, None))
+for axis in axes:
+    axis.set_xlabel("update")
+plt.show()
+for n in [10, 60, 100, 400, 800]:
+    k = int(np.argmin(abs(step - n)))
+    print(f"update {n:3}: {1024 * used[k]:3.0f} prototypes used, "
+          f"{groups_told_apart(one[k], mean[k]):.1f} groups told apart")
+
+# %% [markdown]
+# The healthy run dips as well. Around update 60 to 100 it uses about ten prototypes, and fewer than two groups are left at update 100. Then the entropies part again, and the use of prototypes climbs to the end. So a dip in the first updates is no alarm while the gap stays open. A gap that has closed is one.
 #
 # ## Summary
 #
-# - A temperature sets how sure a softmax is; the teacher's is lower than the student's, and that is sharpening.
-# - The center, a running mean of the teacher's logits, is subtracted so that no prototype is everyone's favourite.
-# - The loss is the mean cross-entropy over the 2 (V − 1) pairs of different views; yours equals the library's in value and gradient.
-# - Without sharpening the outputs become uniform, without centering one prototype takes all; the entropies of one image and of the batch's mean tell which.
-# - A loss at ln K is a student that says nothing; the teacher's entropy is the floor that the loss can't go below.
+# - A temperature sets how sure a softmax is. The teacher's is lower than the student's, and that is sharpening.
+# - The center is a running mean of the teacher's logits. It is subtracted, so that no prototype is everyone's favourite.
+# - The loss is the mean cross-entropy over the $2 (V - 1)$ pairs of different views. Yours equals the library's in value and gradient.
+# - A collapse is one answer for every image: uniform, one prototype, or the same mixed one. In all three the entropy of one image equals the entropy of the batch's mean.
+# - In the toy, centering and sharpening keep all ten seeds apart, and only beside a teacher with momentum.
+# - A low loss is no success by itself. Look at the gap.
 #
 # ## Exercises
-#
-# Each stub below returns nothing, and its check says "not done yet". Fill it in and run both cells again. Solutions: [solutions/03_loss_solutions.ipynb](solutions/03_loss_solutions.ipynb).
+
+# %% [markdown] tags=["note"]
+# **At the loss curves:** ask who would stop the green run and keep the red one. By the loss alone, everybody should. **Question for the room:** which two numbers would you log to be warned? (The two entropies.) **Misconception:** "the loss must fall". With a moving target the floor moves too.
 
 # %% [markdown]
-# **1 (easy). Where the center stands.** The teacher's batch mean is the same vector $b$ at every step, the center starts at 0 and keeps the share $m$ of itself. Write down where it stands after $n$ steps, without a loop.
+# **Exercise 8 · easy · 5 minutes · where the center stands.** The teacher's batch mean is the same vector $b$ at every step. The center starts at 0 and keeps the share $m$ of itself. Write down where it stands after $n$ steps, without a loop. What should come out: $0.1\,b$ after one step with $m = 0.9$, and nearly $b$ after many.
+#
+# <details><summary>Hint</summary>
+#
+# Look at what is still missing, $b - c$. By which factor does it shrink in one step?
+#
+# </details>
 
-# %%
+# %% tags=["stub"]
 def center_after(batch_mean, momentum, n_steps):
     """batch_mean (K,), momentum in [0, 1), n_steps >= 1 -> the center (K,)."""
-    ...
+    ### BEGIN SOLUTION
+    # what is missing shrinks by the factor m at each step: b - c_n = m^n (b - 0)
+    return (1 - momentum**n_steps) * batch_mean
+    ### END SOLUTION
 
-
-# %%
-from dino_lib.course.loss import check_center_after
-check_center_after(center_after)
-
-
-# %% [markdown]
-# **2 (easy). Two entropies.** Write the pair of numbers of section 6 for the shares of a batch: the mean entropy of the rows, and the entropy of the mean row, over both views and all images, in nats.
-
-# %%
-def two_entropies(probs):
-    """probs (2, B, K), rows sum to one -> (mean entropy of the rows, entropy of the mean row)."""
-    ...
-
-
-# %%
-from dino_lib.course.loss import check_two_entropies
-check_two_entropies(two_entropies)
-
+center_after = checks.center_after(center_after)
 
 # %% [markdown]
-# **3 (medium). The gradient on paper.** For one pair of views, derive the gradient of the batch mean of $-\sum_k q_k \ln p_k$ with respect to the student's logits $s$, where $p = \operatorname{softmax}(s/\tau_s)$. Use the logsumexp form of section 2 and mind the two divisions, by $\tau_s$ and by the rows of the batch; no autograd in the function.
+# **Exercise 9 · medium · 12 minutes · the gradient on paper.** For one pair of views, derive the gradient of the batch mean of $-\sum_k q_k \ln p_k$ with respect to the student's logits $s$, where $p = \operatorname{softmax}(s/\tau_s)$. No autograd in the function. What should come out: zero where $p = q$, and a gradient whose rows sum to zero.
+#
+# <details><summary>Hint</summary>
+#
+# Use the logsumexp form of section 2. The gradient of $\operatorname{logsumexp}(u)$ is $\operatorname{softmax}(u)$, and that of $\sum_k q_k u_k$ is $q$. Mind the two divisions: by $\tau_s$, since $u = s / \tau_s$, and by the rows of the batch.
+#
+# </details>
 
-# %%
+# %% tags=["stub"]
 def student_gradient(s, q, student_temp):
     """s (B, K) logits, q (B, K) targets -> the gradient (B, K)."""
-    ...
+    ### BEGIN SOLUTION
+    p = (s / student_temp).softmax(dim=-1)  # the gradient of logsumexp is softmax, that of q.s is q
+    return (p - q) / student_temp / len(s)
+    ### END SOLUTION
 
-
-# %%
-from dino_lib.course.loss import check_student_gradient
-check_student_gradient(student_gradient)
-
+student_gradient = checks.student_gradient(student_gradient)
 
 # %% [markdown]
-# **4 (hard). No loop over the pairs.** Write the loss with no loop over views or pairs and without `log_softmax`, by the logsumexp form: each student view needs one logsumexp and the sum of the targets that it is paired with. The check compares the value and the student's gradient, and looks for a gradient in the teacher; that there is no loop it leaves to you. (The library keeps the loop, which reads like the formula.)
+# **Exercise 10 · hard · 20 minutes · no loop over the pairs.** Write the loss with no loop over views or pairs and without `log_softmax`, by the logsumexp form. Each student view needs one logsumexp and the sum of the targets that it is paired with. What should come out: the same value and the same gradient as `dino_loss`. (The library keeps the loop, which reads like the formula.)
+#
+# <details><summary>Hint</summary>
+#
+# View 0 has the target $q_1$, view 1 has $q_0$, and each local view has the sum $q_0 + q_1$. **The classic error** is to count a local view's logsumexp once. It is in *two* pairs, so its logsumexp counts twice: as often as its row of targets sums to.
+#
+# </details>
 
-# %%
+# %% tags=["stub"]
 def fast_loss(student, teacher, center, student_temp, teacher_temp):
     """student (V, B, K), teacher (2, B, K), center (K,) -> scalar, equal to dino_loss."""
-    ...
+    ### BEGIN SOLUTION
+    u, n_views = student / student_temp, len(student)
+    q = ((teacher - center) / teacher_temp).softmax(dim=-1).detach()
+    local = q.sum(dim=0, keepdim=True).expand(n_views - 2, -1, -1)  # these predict both global ones
+    targets = torch.cat([q[1:], q[:1], local])  # (V, B, K); views 0 and 1 predict each other
+    # a row of targets sums to the number of the view's pairs, 1 or 2
+    rows = targets.sum(dim=-1) * u.logsumexp(dim=-1) - (targets * u).sum(dim=-1)
+    return rows.mean(dim=1).sum() / (2 * (n_views - 1))
+    ### END SOLUTION
 
+fast_loss = checks.fast_loss(fast_loss)
+
+# %% [markdown]
+# **Exercise 11 · easy · 10 minutes · change the run.** Choose one setting of the ten small networks and change it: `teacher_temp` (0.02 to 0.12), `momentum` (0 to 0.999), `student_temp`, `steps`, or `centering`. The cell draws your run beside the one that works. As it stands, the teacher's temperature is 0.07, the largest that the paper uses.
+#
+# **Predict, then run.** With your change, the ten teachers …
+#
+# - a: tell more groups apart;
+# - b: tell fewer groups apart, but more than one;
+# - c: collapse, most of them.
 
 # %%
-from dino_lib.course.loss import check_fast_loss
-check_fast_loss(fast_loss)
+CHANGED = {"teacher_temp": 0.07}
+guess = "?"  # a, b or c
+
+# %%
+changed = run_toys(**CHANGED)
+figure, axes = plt.subplots(1, 2, figsize=(9, 2.5), sharey=True, layout="constrained")
+draw(axes[0], runs["centering", "sharpening"], "as it was")
+draw(axes[1], changed, ", ".join(f"{name} {value}" for name, value in CHANGED.items()))
+for axis in axes:
+    axis.set_xlabel("step")
+axes[0].set_ylabel("entropy / ln K")
+axes[0].legend(fontsize=8, loc="upper right")
+plt.show()
+
+# %% tags=["nbval-ignore-output"]
+before, after = (np.median(endings(path)[1]) for path in (runs["centering", "sharpening"], changed))
+print(f"groups told apart, the median of ten seeds: {before:.1f} as it was, {after:.1f} with your change")
+letter = "c" if endings(changed)[0].count("told apart") < 5 else "a" if after > before else "b"
+settle(guess, {"a": "more groups", "b": "fewer groups, more than one", "c": "most collapse"}, letter)
+
+# %% [markdown] tags=["note"]
+# **Exercise 11** is a good last quarter of an hour in class: each pair of students takes one setting, and the results go on the board as a table. Ask: at which teacher temperature does it tip? Is it at the student's?
