@@ -23,6 +23,9 @@ from torch import nn
 
 # the pieces that a run is made of -> the module with their check, in the order of the course
 PIECES = {
+    "crop": "multicrop",
+    "saturation": "multicrop",
+    "views": "multicrop",
     "make_teacher": "teacher",
     "ema_update": "teacher",
     "cosine_schedule": "teacher",
