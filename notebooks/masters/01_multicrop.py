@@ -5,11 +5,11 @@
 #
 # DINO learns from pictures without labels. This notebook opens the course, and builds the first part of DINO: the *views* of a picture.
 #
-# **You write** eight pieces, about 60 minutes with the reading: the box of a crop, the crop, a colour change, the list of views, the pairs of the loss, and three measures. Each piece has a check. Where yours is right, the notebook runs on it; where it isn't done yet, the finished one steps in.
+# **You write** eight pieces, about two hours with the reading: the box of a crop, the crop, a colour change, the list of views, the pairs of the loss, and three measures. Each piece has a check. Where yours is right, the notebook runs on it; where it isn't done yet, the finished one steps in.
 #
 # **You need** PyTorch tensors and a little probability. Nothing is trained here.
 #
-# **Time.** The cells run for about 15 seconds on two CPU cores.
+# **Time.** The cells take about 30 seconds of one CPU core, a quarter of it for imports (measured on a busy machine). The eight pieces and the last exercise are marked with 53 minutes, besides the reading.
 #
 # Next: [02 · Backbone and head](02_head.ipynb).
 
@@ -788,7 +788,7 @@ neighbour_sheet(torch.stack([as_seen[i] for _, i in asked]),
 # %% [markdown]
 # Every crop costs something, trained or not: often the view shows only a corner of the creature. The trained teacher stays above the colour histogram throughout; the untrained network stays below it. (One trained teacher, one untrained network, 200 queries: a percent or two means nothing.)
 #
-# In the sheet, each query is a global view in changed colours. Its five nearest pictures follow, framed by their class. The untrained network finds pictures of the same tint, whatever lies in them.
+# In the sheet, each query is a global view in changed colours. Its five nearest pictures follow, framed by their class. The untrained network finds pictures of a like tint, whatever lies in them. The trained one finds the creature in the first two examples. In the third it has the palette right, and the creature wrong.
 
 # %% [markdown] tags=["note"]
 # **Teacher's note · 20 minutes.** Put the table of agreement on the screen and ask: *is the map of darkness a better network?* It agrees best and knows nothing. One number can always be won by something blind, so look for the pair of numbers that can't. At the pictures: the untrained maps are one flat colour inside the crop. That is no fault of the drawing; untrained attention is nearly even. Misconception: "attention is a segmentation". It's the weight of patches in the feature.
@@ -825,7 +825,7 @@ axis.set(xlabel="gray_p", ylabel="found by mean colour, %")
 _ = axis.legend(fontsize=8)
 
 # %% [markdown]
-# A pair is lost when one of its views is grey and the other is not; when both are grey, only the brightness is left to go by. So grey alone closes the shortcut only in part. Jitter does the rest, because it changes every channel by another amount.
+# A pair is lost when one of its views is grey and the other is not; when both are grey, only the brightness is left to go by. At the official 0.2, grey alone leaves most of the shortcut open. The rest is done by the other colour changes.
 #
 # ## Summary
 #

@@ -5,9 +5,9 @@
 #
 # [Notebook 01](01_multicrop.ipynb) resizes its crops with `F.interpolate`. Here you see what that does: crop and resize are products with two small matrices. The appendix proves it equal to torchvision and to the library, and shows what the matrices are good for.
 #
-# **You write** two pieces, about 25 minutes with the reading. **You need** notebook 01, sections 2 and 3. Nothing later depends on this appendix.
+# **You write** two pieces, about 40 minutes with the reading. **You need** notebook 01, sections 2 and 3. Nothing later depends on this appendix.
 #
-# **Time.** The cells run for about 15 seconds on two CPU cores.
+# **Time.** The cells take about 10 seconds of one CPU core, nearly all for imports. The two pieces are marked with 20 minutes.
 
 # %% tags=["setup"]
 # written by build.py

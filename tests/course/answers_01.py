@@ -238,9 +238,7 @@ WRONG = {
         "sums for products": lambda h, w, s, r: size(h + w, 1, s, r),
     },
     "crop": {
-        "columns first": lambda x, b, s: resize(
-            x[:, b[1] : b[1] + b[3], b[0] : b[0] + b[2]], s
-        ),
+        "columns first": lambda x, b, s: resize(x[:, b[1] : b[1] + b[3], b[0] : b[0] + b[2]], s),
         "ends for lengths": lambda x, b, s: resize(x[:, b[0] : b[2], b[1] : b[3]], s),
         "channels cut": lambda x, b, s: resize(x[b[0] : b[0] + b[2], b[1] : b[1] + b[3]], s),
         "corner": lambda x, b, s: resize(x[:, : b[2], : b[3]], s),
@@ -250,12 +248,8 @@ WRONG = {
             x[:, b[0] : b[0] + b[2], b[1] : b[1] + b[3]], s, mode="bilinear"
         ),
         "batch kept": lambda x, b, s: crop_narrow(x, b, s)[None],
-        "divided": lambda x, b, s: crop_in_two_steps(
-            x if x.is_floating_point() else x / 255, b, s
-        ),
-        "resized first": lambda x, b, s: resize(x, s)[
-            :, b[0] : b[0] + b[2], b[1] : b[1] + b[3]
-        ],
+        "divided": lambda x, b, s: crop_in_two_steps(x if x.is_floating_point() else x / 255, b, s),
+        "resized first": lambda x, b, s: resize(x, s)[:, b[0] : b[0] + b[2], b[1] : b[1] + b[3]],
         "no clamp": lambda x, b, s: tv.resized_crop(
             x, *b, [s, s], InterpolationMode.BICUBIC, antialias=True
         ),
@@ -280,9 +274,9 @@ WRONG = {
         "locals first": lambda x, a, b, c, n: [c(x) for _ in range(n)] + [a(x), b(x)],
         "first twice": lambda x, a, b, c, n: right_views(x, a, a, c, n),
         "n in all": lambda x, a, b, c, n: right_views(x, a, b, c, n - 2),
-        "crops of a crop": lambda x, a, b, c, n: (
-            lambda v: [v, b(x)] + [c(v) for _ in range(n)]
-        )(a(x)),
+        "crops of a crop": lambda x, a, b, c, n: (lambda v: [v, b(x)] + [c(v) for _ in range(n)])(
+            a(x)
+        ),
         "one local": lambda x, a, b, c, n: [a(x), b(x), c(x)],
         "no second": lambda x, a, b, c, n: [a(x)] + [c(x) for _ in range(n)],
         "nested": lambda x, a, b, c, n: [[a(x), b(x)], c(x)],
@@ -312,8 +306,7 @@ WRONG = {
         "no clamp": lambda a, b: sides_of(a, b)[0] * sides_of(a, b)[1] / smaller(a, b),
         "larger": lambda a, b: area_of(a, b) / max(a[2] * a[3], b[2] * b[3]),
         "first": lambda a, b: area_of(a, b) / (a[2] * a[3]),
-        "union": lambda a, b: area_of(a, b)
-        / (a[2] * a[3] + b[2] * b[3] - area_of(a, b)),
+        "union": lambda a, b: area_of(a, b) / (a[2] * a[3] + b[2] * b[3] - area_of(a, b)),
         "pixels": area_of,
         "rows alone": lambda a, b: max(sides_of(a, b)[0], 0) / min(a[2], b[2]),
         "corners": lambda a, b: shared_ranges(
@@ -345,21 +338,15 @@ WRONG = {
     "put_back": {
         "not mirrored": lambda m, b, f, s: laid(b, stretched(m, *b[2:]), s),
         "always mirrored": lambda m, b, f, s: laid(b, stretched(m.flip(-1), *b[2:]), s),
-        "upside down": lambda m, b, f, s: laid(
-            b, stretched(m.flip(0) if f else m, *b[2:]), s
-        ),
+        "upside down": lambda m, b, f, s: laid(b, stretched(m.flip(0) if f else m, *b[2:]), s),
         "whole mirrored": lambda m, b, f, s: back(laid(b, stretched(m, *b[2:]), s), f),
         "part alone": lambda m, b, f, s: stretched(back(m, f), *b[2:]),
         "corner": lambda m, b, f, s: laid((0, 0), stretched(back(m, f), *b[2:]), s),
         "all over": lambda m, b, f, s: stretched(back(m, f), s, s),
-        "nearest": lambda m, b, f, s: laid(
-            b, stretched(back(m, f), *b[2:], mode="nearest"), s
-        ),
+        "nearest": lambda m, b, f, s: laid(b, stretched(back(m, f), *b[2:], mode="nearest"), s),
         "not stretched": lambda m, b, f, s: laid(b, back(m, f), s),
         "transposed": lambda m, b, f, s: put_back_padded(m, b, f, s).T,
-        "nan around": lambda m, b, f, s: laid(
-            b, stretched(back(m, f), *b[2:]), s, float("nan")
-        ),
+        "nan around": lambda m, b, f, s: laid(b, stretched(back(m, f), *b[2:]), s, float("nan")),
         "corners aligned": lambda m, b, f, s: laid(
             b, stretched(back(m, f), *b[2:], align_corners=True), s
         ),

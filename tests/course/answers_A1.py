@@ -52,7 +52,7 @@ def matrix_padded(start, length, n_in, n_out):
 
 
 def matrix_as_list(start, length, n_in, n_out):
-    return [row.tolist() for row in matrix(start, length, n_in, n_out)]
+    return list(matrix(start, length, n_in, n_out))
 
 
 def masked_late(start, length, n_in, n_out):
@@ -78,9 +78,7 @@ WRONG = {
         "skipping": lambda *c: matrix(*c, stretch=False),
         "not divided": lambda *c: matrix(*c, divide=False),
         "masked late": masked_late,
-        "step of the line": lambda s, n, n_in, n_out: matrix(
-            s, n, n_in, n_out, step=n_in / n_out
-        ),
+        "step of the line": lambda s, n, n_in, n_out: matrix(s, n, n_in, n_out, step=n_in / n_out),
         "start forgotten": lambda s, n, n_in, n_out: matrix(0, n, n_in, n_out),
         "only the crop": lambda s, n, n_in, n_out: matrix(0, n, n, n_out),
         "twice": lambda *c: 2 * matrix(*c),
@@ -89,5 +87,5 @@ WRONG = {
 }
 EQUIVALENT = {
     "cubic": ["t <= 1", "t <= 2"],
-    "crop_matrix": [],
+    "crop_matrix": ["max(1, step)"],
 }

@@ -186,7 +186,9 @@ def _():
 def _():
     def wrong(right, start, length, n_in, n_out):
         narrow = right(start, torch.full_like(length, n_out), n_in, n_out)
-        return torch.where((length > n_out)[:, None, None], narrow, right(start, length, n_in, n_out))
+        return torch.where(
+            (length > n_out)[:, None, None], narrow, right(start, length, n_in, n_out)
+        )
 
     change("crop_matrix", wrong)
 
