@@ -138,7 +138,8 @@ def crop(yours: Callable) -> Callable:
         "bicubic weights overshoot below 0: clamp there too": of_floats(clamped(None, 1)),
         "the upper bound of a float view is 1": of_floats(clamped(0, 2)),
         "the lower bound of a float view is 0": of_floats(clamped(-1, 1)),
-        "the bounds of the clamp are exchanged: the lower one comes first": of_floats(clamped(1, 0)),
+        "the bounds of the clamp are exchanged: the lower one comes first":
+            of_floats(clamped(1, 0)),
         "a uint8 view keeps its values from 0 to 255; only float ones end at 1": clamped(0, 1),
         "the float and the uint8 images are exchanged: clamp the float views":
             lambda x, box, size: clamped(None, None)(x, box, size)

@@ -9,6 +9,7 @@ from torch import Tensor
 from dino_lib.course import one_image as finished
 from dino_lib.course.check import Case, check, on, unless
 
+
 def pairs(yours: Callable) -> Callable:
     """`yours(n_views)` -> (teacher's view, student's view) of each term of the loss, any order."""
 
@@ -153,7 +154,7 @@ def shared(yours: Callable) -> Callable:
             unless(yours, lambda f: abs(f((3, 5, 7, 4), (3, 5, 7, 4)) - 1) < 1e-5),
         "it should not matter which box comes first: in one place a stands for b, or b for a":
             unless(yours, lambda f: all(abs(f(a, b) - f(b, a)) < 1e-5 for a, b in boxes)),
-        "rows and columns are not treated alike: the tops and heights need what lefts and widths do":
+        "rows and columns are not treated alike: tops and heights need what lefts and widths do":
             unless(yours, lambda f: all(abs(f(a, b) - f(_turned(a), _turned(b))) < 1e-5
                                         for a, b in boxes)),
         "if both boxes move by the same step, nothing should change: follow the tops and lefts":

@@ -35,6 +35,7 @@ def library():
 def find(name):
     """The function or class of this name in dino_lib."""
     found = {getattr(m, name) for m in library() if name in vars(m)}
+    found = {f for f in found if not f.__module__.startswith("dino_lib.course")}  # a check
     assert len(found) == 1, f"{len(found)} things in dino_lib are called {name}"
     return found.pop()
 
