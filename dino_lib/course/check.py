@@ -42,6 +42,19 @@ def on(*inputs: Any, **named: Any) -> Case:
     return case
 
 
+def unless(yours: Any, holds: Callable[[Any], Any]) -> Any:
+    """The mistake that `yours` makes if `holds(yours)` is not true. Its hint names what should hold
+    of any right piece, such as a symmetry.
+    """
+
+    def piece(*inputs: Any, **named: Any) -> Any:
+        if holds(yours):
+            raise ValueError("not this mistake")
+        return yours(*inputs, **named)
+
+    return piece
+
+
 def check(name: str, yours: Any, finished: Any, cases: Sequence[Case],
           mistakes: Mapping[str, Any], *, tolerance: float = 1e-5,
           rule: Callable[[Any], str | None] | None = None, used: bool = True) -> Any:
@@ -227,7 +240,7 @@ def _factor(mine: list[list[Tensor]], right: list[list[Tensor]], tolerance: floa
     if not math.isfinite(factor) or not a.isfinite().all():
         return None
     same = torch.allclose(a, factor * b, rtol=0, atol=tolerance * float(a.abs().max()))
-    return factor if same and a.abs().max() > 0 else None
+    return factor if same and abs(factor - 1) > 0.01 and a.abs().max() > 0 else None
 
 
 def _in_case(number: int, mine: list) -> str:

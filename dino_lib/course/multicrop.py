@@ -5,190 +5,279 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torchvision.transforms.v2.functional import adjust_saturation, rgb_to_grayscale
+from torch import Tensor
 
-from dino_lib.course.verdict import each, verdict
+from dino_lib.course import one_image as finished
+from dino_lib.course.check import Case, check, on, unless
+from dino_lib.course.views_compared import found_by_colour, pairs, put_back, shared
 
-
-def check_crop_size(your_function: Callable) -> None:
-    """your_function(height, width, share, ratio) -> (h, w) of a crop, whole pixels."""
-    cases = [(48, 48, 0.25, 1.33), (96, 64, 0.5, 0.9), (224, 224, 0.4, 0.76), (100, 70, 0.1, 1.3)]
-
-    def sides(height, width, share, ratio, finish):
-        area = share * height * width
-        return [finish(math.sqrt(area / ratio)), finish(math.sqrt(area * ratio))]
-
-    def right(*case):
-        return sides(*case, round)
-
-    verdict(
-        "crop_size",
-        each(your_function, cases),
-        each(right, cases),
-        {
-            "height and width look exchanged: the ratio is width / height": each(
-                lambda *c: right(*c)[::-1], cases
-            ),
-            "the share looks applied to each side; it is a share of the area": each(
-                lambda h, w, s, r: [
-                    round(s * math.sqrt(h * w / r)),
-                    round(s * math.sqrt(h * w * r)),
-                ],
-                cases,
-            ),
-            "these are areas, not sides: take the square root of each": each(
-                lambda h, w, s, r: [round(s * h * w / r), round(s * h * w * r)], cases
-            ),
-            "the ratio looks used without a square root, so the area comes out wrong": each(
-                lambda h, w, s, r: [
-                    round(math.sqrt(s * h * w) / r),
-                    round(math.sqrt(s * h * w) * r),
-                ],
-                cases,
-            ),
-            "the sides are equal: the ratio is not used": each(
-                lambda h, w, s, r: sides(h, w, s, 1, round), cases
-            ),
-            "the sides look cut off, not rounded to the nearest pixel": each(
-                lambda *c: sides(*c, int), cases
-            ),
-            "the sides are not rounded to whole pixels": each(lambda *c: sides(*c, float), cases),
-        },
-    )
+__all__ = ["crop", "crop_size", "found_by_colour", "pairs", "put_back", "saturation", "shared",
+           "views"]
 
 
-def check_saturation(your_function: Callable) -> None:
-    """your_function(x, factor), x (3, H, W) in [0, 1] -> the same shape, in [0, 1]."""
+def crop_size(yours: Callable) -> Callable:
+    """`yours(height, width, share, ratio)` -> (h, w) of a box, in whole pixels."""
+
+    def sides(finish: Callable, change: Callable = lambda *case: case) -> Callable:
+        def piece(*case: float) -> tuple:
+            height, width, share, ratio = change(*case)
+            area = share * height * width
+            return finish(math.sqrt(area / ratio)), finish(math.sqrt(area * ratio))
+
+        return piece
+
+    cases = [(48, 48, 0.25, 1.33), (96, 64, 0.5, 0.9), (224, 224, 0.4, 0.76), (100, 70, 0.1, 1.3),
+             (96, 96, 1.0, 1.0), (30, 50, 0.33, 0.8)]
+    return check("crop_size", yours, finished.crop_size, [on(*case) for case in cases], {
+        "height and width are exchanged: the ratio is width / height, and the height comes first":
+            lambda *c: finished.crop_size(*c)[::-1],
+        "the share is applied to each side; it is a share of the area":
+            sides(round, lambda h, w, s, r: (h, w, s * s, r)),
+        "the root of the share is used, and then a second root: the area is share * H * W":
+            sides(round, lambda h, w, s, r: (h, w, math.sqrt(s), r)),
+        "the share is left out, so the box has the whole image's area":
+            sides(round, lambda h, w, s, r: (h, w, 1, r)),
+        "these are areas, not sides: take the square root of each":
+            lambda h, w, s, r: (round(s * h * w / r), round(s * h * w * r)),
+        "the ratio is used without a square root, so the area comes out wrong":
+            sides(round, lambda h, w, s, r: (h, w, s, r * r)),
+        "the sides are equal: the ratio is not used":
+            sides(round, lambda h, w, s, r: (h, w, s, 1)),
+        "the sides are cut off, not rounded to the nearest pixel": sides(int),
+        "the sides are rounded up, not to the nearest pixel": sides(math.ceil),
+        "the sides are not rounded to whole pixels": sides(float),
+        "the height is as large as the width: divide the area by the ratio for the height":
+            lambda *c: (finished.crop_size(*c)[1],) * 2,
+        "the width is as small as the height: multiply the area by the ratio for the width":
+            lambda *c: (finished.crop_size(*c)[0],) * 2,
+        "the area is share * H * W: a side of the image is divided by instead":
+            sides(round, lambda h, w, s, r: (h / w, 1, s, r)),
+        "the area is share * H * W: the share is divided by instead":
+            sides(round, lambda h, w, s, r: (h, w, 1 / s, r)),
+        "the image is taken as a square: use its height and its width":
+            sides(round, lambda h, w, s, r: (h, h, s, r)),
+        "the image is taken as a square, of its width: use its height and its width":
+            sides(round, lambda h, w, s, r: (w, w, s, r)),
+        "the box is too large or too small: h * w should be the share of H * W":
+            unless(yours, lambda f: abs(math.prod(f(1000, 2000, 0.5, 1.2)) / 1e6 - 1) < 0.01),
+        "the box is too high or too wide: w / h should be the ratio":
+            unless(yours, lambda f: abs(f(1000, 2000, 0.5, 1.2)[1] / f(1000, 2000, 0.5, 1.2)[0]
+                                        - 1.2) < 0.01),
+    })
+
+
+def crop(yours: Callable) -> Callable:
+    """`yours(x, box, size)`: x (C, H, W), uint8 or float in [0, 1], cut and resized."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(3, 24, 32, generator=generator)
+    grey = (torch.rand(1, 20, 20, generator=generator) * 255).to(torch.uint8)
+    inputs = [(noise, (3, 5, 12, 20), 16), (noise, (0, 0, 24, 32), 8),
+              (noise, (10, 20, 14, 12), 24), (grey, (2, 6, 15, 9), 12),
+              ((noise * 255).to(torch.uint8), (1, 2, 20, 16), 10)]
+    cases = [_unbatched(on(*of_case)) for of_case in inputs]
+
+    def resize(part: Tensor, size: int, **options: object) -> Tensor:
+        options = {"mode": "bicubic", "antialias": True} | options
+        return F.interpolate(part[None], (size, size), **options)[0]
+
+    def cut(change: Callable) -> Callable:
+        """The right resize of another part: change(top, left, h, w) -> rows, columns."""
+
+        def piece(x: Tensor, box: tuple, size: int) -> Tensor:
+            rows, columns = change(*box)
+            return _in_range(resize(x[:, rows, columns], size))
+
+        return piece
+
+    def resized(**options: object) -> Callable:
+        def piece(x: Tensor, box: tuple, size: int) -> Tensor:
+            return _in_range(resize(_part(x, box), size, **options).to(x.dtype))
+
+        return piece
+
+    def clamped(low: float | None, high: float | None) -> Callable:
+        if low is None and high is None:
+            return lambda x, box, size: resize(_part(x, box), size)
+        return lambda x, box, size: resize(_part(x, box), size).clamp(low, high)
+
+    def of_floats(change: Callable) -> Callable:
+        """change(x, box, size) for float images; the right view for the others."""
+        return lambda x, box, size: (change if x.is_floating_point() else finished.crop)(
+            x, box, size)
+
+    return check("crop", yours, finished.crop, cases, {
+        "rows come first: top and height belong to the rows, left and width to the columns":
+            cut(lambda t, le, h, w: (slice(le, le + w), slice(t, t + h))),
+        "the height and the width of the box are exchanged":
+            cut(lambda t, le, h, w: (slice(t, t + w), slice(le, le + h))),
+        "the slice ends at top + h and left + w: the box gives a length, not an end":
+            cut(lambda t, le, h, w: (slice(t, h), slice(le, w))),
+        "the rows end at top + h: the box gives a length, not an end":
+            cut(lambda t, le, h, w: (slice(t, h), slice(le, le + w))),
+        "the columns end at left + w: the box gives a length, not an end":
+            cut(lambda t, le, h, w: (slice(t, t + h), slice(le, w))),
+        "the crop begins in the corner: top and left are not used":
+            cut(lambda t, le, h, w: (slice(h), slice(w))),
+        "nothing is cut out: this is the whole image, resized":
+            cut(lambda t, le, h, w: (slice(None), slice(None))),
+        "the slice is one pixel too long: its end does not belong to it":
+            cut(lambda t, le, h, w: (slice(t, t + h + 1), slice(le, le + w + 1))),
+        "the batch's axis is still there: [0] takes it away":
+            lambda x, box, size: finished.crop(x, box, size)[None],
+        "nothing is resized: the view has size x size pixels": lambda x, box, size: _part(x, box),
+        "pixels are skipped where the crop shrinks: antialias=True averages over them":
+            resized(antialias=False),
+        "this resize is bilinear: mode='bicubic' is asked for": resized(mode="bilinear"),
+        "this resize is bilinear and skips pixels: mode='bicubic', antialias=True":
+            resized(mode="bilinear", antialias=False),
+        "this resize takes the nearest pixel: mode='bicubic', antialias=True":
+            resized(mode="nearest", antialias=False),
+        "bicubic weights overshoot: clamp the values of a float view to [0, 1]":
+            clamped(None, None),
+        "bicubic weights overshoot above 1: clamp there too": of_floats(clamped(0, None)),
+        "bicubic weights overshoot below 0: clamp there too": of_floats(clamped(None, 1)),
+        "the upper bound of a float view is 1": of_floats(clamped(0, 2)),
+        "the lower bound of a float view is 0": of_floats(clamped(-1, 1)),
+        "the bounds of the clamp are exchanged: the lower one comes first":
+            of_floats(clamped(1, 0)),
+        "a uint8 view keeps its values from 0 to 255; only float ones end at 1": clamped(0, 1),
+        "the float and the uint8 images are exchanged: clamp the float views":
+            lambda x, box, size: clamped(None, None)(x, box, size)
+            if x.is_floating_point() else clamped(0, 1)(x, box, size),
+        "a uint8 image comes out as uint8, from 0 to 255, and not divided by 255":
+            lambda x, box, size: finished.crop(x if x.is_floating_point() else x / 255, box, size),
+    }, tolerance=0.006)  # half a grey level of 255, if a float view is rounded
+
+
+def _unbatched(case: Case) -> Case:
+    """A batch of one is no view, though it holds the same numbers: it counts as 4, its axes."""
+
+    def strict(piece: Callable) -> object:
+        view = case(piece)
+        return 4 if getattr(view, "ndim", 3) == 4 else view
+
+    return strict
+
+
+def _part(x: Tensor, box: tuple) -> Tensor:
+    top, left, h, w = box
+    return x[:, top : top + h, left : left + w]
+
+
+def _in_range(x: Tensor) -> Tensor:
+    return x.clamp(0, 1) if x.is_floating_point() else x
+
+
+def saturation(yours: Callable) -> Callable:
+    """`yours(x, factor)`: x (3, H, W) in [0, 1], blended with its own grey."""
     x = torch.rand(3, 6, 7, generator=torch.Generator().manual_seed(0))
-    cases = [(x, factor) for factor in (0.0, 0.5, 1.0, 1.6)]
-    gray, mean = rgb_to_grayscale(x).expand_as(x), x.mean(0).expand_as(x)
+    cases = [on(x, factor) for factor in (0.5, 0.0, 1.0, 1.6)] + [on(x[:, :2, :5] / 2, 0.8)]
 
-    def blends(other):
-        return [torch.lerp(other, x, factor).clamp(0, 1) for _, factor in cases]
+    def blend(other: Callable, change: Callable = lambda f: f, last: Callable = _in_range):
+        return lambda x, f: last(change(f) * x + (1 - change(f)) * other(x))
 
-    verdict(
-        "saturation",
-        each(your_function, cases),
-        [adjust_saturation(x, factor) for _, factor in cases],
-        {
-            "factor and 1 - factor look exchanged: factor 1 must leave the image as it is": [
-                torch.lerp(x, gray, factor).clamp(0, 1) for _, factor in cases
-            ],
-            "the grey looks like the plain mean of the channels: green must weigh most and blue "
-            "least": blends(mean),
-            "values leave [0, 1]: clamp them": [torch.lerp(gray, x, factor) for _, factor in cases],
-            "this is contrast: blend each pixel with its own grey, not with the mean grey of the "
-            "image": blends(gray.mean().expand_as(x)),
-            "this is brightness: blend the image with its grey, not with black": blends(
-                torch.zeros_like(x)
-            ),
-        },
-    )
+    def grey(x: Tensor) -> Tensor:
+        return (x * torch.tensor(finished.GREY)[:, None, None]).sum(0)
 
+    def weighed(x: Tensor) -> Tensor:
+        """The grey with the weights that `yours` gives to red, green and blue."""
+        pure = torch.eye(3)[:, :, None] / 2  # a red, a green and a blue pixel
+        weights = 2 * torch.as_tensor(yours(pure, 0.0))[0, :, 0]
+        return (x * weights[:, None, None].to(x)).sum(0)
 
-def check_pairs(your_function: Callable) -> None:
-    """your_function(n_views) -> list of (teacher view, student view)."""
-    cases = [(2,), (3,), (6,)]
-
-    def counted(pairs, n):
-        """(n, n): how often teacher view i is paired with student view v; -1 everywhere if there
-        is no such view.
-        """
-        table = torch.zeros(n, n)
-        for i, v in pairs:
-            if not (0 <= i < n and 0 <= v < n):
-                return torch.zeros(n, n) - 1
-            table[i, v] += 1
-        return table
-
-    def tables(function):
-        lists = each(function, cases)
-        return lists and [counted(pairs, n) for pairs, (n,) in zip(lists, cases, strict=True)]
-
-    def grid(teachers, students, keep=lambda i, v: i != v):
-        return tables(lambda n: [(i, v) for i in teachers(n) for v in students(n) if keep(i, v)])
-
-    def globals_(n):
-        return range(2)
-
-    verdict(
-        "pairs",
-        tables(your_function),
-        grid(globals_, range),
-        {
-            "a view is paired with itself: there is nothing to predict in it": grid(
-                globals_, range, lambda i, v: True
-            ),
-            "local views appear as the teacher's, and the teacher sees the two global views "
-            "only": grid(range, range),
-            "global views are missing on the student's side: it sees all views": grid(
-                globals_, lambda n: range(2, n)
-            ),
-            "teacher and student look exchanged: each pair is (teacher view, student view)": grid(
-                range, globals_
-            ),
-            "(0, 1) and (1, 0) are two pairs, and one of them is missing": grid(
-                globals_, range, lambda i, v: i < v
-            ),
-            "a view has a number outside 0 .. n_views - 1": [
-                torch.zeros(n, n) - 1 for (n,) in cases
-            ],
-        },
-    )
+    r, g, b = finished.GREY
+    return check("saturation", yours, finished.saturation, cases, {
+        "factor and 1 - factor are exchanged: factor 1 must leave the image as it is":
+            blend(grey, lambda f: 1 - f),
+        "the grey is the plain mean of the channels: green must weigh most and blue least":
+            blend(lambda x: x.mean(0)),
+        "the grey is the plain sum of the channels: weigh them, so that the weights sum to 1":
+            blend(lambda x: x.sum(0)),
+        "the weights of the grey are in the wrong order: red, green, blue":
+            blend(lambda x: b * x[0] + g * x[1] + r * x[2]),
+        "values leave [0, 1]: clamp them": blend(grey, last=lambda y: y),
+        "values are above 1: clamp there too": blend(grey, last=lambda y: y.clamp(min=0)),
+        "values are below 0: clamp there too": blend(grey, last=lambda y: y.clamp(max=1)),
+        "the upper bound is 1": blend(grey, last=lambda y: y.clamp(0, 2)),
+        "the lower bound is 0": blend(grey, last=lambda y: y.clamp(-1, 1)),
+        "this is contrast: blend each pixel with its own grey, not with the mean of all":
+            blend(lambda x: grey(x).mean()),
+        "this is brightness: blend the image with its grey, not with black":
+            blend(torch.zeros_like),
+        "this is the grey image alone: blend it with the image":
+            lambda x, f: grey(x).expand_as(x),
+        "the grey is added whole: it should come with 1 - factor":
+            lambda x, f: (f * x + grey(x)).clamp(0, 1),
+        "the image stays whole: it should come with the factor":
+            lambda x, f: (x + (1 - f) * grey(x)).clamp(0, 1),
+        "the grey is subtracted: add it, with 1 - factor":
+            lambda x, f: (f * x - (1 - f) * grey(x)).clamp(0, 1),
+        "the grey comes with 1 + factor: it should come with 1 - factor":
+            lambda x, f: (f * x + (1 + f) * grey(x)).clamp(0, 1),
+        "the two weights have to sum to 1: the factor and 1 - factor":
+            lambda x, f: (f * x + (2 - f) * grey(x)).clamp(0, 1),
+        "the clamp comes too early: factors above 1 are cut, not the values":
+            blend(grey, lambda f: min(f, 1.0)),
+        "the weights of red, green and blue in the grey are 0.299, 0.587 and 0.114":
+            blend(weighed),
+    }, tolerance=3e-4)  # 0.299 or 0.2989
 
 
-def check_crop_matrix(your_function: Callable) -> None:
-    """your_function(start, length, n_in, n_out) -> (n_out, n_in) weights."""
-    cases = [(3, 9, 20, 6), (0, 5, 12, 8), (10, 10, 20, 10), (6, 14, 20, 5)]
+def views(yours: Callable) -> Callable:
+    """`yours(image, first, second, local, n_local)` -> 2 + n_local views, the global ones first."""
+    right = finished.views
+    return check("views", yours, right, [_listed(4), _listed(0), _listed(1), _listed(7)], {
+        "one local view is repeated: `local` has to be called anew for each, or all are alike":
+            lambda x, a, b, c, n: [a(x), b(x)] + [c(x)] * n,
+        "the local views come first: the teacher takes views 0 and 1, the global ones":
+            lambda *z: (lambda v: v[2:] + v[:2])(right(*z)),
+        "the two global views are exchanged: `first` makes view 0":
+            lambda x, a, b, c, n: right(x, b, a, c, n),
+        "both global views come from `first`": lambda x, a, b, c, n: right(x, a, a, c, n),
+        "both global views come from `second`": lambda x, a, b, c, n: right(x, b, b, c, n),
+        "the two global views are one and the same":
+            lambda x, a, b, c, n: (lambda v: [v, v] + [c(x) for _ in range(n)])(a(x)),
+        "n_local counts the local views alone; the two global ones come on top":
+            lambda x, a, b, c, n: right(x, a, b, c, max(n - 2, 0)),
+        "there is one local view too many: n_local of them":
+            lambda x, a, b, c, n: right(x, a, b, c, n + 1),
+        "there is one local view too few: n_local of them":
+            lambda x, a, b, c, n: right(x, a, b, c, max(n - 1, 0)),
+        "the local views come from `first`: they have a recipe of their own":
+            lambda x, a, b, c, n: [a(x), b(x)] + [a(x) for _ in range(n)],
+        "the local views come from `second`: they have a recipe of their own":
+            lambda x, a, b, c, n: [a(x), b(x)] + [b(x) for _ in range(n)],
+        "the local views are cut from a global view: every view starts from the whole image":
+            lambda x, a, b, c, n: (lambda v: [v, b(x)] + [c(v) for _ in range(n)])(a(x)),
+        "the second view is made of the first: every view starts from the whole image":
+            lambda x, a, b, c, n: (lambda v: [v, b(v)] + [c(x) for _ in range(n)])(a(x)),
+        "the global views are missing": lambda x, a, b, c, n: [c(x) for _ in range(n)],
+        "the second global view is missing":
+            lambda x, a, b, c, n: [a(x)] + [c(x) for _ in range(n)],
+        "the local views are missing": lambda x, a, b, c, n: [a(x), b(x)],
+        "`first` makes the local views, and `local` a global one":
+            lambda x, a, b, c, n: right(x, c, b, a, n),
+        "`second` makes the local views, and `local` a global one":
+            lambda x, a, b, c, n: right(x, a, c, b, n),
+    })
 
-    def formula(start, length, n_in, n_out, antialias=True, normalise=True, mask=True, corner=0.5):
-        step, pixel = length / n_out, torch.arange(n_in) + corner
-        center = start + (torch.arange(n_out)[:, None] + corner) * step
-        t = ((pixel - center) / (max(step, 1) if antialias else 1)).abs()
-        near, far = (1.5 * t - 2.5) * t * t + 1, ((-0.5 * t + 2.5) * t - 4) * t + 2
-        weight = torch.where(t < 1, near, torch.where(t < 2, far, 0.0))
-        if mask:
-            weight[:, :start] = weight[:, start + length :] = 0
-        return weight / weight.sum(1, keepdim=True) if normalise else weight
 
-    def matrices(**change):
-        return each(lambda *case: formula(*case, **change), cases)
+def _listed(n_local: int) -> Case:
+    """What each view was made of and by which call of its recipe. A view of a view counts on from
+    that view, so that one can tell it from a view of the image.
+    """
 
-    def masked_late(start, length, n_in, n_out):
-        weight = formula(start, length, n_in, n_out, mask=False)
-        weight[:, :start] = weight[:, start + length :] = 0
-        return weight
+    def case(piece: Callable) -> list[Tensor]:
+        calls = {"first": 0, "second": 0, "local": 0}
 
-    def right(start, length, n_in, n_out):
-        # torch's own resize, of the rows of an identity matrix: they come out as the weights
-        rows = torch.eye(n_in)[None, None, start : start + length]
-        return F.interpolate(rows, (n_out, n_in), mode="bicubic", antialias=True)[0, 0]
+        def recipe(name: str, code: float) -> Callable:
+            def make(x: Tensor) -> Tensor:
+                calls[name] += 1
+                return torch.tensor([code, x.flatten()[0].item() + code, calls[name]])
 
-    yours = each(your_function, cases)
-    if any(
-        torch.is_tensor(m) and m.ndim == 2 and (m.isnan() | (m == 0)).all(1).any()
-        for m in yours or []
-    ):
-        return print(
-            "wrong: a row is all zero: are the centres inside start ... start + length?"
-        )  # 0 / 0 is NaN
-    verdict(
-        "crop_matrix",
-        yours,
-        each(right, cases),
-        {
-            "the kernel looks beyond the crop: pixels outside start .. start + length must weigh "
-            "nothing": matrices(mask=False),
-            "the kernel is not stretched where the crop shrinks, so pixels are skipped": matrices(
-                antialias=False
-            ),
-            "the rows do not sum to 1: divide by their sum after masking": matrices(
-                normalise=False
-            ),
-            "a row does not sum to 1: mask first, then divide": each(masked_late, cases),
-            "the crop begins at pixel 0, so `start` seems unused": each(
-                lambda start, *rest: formula(0, *rest), cases
-            ),
-            "the centre of pixel i lies at i + 0.5, not at i": matrices(corner=0.0),
-        },
-    )
+            return make
+
+        makers = recipe("first", 1.0), recipe("second", 2.0), recipe("local", 3.0)
+        return list(piece(torch.full((3, 8, 8), 0.5), *makers, n_local))
+
+    return case

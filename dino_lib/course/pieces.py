@@ -25,6 +25,9 @@ from torch import nn
 
 # the pieces that a run is made of -> the module with their check, in the order of the course
 PIECES = {
+    "crop": "multicrop",
+    "saturation": "multicrop",
+    "views": "multicrop",
     "cross_entropy": "loss",
     "update_center": "loss",
     "view_pairs": "loss",

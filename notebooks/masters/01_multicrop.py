@@ -3,93 +3,111 @@
 #
 # <!-- badge -->
 #
-# DINO learns from images without labels. Its only lesson is this: *two different views of one picture should be described
-# alike*. So the way in which views are made decides what the network can learn at all, and that is where the course begins.
+# DINO learns from pictures without labels. This notebook opens the course, and builds the first part of DINO: the *views* of a picture.
 #
-# **What you will build.** Random resized crops, written by hand from four random numbers; the resize itself as a product
-# with two small matrices; the colour operations; the whole multi-crop recipe as one list comprehension; and views that
-# come out the same on every machine. Each piece is proved equal to the finished one in `dino_lib`.
+# **You write** eight pieces, about two hours with the reading: the box of a crop, the crop, a colour change, the list of views, the pairs of the loss, and three measures. Each piece has a check. Where yours is right, the notebook runs on it; where it isn't done yet, the finished one steps in.
 #
-# **What you need.** PyTorch tensors and a little probability. No training happens here.
+# **You need** PyTorch tensors and a little probability. Nothing is trained here.
 #
-# **Time.** The cells run for about a minute on two CPU cores (an estimate: they were timed on a shared machine); on a T4
-# or a larger GPU it should be much the same (an estimate), since there is hardly anything to compute. Reading takes about
-# an hour.
+# **Time.** The cells take about 30 seconds of one CPU core, a quarter of it for imports (measured on a busy machine). The eight pieces and the last exercise are marked with 53 minutes, besides the reading.
 #
-# This is the first notebook. Next: [02 · Backbone and head](02_head.ipynb).
+# Next: [02 · Backbone and head](02_head.ipynb).
 
 # %% tags=["setup"]
 # written by build.py
 
 # %% [markdown]
-# We import the finished code from `dino_lib` only to compare with it, and to draw. Everything else is plain PyTorch and
-# torchvision. Since pictures can't be compared each time a notebook is tested, every figure goes through `drawn`, which
-# draws it and insists that it is not blank.
+# ## The course on one screen
+#
+# Here are five drawn creatures and four photographs. Below each is a map of where a network looks that DINO has trained. Nobody ever told it what is in a picture, or where. At the bottom is the same network before training.
 
 # %% tags=["equality"]
 import math
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+import torch.nn.functional as F
 from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional as tv
 
-from dino_lib import BatchMultiCrop, MultiCrop, Shapes
+from dino_lib import PRESETS, BatchMultiCrop, MultiCrop, Shapes
 from dino_lib.augment import IMAGENET
 from dino_lib.course import multicrop as checks
+from dino_lib.course.prediction import settle
 from dino_lib.data.batch_views import crop_boxes, view_uniforms
 from dino_lib.look.pictures import show_images, show_views, to_image
-from dino_lib.look.style import CMAP
 
-def drawn(figure):
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())  # (height, width, 4)
-    assert pixels.shape[1] > 600 and pixels[..., :3].std() > 5
-    return figure
-
-
-# %% [markdown]
-# The course brings a small dataset of its own, drawn by code, so that nothing needs to be downloaded: ten kinds of
-# creatures, each with a palette, a texture and an outline, that lie anywhere in a clutter of all colours. Here are ten
-# pictures, 96 pixels wide.
-
-# %% tags=["equality"]
 pictures = Shapes(10, seed=34, size=96)
 image = pictures.images[2]  # uint8 (3, 96, 96): a bee
-print(tuple(pictures.images.shape), pictures.images.dtype)
-print(" ".join(pictures.classes))
-drawn(show_images(pictures.images))
+
+# %% tags=["nbval-ignore-output"]
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from PIL import Image
+
+import dino_lib
+from dino_lib import choose_head, cls_attention, extract_features, load_teacher
+from dino_lib.look.maps import attention_sheet
+from dino_lib.run.build import build_student
+
+folder = Path(dino_lib.__file__).parent / "data" / "photos"
+photographs = [Image.open(folder / f"{name}.jpg").convert("RGB").resize((128, 128))
+               for name in ("leopards", "motorbikes", "helicopter", "llama")]
+creatures = [pictures[i][0] for i in (0, 2, 3, 4, 7)]
+rows = {"trained": [], "untrained": []}
+for preset, teacher, head, shown in [("demo", "demo", 5, creatures), ("laptop", "photos", 4, photographs)]:
+    trained = load_teacher(teacher)
+    x = torch.stack([trained.transform(picture) for picture in shown])
+    rows["trained"] += cls_attention(trained.model, x)[:, head]
+    rows["untrained"] += cls_attention(build_student(PRESETS[preset]).backbone.eval(), x)[:, head]
+attention_sheet([tv.pil_to_tensor(picture) for picture in creatures + photographs], rows)
+
+# %% [markdown]
+# The network is a *vision transformer* (ViT). It cuts a picture into patches and turns each patch into a *token*, a list of numbers. From all tokens it makes one list of numbers for the whole picture, the *feature*. *Attention* says how much each token contributes to the feature: black is nothing, bright is three times the mean or more. A network has several such maps, made by its *attention heads*. We show one head for the creatures and one for the photographs, and we chose the second by eye. It follows the leopard and misses the llama: that network is small and was trained for an hour. How is it trained?
+#
+# ![One step of DINO](../figures/architecture.png)
+#
+# There are two networks of the same shape. Both see *views* of one picture: random crops with changed colours. The **student** must give, for each view, the answer that the **teacher** gives for another view of the same picture. Only the student learns by gradient. The teacher is a slow average of the student's past weights.
+#
+# **Why is it not enough to agree?** A network that gives the same answer for every picture always agrees with itself, and knows nothing. That is *collapse*. The methods before DINO, in one line each:
+#
+# - **SimCLR** pushes views of different pictures apart, and needs many pictures in a batch for it.
+# - **BYOL** has a slow teacher too. A small extra network, on the student alone, has to predict the teacher's feature.
+# - **SwAV** sorts the views of a batch into clusters of equal size. Multi-crop comes from SwAV.
+# - **DINO** changes the teacher's answer in two ways. *Centering* subtracts its running mean, so no single answer can win for every picture. *Sharpening* makes it decided, so the answer can't be "everything equally" either. Notebooks 03 and 07 take them out, one at a time.
+#
+# **Why distributions, and not a distance between features?** DINO's answer is a probability distribution over $K$ outputs, like that of a classifier whose classes nobody has named. One can see in a distribution how decided it is, and over many pictures how evenly the outputs are used. Centering and sharpening act on just that. In a bare distance there is nothing of the kind to steer: every constant makes it 0.
+#
+# The course: views (01), network and head (02), loss (03), teacher (04), a whole run (05), what it sees (06), what breaks it (07). Each notebook proves its pieces equal to those of `dino_lib`, the finished library.
+
+# %% [markdown] tags=["note"]
+# **Teacher's note · 10 minutes.** Show the sheet first and say nothing for half a minute. Then ask: *what would the network have to know to light up there?* Expect "someone drew masks". No: no mask, no label. The common misconception is that the teacher is a person or a larger network. It's the student's own past. Be open about the llama: on photographs a four-block network is right in part.
 
 # %% [markdown]
 # ## 1. Why views at all
 #
-# Suppose you must describe a picture with 128 numbers, and all that you are asked is that a second description, made from
-# *another part* of the same picture, agrees with it. The colour of one corner won't do: the other part doesn't show that
-# corner. Brightness won't do if someone changes it at random in between. What survives is what both parts have in common,
-# and often that is the bee.
+# Suppose you must sum up a picture in 128 numbers. All you are asked is that the same numbers come out for *another part* of the same picture. The colour of one corner won't do, because the other part doesn't show that corner. Brightness won't do if someone changes it at random in between. What is left is what both parts have in common. Often that is the bee.
 #
-# The paper (Caron et al. 2021, [arXiv 2104.14294](https://arxiv.org/abs/2104.14294), section 3.1) takes its views from an
-# earlier method, SwAV: two *global* views that show most of the picture, and several small *local* views. Small views are
-# cheap, and they set the better task: from a few
-# stripes, say what the whole is.
+# The paper (Caron et al. 2021, [arXiv 2104.14294](https://arxiv.org/abs/2104.14294), section 3.1) uses two large *global* views, which show most of the picture, and several small *local* views. The teacher sees the global ones only. So the student has to say from a few stripes what the whole is.
 #
-# How cheap? A ViT with patches of 16 pixels cuts a 224-pixel view into 14 × 14 tokens, and a 96-pixel view into 6 × 6.
-# The official code takes eight local views; we shall vary the number.
+# Small views are also cheap. A ViT with patches of 16 pixels cuts a 224-pixel view into 14 × 14 tokens, and a 96-pixel view into 6 × 6. The official code takes two global and eight local views.
 
 # %%
 tokens = {"global": (224 // 16) ** 2, "local": (96 // 16) ** 2}
 multi_crop = 2 * tokens["global"] + 8 * tokens["local"]
-all_large = 10 * tokens["global"]
-print(tokens, "| ten views:", multi_crop, "tokens; ten large ones would be", all_large)
+print(f"2 global and 8 local views: {multi_crop} tokens; 10 global views: {10 * tokens['global']}")
 
 # %% [markdown]
-# ## 2. A crop, by hand
+# Our pictures are drawn by code, so nothing has to be downloaded. There are ten kinds of creatures. Each has a palette, a texture and an outline, and lies anywhere in a clutter of all colours.
+
+# %%
+show_images(pictures.images, titles=pictures.classes)
+
+# %% [markdown]
+# ## 2. The box of a crop
 #
-# To crop is to slice. Rows come first, then columns; a box is written as (top, left, height, width).
+# To crop is to slice: rows first, then columns. We write a box as (top, left, height, width).
 
 # %%
 x = torch.arange(36).view(6, 6)
@@ -97,186 +115,123 @@ top, left, h, w = 1, 2, 3, 4
 print(x[top : top + h, left : left + w])
 
 # %% [markdown]
-# A *random resized crop* draws two things: the share $s$ of the image's area that the box covers, and its ratio $r$ of
-# width to height. From these the sides follow. With $H$ and $W$ the image's height and width, the box's area is
-# $A = s\,H\,W$, and
+# A *random resized crop* draws two numbers: the share $s$ of the image's area that the box covers, and its ratio $r$ of width to height. With $H$ and $W$ for the image's height and width, the box has the area $A = s\,H\,W$, and
 #
 # $$w = \sqrt{A\,r}, \qquad h = \sqrt{A / r},$$
 #
 # because then $w \cdot h = A$ and $w / h = r$. In numbers: a quarter of a 48-pixel image, a third wider than high.
 
 # %%
-height = width = 48
-share, ratio = 0.25, 4 / 3
-area = share * height * width
+area, ratio = 0.25 * 48 * 48, 4 / 3
 w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
 print(f"area {area:.0f} pixels: width {w:.1f}, height {h:.1f}; w * h = {w * h:.0f}, w / h = {w / h:.2f}")
 
+# %% [markdown]
+# **Your turn 1 · easy · 4 minutes · the sides of a box.** Write `crop_size`: from an image's height and width, a share of its area and a ratio (width / height), the box's height and width. What should come out: two whole numbers, rounded to the nearest, the height first. `crop_size(48, 48, 0.25, 4 / 3)` is (21, 28).
+#
+# <details><summary>Hint</summary>
+#
+# Work out the area first. `math.sqrt` takes the root, and `round` gives a whole number.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def crop_size(height, width, share, ratio):
+    """(h, w) of a box in whole pixels."""
+    ### BEGIN SOLUTION
+    area = share * height * width
+    return round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+    ### END SOLUTION
+
+crop_size = checks.crop_size(crop_size)
 
 # %% [markdown]
-# The share is uniform between two bounds, the *scale* of the view. The ratio lies between 3/4 and 4/3, and it is its
-# *logarithm* that is uniform: so "a third wider" and "a third higher" are equally likely. A plain uniform draw would
-# favour wide boxes: the middle of that range is 1.04, and more than half of it lies above 1.
+# The share is uniform between two bounds, the *scale* of the view. The ratio lies between 3/4 and 4/3, and its *logarithm* is uniform. So "a third wider" and "a third higher" are equally likely.
 #
-# A box may turn out larger than the image: a share near 1 with a ratio away from 1. Then one simply draws again, ten times
-# at most, and in the end takes the largest box that fits; on a square image that is all of it.
+# A box may be larger than the image: a share near 1 with a ratio away from 1. Then we draw again, ten times at most. After that we take the whole image.
 #
-# We write the function so that its random numbers are *handed in*: ten pairs for the tries and one pair for the place, all
-# uniform in [0, 1). Later this is what makes views reproducible.
+# We *hand in* the random numbers, all uniform in [0, 1): ten pairs for the tries, and one pair for the place. Section 6 shows what that is good for.
 
 # %% tags=["equality"]
 def random_box(tries, corner, height, width, scale):
-    """(top, left, h, w) on a square image, from 10 pairs of uniforms for the tries and one pair for the place."""
+    """(top, left, h, w) on a square image, from 20 uniforms for the tries and 2 for the place."""
     low, high = math.log(3 / 4), math.log(4 / 3)
     for for_area, for_ratio in tries.view(-1, 2).tolist():
-        area = height * width * (scale[0] + (scale[1] - scale[0]) * for_area)
-        ratio = math.exp(low + (high - low) * for_ratio)
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        share = scale[0] + (scale[1] - scale[0]) * for_area
+        h, w = crop_size(height, width, share, math.exp(low + (high - low) * for_ratio))
         if w <= width and h <= height:
             return int(corner[0] * (height - h + 1)), int(corner[1] * (width - w + 1)), h, w
     return 0, 0, height, width
 
 
 # %% [markdown]
-# **Equal?** `dino_lib.data.batch_views.crop_boxes` computes the boxes of a whole batch at once, without a loop. Fed with the same
-# numbers it must give the same boxes, for global and for local scales.
+# **Equal?** `crop_boxes` of the library works out the boxes of a whole batch, without a loop. From the same numbers it has to give the same boxes.
 
 # %% tags=["equality"]
 torch.manual_seed(1)
 tries, corner = torch.rand(200, 20), torch.rand(200, 2)
 for scale in [(0.4, 1.0), (0.1, 0.4)]:
     mine = [random_box(t, c, 96, 96, scale) for t, c in zip(tries, corner, strict=True)]
-    torch.testing.assert_close(torch.tensor(mine).float(), crop_boxes(tries, corner, (96, 96), scale))
-print("200 global and 200 local boxes agree")
+    off = (torch.tensor(mine) - crop_boxes(tries, corner, (96, 96), scale)).abs().max().item()
+    print(f"scale {scale}: largest difference over 200 boxes {off:.0f} pixels")
+    assert off == 0
 
 # %% [markdown]
-# Drawn on the bee: three global boxes (scale 0.4 to 1) on the left and three local ones (0.1 to 0.4) on the right. Any
-# two global boxes overlap a good deal, while local ones can lie far apart. The paper says only that global views show,
-# for example, more than half of the image and local ones less (section 3.1); the bound of 0.4 is the official code's.
+# Three global boxes (scale 0.4 to 1) on the left, three local ones (0.1 to 0.4) on the right. The global boxes overlap a good deal. The bound of 0.4 is the official code's.
 
 # %%
-figure = Figure(figsize=(10, 5), layout="constrained", dpi=80)
-for axis, scale in zip(figure.subplots(1, 2), [(0.4, 1.0), (0.1, 0.4)], strict=True):
+def draw_boxes(axis, image, boxes, title):
     axis.imshow(to_image(image))
-    boxes = crop_boxes(tries, corner, (96, 96), scale)[16:19].tolist()
-    for (top, left, h, w), color in zip(boxes, ["white", "yellow", "magenta"], strict=True):
-        axis.add_patch(Rectangle((left - 0.5, top - 0.5), w, h, fill=False, color=color, linewidth=2))
-    axis.set_title(f"scale {scale[0]} to {scale[1]}", fontsize=10)
+    for (top, left, h, w), color in zip(boxes, ["white", "yellow", "magenta"]):
+        axis.add_patch(plt.Rectangle((left - 0.5, top - 0.5), w, h, fill=False, color=color, linewidth=2))
+    axis.set_title(title, fontsize=10)
     axis.set_axis_off()
-drawn(figure)
+
+figure, axes = plt.subplots(1, 2, figsize=(8, 4), layout="constrained", dpi=80)
+for axis, scale in zip(axes, [(0.4, 1.0), (0.1, 0.4)]):
+    boxes = [random_box(t, c, 96, 96, scale) for t, c in zip(tries[16:19], corner[16:19])]
+    draw_boxes(axis, image, boxes, f"scale {scale[0]} to {scale[1]}")
 
 # %% [markdown]
-# ## 3. A resize is a matrix
+# ## 3. Crop and resize
 #
-# A crop of 30 × 41 pixels must become a view of 48 × 48. Every new pixel is a weighted mean of old ones nearby, and weights
-# in a table are a matrix. Take one row of four pixels, and halve it: the plainest matrix averages neighbours.
-
-# %% tags=["equality"]
-row = torch.tensor([0.0, 10.0, 20.0, 30.0])
-halve = torch.tensor([[0.5, 0.5, 0, 0],
-                      [0, 0, 0.5, 0.5]])  # (2 new pixels, 4 old ones)
-print(halve @ row)
-
-
-# %% [markdown]
-# Which weights are good ones? The paper's code uses *bicubic* ones. The weight of an old pixel depends only on its distance
-# $t$ from the new pixel's centre, measured in pixels:
-#
-# $$k(t) = \begin{cases} 1.5\,|t|^3 - 2.5\,|t|^2 + 1 & |t| < 1\\ -0.5\,|t|^3 + 2.5\,|t|^2 - 4\,|t| + 2 & 1 \le |t| < 2\\
-# 0 & \text{else}\end{cases}$$
-#
-# It is 1 at distance 0, it is 0 at every other whole distance (so a resize to the same size changes nothing), and it is
-# slightly negative beyond 1, which keeps edges crisp.
-
-# %% tags=["equality"]
-def cubic(t):
-    t = t.abs()
-    near, far = 1.5 * t**3 - 2.5 * t**2 + 1, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
-    return torch.where(t < 1, near, torch.where(t < 2, far, 0.0))
-
-print(cubic(torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0])))
-
-
-# %% [markdown]
-# Now the table of distances. Pixel $j$ occupies the stretch from $j$ to $j + 1$, so its centre is $j + 0.5$. One new pixel
-# covers `step` old ones, and the centre of new pixel $i$ is $(i + 0.5)\cdot$ `step`. When the image shrinks (`step` above 1)
-# the kernel is stretched by the same factor, so that it averages over everything it covers and skips nothing: that is
-# what *antialias* means. At the borders the kernel sticks out of the image, hence the division by the row's sum.
-
-# %% tags=["equality"]
-def resize_matrix(n_in, n_out):
-    """Weights (n_out, n_in) that resize a line of n_in pixels to n_out."""
-    step = n_in / n_out
-    centers = (torch.arange(n_out) + 0.5) * step
-    pixels = torch.arange(n_in) + 0.5
-    weights = cubic((pixels - centers[:, None]) / max(step, 1))
-    return weights / weights.sum(1, keepdim=True)
-
-print(resize_matrix(4, 2).numpy().round(2), resize_matrix(4, 2) @ row)
-
-
-# %% [markdown]
-# A picture has rows and columns, so it takes two matrices: with $x$ the crop ($h \times w$), $R$ the matrix for its rows
-# ($\text{size} \times h$) and $C$ the one for its columns ($\text{size} \times w$), the view is
-#
-# $$\text{view} = R\,x\,C^\top .$$
-#
-# That is the whole of crop-and-resize. The clamp catches the small overshoots of the negative weights.
-
-# %% tags=["equality"]
-def crop_resize(x, box, size):
-    """x (C, H, W) in [0, 1], box (top, left, h, w) -> (C, size, size)."""
-    top, left, h, w = box
-    crop = x[:, top : top + h, left : left + w]
-    return (resize_matrix(h, size) @ crop @ resize_matrix(w, size).T).clamp(0, 1)
-
-x = image / 255
-box = (36, 34, 30, 41)
-view = crop_resize(x, box, 48)
-print(tuple(x.shape), "->", tuple(view.shape))
-
-# %% [markdown]
-# **Equal?** First against torchvision, for several sizes, with shrinking and with enlarging.
-
-# %% tags=["equality"]
-for size in (16, 24, 48, 96):
-    theirs = F.resized_crop(x, *box, [size, size], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
-    torch.testing.assert_close(crop_resize(x, box, size), theirs, rtol=0, atol=1e-4)
-print("crop_resize is torchvision's resized_crop")
-
-# %% [markdown]
-# What the matrices look like: a diagonal band. Enlarging makes a steep band with many rows, shrinking a flat one in which
-# every row spreads over several old pixels. Each
-# of its weights is small, so the second panel has a colour range of its own. Then the source with its box, and the view
-# that comes out.
+# All global views of a batch need one size, and all local ones too. So each crop is resized. A new pixel is a weighted mean of old pixels near it. DINO uses *bicubic* weights, which keep edges crisp and for that are slightly negative in places. So a value can come out below 0 or above 1. Where a crop shrinks, each mean has to reach over all the pixels that the new one covers. That is *antialiasing*. The [appendix on resampling](A1_resampling.ipynb) derives the weights, and shows that a resize is two small matrix products.
 
 # %%
-figure = Figure(figsize=(12, 3.2), layout="constrained", dpi=80)
-axes = figure.subplots(1, 4)
-for axis, n_in, n_out, most in [(axes[0], 30, 48, 1), (axes[1], 48, 12, 0.3)]:
-    axis.imshow(resize_matrix(n_in, n_out), cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
-    axis.set_title(f"{n_in} pixels to {n_out}, colours ±{most}", fontsize=10)
-top, left, h, w = box
-axes[2].imshow(to_image(image))
-axes[2].add_patch(Rectangle((left - 0.5, top - 0.5), w, h, fill=False, color="white", linewidth=2))
-axes[2].set_title("the source and its box", fontsize=10)
-axes[3].imshow(to_image(view))
-axes[3].set_title("the view, R x C^T", fontsize=10)
-drawn(figure)
+line = torch.tensor([0.0, 0, 0, 1, 1, 1, 0, 1])[None, None, None]  # a picture of one row
+wide = F.interpolate(line, (1, 16), mode="bicubic", antialias=True).flatten()
+print("8 pixels to 16: from", f"{wide.min():.2f} to {wide.max():.2f}")
 
 # %% [markdown]
-# **Why bother with matrices?** Because a batch of them is one call of `torch.bmm`. In a data loader each image is cropped
-# by itself, in Python, and on small images that can cost more than the network does. `dino_lib.BatchMultiCrop` makes the
-# views of a whole batch at once; on a GPU it crops and resizes by products with small matrices, as you have just done.
-# (On a CPU it calls torch's own resize for whole numbers, crop by crop, which is faster there.)
+# **Your turn 2 · medium · 8 minutes · the crop.** Write `crop`: cut the box out of an image, and resize it to size × size pixels. The image is a tensor (channels, height, width), either float with values in [0, 1] or uint8 with values up to 255. What should come out: a tensor (channels, size, size) of the same kind. Float values stay in [0, 1].
 #
-# **Equal?** It takes one row of uniforms per image, here 144: 36 for each of the four views. Of these 20 are for the
-# tries, 2 for the corner, 1 for the flip, and 13 for the colours of section 4: jitter or not, the order of its four parts
-# (4), their strengths (4), grey or not, blur or not, how much blur, solarize or not. With all colour settings at 0 only
-# the first 23 count. A flip is a mirrored column order. Like PIL the library rounds to whole grey levels, so the two agree
-# to a level or two of the 255.
+# <details><summary>Hint</summary>
+#
+# `F.interpolate(batch, (size, size), mode="bicubic", antialias=True)` wants a batch: `x[None]` adds the axis, `[0]` takes it away again. It rounds and clamps uint8 by itself; floats you clamp. `x.is_floating_point()` tells the two apart.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def crop(x, box, size):
+    """x (C, H, W), box (top, left, h, w) -> (C, size, size)."""
+    ### BEGIN SOLUTION
+    top, left, h, w = box
+    part = x[None, :, top : top + h, left : left + w]
+    view = F.interpolate(part, (size, size), mode="bicubic", antialias=True)[0]
+    return view.clamp(0, 1) if x.is_floating_point() else view
+    ### END SOLUTION
+
+crop = checks.crop(crop)
+
+# %% [markdown]
+# **Equal?** First to torchvision, for several sizes. Then to `dino_lib.BatchMultiCrop`, which makes the views of a whole batch from one row of uniforms a picture. Here a row has 144 numbers, 36 a view: 20 for the tries, 2 for the corner, 1 for the flip (a mirrored view), and 13 for the colours of section 4. With all colour settings at 0 only the first 23 count. The library rounds to whole grey levels, as image files do, so the two may differ by a level or two of 255.
 
 # %% tags=["equality"]
+x, box = image / 255, (36, 34, 30, 41)
+for size in (16, 24, 48, 96):
+    theirs = tv.resized_crop(x, *box, [size, size], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+    torch.testing.assert_close(crop(x, box, size), theirs, rtol=0, atol=2.5 / 255)
+
 no_colour = dict(color_jitter=(0, 0, 0, 0), gray_p=0, blur_p=(0, 0, 0), solarize_p=0,
                  mean=(0, 0, 0), std=(1, 1, 1))
 batch_crop = BatchMultiCrop(64, 32, n_local=2, local_scale=(0.1, 0.4), **no_colour)
@@ -284,82 +239,84 @@ uniforms = view_uniforms(seed=0, epoch=0, indices=range(10), n=batch_crop.n_unif
 batch_views = batch_crop(pictures.images, uniforms=uniforms)
 print([tuple(v.shape) for v in batch_views], "from uniforms", tuple(uniforms.shape))
 
-sizes, scales = [64, 64, 32, 32], [(0.4, 1.0)] * 2 + [(0.1, 0.4)] * 2
-for views, numbers, size, scale in zip(batch_views, uniforms.chunk(4, dim=1), sizes, scales, strict=True):
-    for picture, u, theirs in zip(pictures.images, numbers, views, strict=True):
-        mine = crop_resize(picture / 255, random_box(u[:20], u[20:22], 96, 96, scale), size)
+sizes, scales, largest = [64, 64, 32, 32], [(0.4, 1.0)] * 2 + [(0.1, 0.4)] * 2, 0
+for of_view, numbers, size, scale in zip(batch_views, uniforms.chunk(4, dim=1), sizes, scales, strict=True):
+    for picture, u, theirs in zip(pictures.images, numbers, of_view, strict=True):
+        mine = crop(picture / 255, random_box(u[:20], u[20:22], 96, 96, scale), size)
         mine = mine.flip(-1) if u[22] < 0.5 else mine
         torch.testing.assert_close(mine, theirs, rtol=0, atol=2.5 / 255)
-print("40 views agree")
+        largest = max(largest, 255 * (mine - theirs).abs().max().item())
+print(f"40 views; at most {largest:.0f} grey level of 255 apart")
 
+# %% [markdown] tags=["note"]
+# **Teacher's note · 20 minutes for sections 2 and 3.** Ask before "Your turn 1": *what does a share of a quarter do to the sides?* Many say they shrink to a quarter; they halve. Two mistakes come up in `crop`: `x[top:h]` (a length taken for an end), and a missing `antialias=True`, which shows only where a crop shrinks. Leave out the appendix in class. It's for those who ask where the negative weights come from.
 
 # %% [markdown]
 # ## 4. Colour: what must not matter
 #
-# Light changes and cameras differ, and neither makes a bee less of a bee. So every view also gets a random change of
-# colour, which the description has to survive. Three of the four parts of *colour jitter* have the same form: mix the image
-# $x$ with a duller image $y$, with a factor $f$ drawn near 1,
+# Light changes, cameras differ, and a bee stays a bee. So each view also gets a random change of colour, which the feature has to survive. Three of the four parts of *colour jitter* have one form. They mix the image $x$ with a duller image $y$, with a factor $f$ drawn near 1:
 #
 # $$\text{blend}(x, y, f) = f\,x + (1 - f)\,y .$$
 #
-# Here $y$ is black for **brightness**, the mean grey of the image for **contrast**, and the image's own grey version for
-# **saturation**. A factor of 1 changes nothing, below 1 is duller, above 1 is more vivid. One pixel by hand:
+# For **brightness**, $y$ is black. For **contrast** it is the mean grey of the image, and for **saturation** the image's own grey version. A factor of 1 changes nothing, one below 1 makes duller, one above 1 more vivid. One pixel by hand:
+
+# %%
+red, green, blue = 0.8, 0.4, 0.2
+grey = 0.2989 * red + 0.587 * green + 0.114 * blue  # the eye weighs green most and blue least
+print(f"its grey is {grey:.3f}; half as saturated:", [round(0.5 * c + 0.5 * grey, 3) for c in (red, green, blue)])
+
+# %% [markdown]
+# **Your turn 3 · easy · 5 minutes · saturation.** Write `saturation`: blend an image with its own grey version. The image is a float tensor (3, height, width) with values in [0, 1]. What should come out: a tensor of the same shape, with values in [0, 1]. Factor 1 leaves the image as it is, and factor 0 makes all three channels equal.
+#
+# <details><summary>Hint</summary>
+#
+# `x[0]` is the red channel. The grey has the shape (height, width), and PyTorch repeats it for the three channels when you add it. `clamp(0, 1)` comes last.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def saturation(x, factor):
+    """factor * x + (1 - factor) * grey, in [0, 1]."""
+    ### BEGIN SOLUTION
+    grey = 0.2989 * x[0] + 0.587 * x[1] + 0.114 * x[2]
+    return (factor * x + (1 - factor) * grey).clamp(0, 1)
+    ### END SOLUTION
+
+saturation = checks.saturation(saturation)
+
+# %% [markdown]
+# **Equal?** To torchvision's, and the two other blends with it.
 
 # %% tags=["equality"]
 def blend(x, y, f):
     return (f * x + (1 - f) * y).clamp(0, 1)
 
-def gray(x):
-    """(3, H, W) -> (1, H, W): the eye weighs green most and blue least."""
-    return (x * torch.tensor([0.2989, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
-
-pixel = torch.tensor([0.8, 0.4, 0.2])[:, None, None]
-print(f"its grey is {gray(pixel).item():.3f}; half as saturated:", blend(pixel, gray(pixel), 0.5).flatten())
-
-# %% [markdown]
-# **Equal?** Against torchvision's three functions, on the bee.
-
-# %% tags=["equality"]
 for f in (0.6, 1.0, 1.4):
-    torch.testing.assert_close(blend(x, 0 * x, f), F.adjust_brightness(x, f), rtol=0, atol=1e-4)
-    torch.testing.assert_close(blend(x, gray(x).mean(), f), F.adjust_contrast(x, f), rtol=0, atol=1e-4)
-    torch.testing.assert_close(blend(x, gray(x), f), F.adjust_saturation(x, f), rtol=0, atol=1e-4)
-print("brightness, contrast and saturation agree")
+    torch.testing.assert_close(saturation(x, f), tv.adjust_saturation(x, f), rtol=0, atol=3e-4)
+    torch.testing.assert_close(blend(x, 0 * x, f), tv.adjust_brightness(x, f), rtol=0, atol=1e-4)
+    mean = saturation(x, 0)[0].mean()
+    torch.testing.assert_close(blend(x, mean, f), tv.adjust_contrast(x, f), rtol=0, atol=3e-4)
+print(f"saturation 1.4: largest difference {(saturation(x, f) - tv.adjust_saturation(x, f)).abs().max():.0e}")
 
 # %% [markdown]
-# The fourth part, **hue**, turns the colour circle by a small angle (0.1 is a tenth of a turn). Then come three more
-# operations, each with a probability of its own:
+# The fourth part, **hue**, turns the colour circle by a small angle: 0.1 is a tenth of a turn. Three more operations have a probability each:
 #
-# - **grey** drops all colour, so that colour alone can never carry the description;
-# - **blur** takes fine texture away, by a mean with weights $e^{-d^2 / 2\sigma^2}$ at distance $d$ pixels, with $\sigma$
-#   between 0.1 and 2;
-# - **solarize** turns every value from 128 up into 255 minus itself: a harsh change that keeps the outlines.
+# - **grey** takes all colour away, so colour alone can't carry the feature;
+# - **blur** takes fine texture away. It is a weighted mean over the neighbours, with weights $e^{-d^2 / 2\sigma^2}$ at distance $d$ pixels and $\sigma$ between 0.1 and 2;
+# - **solarize** turns each value from 128 up into 255 minus itself. The change is harsh, but outlines stay.
 #
-# Blur is again a matrix with weights that sum to 1, and solarize is one line:
-
-# %%
-distance = torch.arange(-6, 7)  # three sigmas of 2 to each side
-weights = torch.exp(-distance**2 / (2 * 1.0**2))
-print("blur, sigma 1:", (weights / weights.sum())[4:9].numpy().round(3))
-values = torch.tensor([0, 100, 127, 128, 200, 255], dtype=torch.uint8)
-solarized = torch.where(values >= 128, 255 - values, values)
-assert torch.equal(solarized, F.solarize(values.view(1, 1, 6), 128).flatten())
-print("solarized:", solarized.tolist())
-
-# %% [markdown]
 # Side by side, each at a strong setting:
 
 # %%
-changed = {"as it is": image, "brightness 1.4": F.adjust_brightness(image, 1.4),
-           "contrast 0.6": F.adjust_contrast(image, 0.6), "saturation 0.3": F.adjust_saturation(image, 0.3),
-           "hue +0.1": F.adjust_hue(image, 0.1), "grey": F.rgb_to_grayscale(image, 3),
-           "blur 2": F.gaussian_blur(image, 13, 2.0), "solarize": F.solarize(image, 128)}
-drawn(show_images(torch.stack(list(changed.values())), titles=list(changed)))
-
+changed = {"as it is": image, "brightness 1.4": tv.adjust_brightness(image, 1.4),
+           "contrast 0.6": tv.adjust_contrast(image, 0.6),
+           "saturation 0.3": (255 * saturation(x, 0.3)).to(torch.uint8),
+           "hue +0.1": tv.adjust_hue(image, 0.1), "grey": tv.rgb_to_grayscale(image, 3),
+           "blur 2": tv.gaussian_blur(image, 13, 2.0), "solarize": tv.solarize(image, 128)}
+show_images(torch.stack(list(changed.values())), titles=list(changed))
 
 # %% [markdown]
-# Not every view gets the same treatment. The two global views are made *unlike* on purpose, so that the teacher's two
-# answers differ in more than the crop (the settings are those of the official code):
+# The two global views are made *unlike* on purpose: the first is always blurred, the second is sometimes solarized. These are the official code's settings; the last five columns are probabilities.
 #
 # | view | size | scale | flip | jitter | grey | blur | solarize |
 # | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -367,20 +324,37 @@ drawn(show_images(torch.stack(list(changed.values())), titles=list(changed)))
 # | global 2 | 224 | 0.4 to 1 | 0.5 | 0.8 | 0.2 | 0.1 | 0.2 |
 # | each local | 96 | 0.05 to 0.4 | 0.5 | 0.8 | 0.2 | 0.5 | never |
 #
-# The last five columns are probabilities. Jitter has strengths (0.4, 0.4, 0.2, 0.1) for brightness, contrast, saturation
-# and hue: strength 0.4 means a factor drawn from [0.6, 1.4], and for hue 0.1 means a turn in [−0.1, 0.1]. torchvision
-# shuffles the order of the four parts each time.
+# Jitter has the strengths (0.4, 0.4, 0.2, 0.1) for brightness, contrast, saturation and hue. Strength 0.4 means a factor from [0.6, 1.4]; for hue, 0.1 means a turn in [−0.1, 0.1]. The order of the four parts is shuffled each time.
 #
-# ## 5. Multi-crop in one list comprehension
+# ## 5. The list of views
 #
-# Now we let torchvision do what we have understood. One function makes the pipeline of one kind of view. It ends with the
-# normalisation: subtract a mean, divide by a standard deviation, channel by channel, with ImageNet's figures.
+# Three recipes make all views: one for each global view, one for the local ones. Each recipe draws its own random numbers whenever it's called, and starts from the whole image.
+
+# %% [markdown]
+# **Your turn 4 · easy · 4 minutes · the list of views.** Write `views`. `first`, `second` and `local` are functions from an image to a view. What should come out: a list of 2 + `n_local` views. The two global ones come first, then the local ones, each with random numbers of its own.
 #
-# Our pictures are small, so the views are too: 96 and 48 pixels. Local crops of 5% of a small image would be a handful of
-# pixels; for small images the lower bound is raised, here to 10%.
+# <details><summary>Hint</summary>
+#
+# `[local(image)] * 3` is a list of the same view, three times over. A list comprehension calls `local` anew each time.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def views(image, first, second, local, n_local):
+    """[global 1, global 2, local, local, ...]"""
+    ### BEGIN SOLUTION
+    return [first(image), second(image)] + [local(image) for _ in range(n_local)]
+    ### END SOLUTION
+
+views = checks.views(views)
+
+# %% [markdown]
+# torchvision has every step that you have seen, with random numbers built in. One function puts a recipe together. At its end stands the normalisation: subtract a mean and divide by a standard deviation, channel by channel, with ImageNet's figures.
+#
+# Our pictures are small, so the views are too: 96 and 48 pixels. A local crop of 5 % of a small image would be a handful of pixels. So we raise the lower bound to 10 %.
 
 # %% tags=["equality"]
-def view_transform(size, scale, blur_p, solarize_p):
+def recipe(size, scale, blur_p, solarize_p):
     return v2.Compose([
         v2.RandomResizedCrop(size, scale=scale, interpolation=InterpolationMode.BICUBIC, antialias=True),
         v2.RandomHorizontalFlip(),
@@ -391,49 +365,42 @@ def view_transform(size, scale, blur_p, solarize_p):
         v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*IMAGENET),
     ])
 
-transforms = [view_transform(96, (0.4, 1.0), blur_p=1.0, solarize_p=0.0),
-              view_transform(96, (0.4, 1.0), blur_p=0.1, solarize_p=0.2)]
-transforms += [view_transform(48, (0.1, 0.4), blur_p=0.5, solarize_p=0.0)] * 6
-
-def multicrop(picture):
-    return [transform(picture) for transform in transforms]
-
+first = recipe(96, (0.4, 1.0), blur_p=1.0, solarize_p=0.0)
+second = recipe(96, (0.4, 1.0), blur_p=0.1, solarize_p=0.2)
+local = recipe(48, (0.1, 0.4), blur_p=0.5, solarize_p=0.0)
 
 # %% [markdown]
-# Shape check: one picture in, eight views out, the global ones first.
-
-# %%
-torch.manual_seed(4)
-bee, label = pictures[2]  # a PIL image and its class
-views = multicrop(bee)
-print([tuple(view.shape) for view in views], views[0].dtype)
-drawn(show_views(views, *IMAGENET))
-
-# %% [markdown]
-# **Equal?** `dino_lib.MultiCrop` draws from the same random generator in the same order. Under one seed, all ten
-# pictures must give the same eighty views, to within float rounding.
+# **Equal?** `dino_lib.MultiCrop` draws from the same random generator in the same order. Under one seed, all ten pictures have to give the same eighty views.
 
 # %% tags=["equality"]
-theirs = MultiCrop(96, 48, n_local=6, local_scale=(0.1, 0.4))
+theirs, largest = MultiCrop(96, 48, n_local=6, local_scale=(0.1, 0.4)), 0
 for i, (picture, _) in enumerate(pictures):
     torch.manual_seed(i)
-    mine = multicrop(picture)
+    mine = views(picture, first, second, local, 6)
     torch.manual_seed(i)
-    torch.testing.assert_close(mine, theirs(picture), rtol=0, atol=1e-6)
-print("80 views agree")
-
+    for a, b in zip(mine, theirs(picture), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+        largest = max(largest, (a - b).abs().max().item())
+print(f"80 views, largest difference {largest:.0e}")
 
 # %% [markdown]
-# The batched version can't agree number for number, since it draws in another order. Its *distribution* is the same, and
-# the library's tests hold the two together.
-#
+# Now the views of the bee, made by *your* code: `views_of_batch` takes your `crop`, your `saturation` and your `views`, and only the remaining steps from torchvision. Notebook 05 trains with them in the same way.
+
+# %% tags=["nbval-ignore-output"]
+from dino_lib.course.one_image import views_of_batch
+
+settings = MultiCrop(96, 48, n_local=6, local_scale=(0.1, 0.4))
+torch.manual_seed(3)
+of_bee = views_of_batch(pictures.images[2:3], settings, crop=crop, saturation=saturation, views=views)
+show_views([view[0] for view in of_bee], *IMAGENET)
+
+# %% [markdown] tags=["note"]
+# **Teacher's note · 15 minutes for sections 4 and 5.** At the picture of the views, cover the bee and show one local view alone: *what is this?* The trap of "Your turn 4" is `[local(image)] * n_local`. It runs, every shape is right, and the student gets one local view six times. Misconception: "augmentation is there against overfitting". Here it *is* the task: it says what the feature has to ignore.
+
+# %% [markdown]
 # ## 6. Views that can be made again
 #
-# A run that is interrupted and resumed, or that uses four workers in place of two, should see the very same views;
-# otherwise no bug can be reproduced. A global generator can't give that: it depends on who drew before. So the random numbers
-# of an image come from three numbers that everybody knows: **the run's seed, the epoch, and the image's index**. A
-# counter-based generator (Philox) turns them into as many uniforms as one likes. So image 7 has the same views whatever
-# batch it is in, and other views in the next epoch.
+# A run that was interrupted and goes on should see the very same views. So should a run with four workers in place of two. Otherwise no bug can be reproduced. A global random generator can't give that: what it gives depends on who drew before. So the numbers of an image come from three numbers that everybody knows: **the run's seed, the epoch, and the image's index**. A counter-based generator (Philox) turns them into as many uniforms as one likes.
 
 # %% tags=["equality"]
 def uniforms_of(seed, epoch, index, n):
@@ -447,327 +414,426 @@ def views_of(epoch, indices):
     uniforms = view_uniforms(0, epoch, indices, batch_crop.n_uniforms)
     return batch_crop(pictures.images[indices], uniforms=uniforms)[0]
 
-first = views_of(0, [7, 3])[0]
+here = views_of(0, [7, 3])[0]
 other_batch, other_epoch = views_of(0, [1, 2, 7])[2], views_of(1, [7])[0]
-torch.testing.assert_close(first, other_batch, rtol=0, atol=1e-6)
-print(f"largest difference in another batch: {(first - other_batch).abs().max():.1f}")
-print(f"largest difference in another epoch: {(first - other_epoch).abs().max():.1f}")
+torch.testing.assert_close(here, other_batch, rtol=0, atol=1e-6)
+print(f"image 7, largest difference in another batch: {(here - other_batch).abs().max():.1f}")
+print(f"image 7, largest difference in another epoch: {(here - other_epoch).abs().max():.1f}")
 
 # %% [markdown]
 # ## 7. Which view goes to whom
 #
-# DINO has two networks, and [notebook 04](04_teacher.ipynb) builds both. The **teacher** sees the two global views only; the
-# **student** sees all of them. The student predicts, from each of its views, what the teacher says of a global view, but
-# never of the same one: there would be nothing to predict (section 3.1, equation 3). For $V$ views that makes
-# $2\,(V - 1)$ pairs. A cross marks the pairs of eight views:
+# The teacher sees the two global views, the student all of them. From each of its views the student predicts what the teacher says of a global view, but never of the very same one: there would be nothing to predict (section 3.1, equation 3). A cross marks the pairs of eight views.
 
 # %%
-n_views = 8
-allowed = torch.ones(2, n_views, dtype=torch.bool)
-allowed[0, 0] = allowed[1, 1] = False  # the same view
 for i in range(2):
-    print(f"teacher, global {i + 1}:", " ".join("x" if ok else "." for ok in allowed[i]))
-print("pairs:", int(allowed.sum()), "=", 2 * (n_views - 1))
-
+    print(f"teacher, global {i + 1}:", " ".join("." if v == i else "x" for v in range(8)))
 
 # %% [markdown]
-# One more rule is easily broken by an innocent shuffle: **all views of a row come from one image**. Row $b$ of every
-# (B, 3, h, w) tensor belongs to image $b$. The next section breaks it, among other things.
+# **Your turn 5 · easy · 4 minutes · the pairs.** Write `pairs`: all pairs of the loss for `n_views` views, where views 0 and 1 are the global ones. What should come out: a list of (teacher's view, student's view), in any order. For eight views it has 14 pairs.
+#
+# <details><summary>Hint</summary>
+#
+# Two loops in one list comprehension, and a condition that leaves two crosses out.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def pairs(n_views):
+    """[(teacher's view, student's view), ...]"""
+    ### BEGIN SOLUTION
+    return [(i, v) for i in range(2) for v in range(n_views) if v != i]
+    ### END SOLUTION
+
+pairs = checks.pairs(pairs)
+
+# %%
+for n_views in (2, 4, 10):
+    print(f"{n_views:2d} views: {len(pairs(n_views)):2d} pairs = 2 · ({n_views} - 1)")
+
+# %% [markdown]
+# One more rule is easily broken by an innocent shuffle: **all views of a row come from one image**. Row $b$ of every tensor of views belongs to image $b$. The next section breaks it, among other things.
 #
 # ## 8. Break it
 #
 # ### Crops of the wrong scale
 #
-# The lesson is "these two views show the same thing". If the global views are too small, they don't. We draw a thousand
-# pairs of boxes and ask how much of the smaller box the other one covers, on average, and how often the two share nothing.
+# The task says: these two views show the same thing. If global views are too small, they don't. So we need a measure of what two boxes have in common.
+
+# %% [markdown]
+# **Your turn 6 · medium · 8 minutes · what two boxes share.** Write `shared(a, b)` for two boxes (top, left, height, width): the area that both cover, as a share of the smaller box. What should come out: one number. It is 1 if one box lies inside the other, and 0 if they don't meet.
+#
+# <details><summary>Hint</summary>
+#
+# Of the shared rows, the first is the larger of the two tops, and the end is the smaller of the two bottoms. If boxes don't meet, the difference is negative. Two negative numbers have a positive product.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def shared(a, b):
+    """The area of the overlap / the area of the smaller box."""
+    ### BEGIN SOLUTION
+    tall = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    wide = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    return max(tall, 0) * max(wide, 0) / min(a[2] * a[3], b[2] * b[3])
+    ### END SOLUTION
+
+shared = checks.shared(shared)
+
+# %% [markdown]
+# **Equal?** To counting pixels: paint both boxes into a grid, and count where both have paint.
+
+# %% tags=["equality"]
+for a, b in zip(crop_boxes(tries, corner, (96, 96), (0.02, 0.4)).int().tolist(),
+                crop_boxes(tries, corner.flip(0), (96, 96), (0.02, 0.4)).int().tolist()):
+    painted = torch.zeros(2, 96, 96)
+    for grid, (top, left, h, w) in zip(painted, (a, b)):
+        grid[top : top + h, left : left + w] = 1
+    by_pixels = painted.prod(0).sum() / painted.sum((1, 2)).min()
+    torch.testing.assert_close(float(shared(a, b)), by_pixels.item(), rtol=0, atol=1e-6)
+print("200 pairs of boxes, counted pixel by pixel")
+
+# %% [markdown]
+# **Predict, then run.** Global views of scale 0.02 to 0.1 show between a fiftieth and a tenth of the picture. Of a thousand pairs of such views, how many have not one pixel in common?
+#
+# - **a**: about one in ten
+# - **b**: about one in three
+# - **c**: more than half
 
 # %%
-def shared(a, b):
-    """The overlap of boxes (N, 4) as a share of the smaller box: (N,)."""
-    start, end = torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:])
-    overlap = (end - start).clamp(min=0).prod(1)
-    return overlap / torch.minimum(a[:, 2:].prod(1), b[:, 2:].prod(1))
+guess = "?"  # a, b or c
 
+# %%
 torch.manual_seed(0)
 u = torch.rand(2, 1000, 22)
-for scale in [(0.4, 1.0), (0.1, 0.4), (0.02, 0.1), (0.95, 1.0)]:
-    a, b = (crop_boxes(part[:, :20], part[:, 20:], (96, 96), scale) for part in u)
-    nothing = (shared(a, b) == 0).float().mean()
-    print(f"scale {scale}: {shared(a, b).mean():.1f} in common; nothing in common {nothing:.1f}")
-
-# %% [markdown]
-# At the first scale two global views almost always share more than half of the smaller one. At a tenth of the image and
-# less, most pairs share not one pixel; the teacher then speaks of one place and the student of another, and agreement can
-# only be reached on what all places have in common. Look at such views of the bee: would *you* know?
+in_common = {}
+for scale in [(0.95, 1.0), (0.4, 1.0), (0.1, 0.4), (0.02, 0.1)]:
+    one, two = (crop_boxes(part[:, :20], part[:, 20:], (96, 96), scale).int().tolist() for part in u)
+    in_common[scale] = np.array([shared(a, b) for a, b in zip(one, two)])
+    print(f"scale {scale}: {in_common[scale].mean():.1f} in common; "
+          f"nothing in common {(in_common[scale] == 0).mean():.1f}")
+nothing = (in_common[0.02, 0.1] == 0).mean()
+settle(guess, {"a": "about one in ten", "b": "about one in three", "c": "more than half"},
+       "a" if nothing < 0.2 else "b" if nothing < 0.5 else "c")
 
 # %%
-torch.manual_seed(3)
-tiny = MultiCrop(96, 48, n_local=6, global_scale=(0.02, 0.1), local_scale=(0.01, 0.03))
-drawn(show_views(tiny(pictures[2][0]), *IMAGENET))
+figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained", dpi=90)
+for scale, values in in_common.items():
+    axis.plot(np.sort(values), np.linspace(0, 100, len(values)), label=f"scale {scale[0]} to {scale[1]}")
+axis.set(xlabel="share of the smaller box that both views show", ylabel="pairs up to there, %")
+_ = axis.legend(fontsize=8)
 
 # %% [markdown]
-# The other extreme is no better: with a scale of (0.95, 1), the last row of the table, all views are nearly one picture.
-# Agreement then comes almost for free, and little is left to learn from it.
+# Each line is a scale; it rises where its pairs lie. With the official 0.4 to 1, nearly all pairs share more than half. With 0.02 to 0.1 most share nothing. The teacher then speaks of one place and the student of another. All that they can agree on is what every place has in common. With 0.95 to 1 the two views are nearly one picture: they agree for free, and there is little to learn from it.
 #
-# ### No colour changes: a short cut
+# Here are views of the bee at scale 0.02 to 0.1, with local ones below 0.03. Would *you* know what it is?
+
+# %% tags=["nbval-ignore-output"]
+torch.manual_seed(3)
+tiny = MultiCrop(96, 48, n_local=6, global_scale=(0.02, 0.1), local_scale=(0.01, 0.03))
+show_views(tiny(pictures[2][0]), *IMAGENET)
+
+# %% [markdown]
+# ### No colour changes: a shortcut
 #
-# Networks are lazy. If a cheap cue solves the task, that cue is what they learn. So we play the task with the cheapest
-# description there is, the **mean colour** of a view, three numbers. Out of 200 images, find the second view of the same
-# image by its mean colour alone: pure guessing is right 1 time in 200.
+# If a cheap cue solves the task, a network learns that cue. So we play the task with the cheapest feature there is, the **mean colour** of a view: three numbers. There are 200 images with two views each. For each first view, look for the second view of the same image by mean colour alone. A guess is right 1 time in 200.
+
+# %% [markdown]
+# **Your turn 7 · medium · 8 minutes · found by colour.** Write `found_by_colour(a, b)`. Row $i$ of `a` and row $i$ of `b`, both (N, 3, height, width), are views of image $i$. What should come out: one number, the share of rows of `a` whose nearest row of `b`, by mean colour, is row $i$.
+#
+# <details><summary>Hint</summary>
+#
+# `a.mean((2, 3))` is (N, 3). `torch.cdist` gives the distances between all rows of two such tables. Compare the `argmin` of each row with `torch.arange(N)`.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def found_by_colour(a, b):
+    """Views (N, 3, h, w) of N images, twice -> the share whose partner has the nearest colour."""
+    ### BEGIN SOLUTION
+    distances = torch.cdist(a.mean((2, 3)), b.mean((2, 3)))
+    return (distances.argmin(1) == torch.arange(len(a))).float().mean()
+    ### END SOLUTION
+
+found_by_colour = checks.found_by_colour(found_by_colour)
+
+# %% [markdown]
+# **Predict, then run.** Without any colour change, and with views that share more than half, how often do three numbers find the right one among 200?
+#
+# - **a**: hardly more often than a guess, below 2 %
+# - **b**: about 10 %
+# - **c**: more than a quarter of the time
+
+# %%
+guess = "?"  # a, b or c
 
 # %% tags=["nbval-ignore-output"]
 crowd = Shapes(200, seed=9).images
 
-def matched(a, b):
-    """Share of rows of a (N, 3, h, w) whose nearest row of b, by mean colour, is their own."""
-    nearest = torch.cdist(a.mean((2, 3)), b.mean((2, 3))).argmin(1)
-    return (nearest == torch.arange(len(a))).float().mean().item()
+def found(**settings):
+    """found_by_colour for two global views of each image of the crowd."""
+    torch.manual_seed(0)
+    return float(found_by_colour(*BatchMultiCrop(48, 24, n_local=0, **settings)(crowd)))
 
-torch.manual_seed(0)
-plain = BatchMultiCrop(48, 24, n_local=0, **no_colour)(crowd)
-recoloured = BatchMultiCrop(48, 24, n_local=0)(crowd)
-without, whole = matched(*plain), matched(*recoloured)
-print(f"found: {without:.3f} without colour changes, {whole:.3f} with the whole recipe;",
-      f"guessing: {1 / len(crowd):.3f}")
-assert without > 0.25 and whole < 0.125
-
+plain = found(**no_colour)
+print(f"found: {plain:.0%} without colour changes, {found():.0%} with the whole recipe; a guess {1 / 200:.1%}")
+settle(guess, {"a": "hardly more often than a guess", "b": "about 10 %", "c": "more than a quarter"},
+       "a" if plain < 0.02 else "b" if plain < 0.25 else "c")
 
 # %% [markdown]
-# Three numbers and no network go a long way without colour changes; with the whole recipe (jitter, grey, blur and
-# solarize) the short cut is nearly closed. That is the reason for the colour operations: without them, colour alone goes
-# a long way to solve the task.
+# Three numbers and no network go a long way, unless colours change. The whole recipe nearly closes the shortcut.
 #
 # ### Views of different images
 #
-# Now shift the second view by one row, so that each pair holds two different images. Then nothing that is in one view
-# helps to predict the other. To see this with a learner rather than with words, we fit a linear map from the pixels of
-# view 1 (shrunk to 4 × 4) to those of view 2, on 1000 pairs, and measure on 500 fresh pairs how much of the variance it
-# predicts: 1 is all of it, 0 is as good as always answering the mean. It can't be much, for the colours change and the
-# views are cut from different places.
+# Now shift the second views by one row, as a shuffle in the wrong place would. Then row $i$ holds views of two images. No error is raised, and every shape is right.
 
 # %% tags=["nbval-ignore-output"]
-def predicted(a, b, n_train=1000):
-    """R^2 on fresh rows of a ridge regression from a to b."""
-    a, b = (F.resize(v, [4, 4], antialias=True).flatten(1).double() for v in (a, b))
-    a, b = a - a[:n_train].mean(0), b - b[:n_train].mean(0)
-    train = a[:n_train]
-    map_ = torch.linalg.solve(train.T @ train + 10 * torch.eye(a.shape[1]), train.T @ b[:n_train])
-    rest = b[n_train:] - a[n_train:] @ map_
-    return 1 - (rest.var() / b[n_train:].var()).item()
-
 torch.manual_seed(0)
-recipe = BatchMultiCrop(48, 24, n_local=0, blur_p=(0, 0, 0), solarize_p=0)
-first, second = recipe(Shapes(1500, seed=4).images)
-same, shifted = predicted(first, second), predicted(first, second.roll(1, 0))
-print(f"predicted: {same:.2f} of the variance for views of one image,",
-      f"{shifted:.2f} for views of different ones")
-assert same > 0.05 and shifted < 0.02
+one, two = BatchMultiCrop(48, 24, n_local=0, **no_colour)(crowd)
+print(f"found: {float(found_by_colour(one, two)):.1%}; "
+      f"shifted by one row: {float(found_by_colour(one, two.roll(1, 0))):.1%}; a guess: {1 / 200:.1%}")
 
 # %% [markdown]
-# No error is raised and every shape is right; a training run on such pairs has a loss like any other, and learns
-# nothing. Keep that in mind when you write a data loader.
+# A run on such rows has a loss like any other, and nothing that is in one view helps with the other.
+
+# %% [markdown] tags=["note"]
+# **Teacher's note · 25 minutes.** Let everyone write the guess down before the cell runs; a show of hands is enough. Misconception: "more crops of less area are harder, so better". At 0.02 to 0.1 the task can't be solved at all. Ask the room: *which other cheap cue might two views share?* Good answers: sharpness, the noise of the camera, a border, a watermark.
 
 # %% [markdown]
-# ## 9. What the teacher sees so far
+# ## 9. What a trained teacher sees in crops
 #
-# There is no teacher yet. So we take two networks that differ in nothing but their weights: one **untrained**, as the
-# random generator left it, and one **trained** with DINO on these shapes, which ships with the course. Both are tiny
-# vision transformers; the next notebook takes them apart. Here we use one fact: their last layer holds an *attention
-# map*, which says for every patch of a view how much it contributes to the description.
+# Does the network look at the same thing when the crop moves? We take the trained teacher of the first screen, which ships with the course, and the same network untrained. Each gets two global views of one picture, with the colour changes that this teacher was trained with. To compare the two maps, we have to lay them back over the picture they were cut from.
+
+# %% [markdown]
+# **Your turn 8 · hard · 12 minutes · back to the picture.** Write `put_back(map_, box, flipped, size)`. `map_` has one number for each patch of a view. The view was cut at `box` from a picture of size × size pixels, and then mirrored if `flipped`. What should come out: a tensor (size, size) with the map where the view was cut, enlarged bilinearly to the box, and 0 elsewhere.
 #
-# There are eight such maps, made side by side by eight *attention heads* (parts of that layer; the projection head of
-# notebook 02 is another thing). We show one head for each network. `choose_head` takes the one whose brightest patches
-# keep away most from the border, which what lies behind reaches more often than objects do; heads whose map hardly
-# changes with the picture are left out. The objects' masks have no say in that choice and none in training: they serve
-# for measuring only.
+# <details><summary>Hint</summary>
+#
+# Undo the steps in reverse order: mirror the map back, stretch it to the box's height and width (`F.interpolate` with `mode="bilinear"` wants (1, 1, h, w)), and write it into zeros.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def put_back(map_, box, flipped, size):
+    """A map (h, w) over a view -> (size, size) over its picture."""
+    ### BEGIN SOLUTION
+    top, left, h, w = box
+    whole = torch.zeros(size, size)
+    if flipped:
+        map_ = map_.flip(-1)
+    part = F.interpolate(map_[None, None], (h, w), mode="bilinear")
+    whole[top : top + h, left : left + w] = part[0, 0]
+    return whole
+    ### END SOLUTION
+
+put_back = checks.put_back(put_back)
+
+# %% [markdown]
+# **Equal?** A view without colours, put back channel by channel, has to be the picture again, up to the blur of two resizes.
+
+# %% tags=["equality"]
+grey_picture = pictures.images[2].float().mean(0) / 255
+smooth = tv.gaussian_blur(grey_picture[None], [25, 25], [6.0, 6.0])
+for box, flipped in [((20, 10, 60, 72), False), ((5, 30, 48, 64), True)]:
+    view = crop(smooth, box, 48)
+    back = put_back((view.flip(-1) if flipped else view)[0], box, flipped, 96)
+    inside = put_back(torch.ones(2, 2), box, flipped, 96) > 0
+    off = (back - smooth[0])[inside].abs().max().item()
+    assert off < 0.02 and int(inside.sum()) == box[2] * box[3]
+    print(f"largest difference {off:.2f} over {int(inside.sum())} pixels")
+
+# %% [markdown]
+# Two measures for each pair of maps:
+#
+# - **agreement**: the correlation of the two maps over the pixels that both views show. 1 means alike, 0 unrelated.
+# - **preference for the object**: the share of the attention on the object, divided by the object's share of the view. 1 means that the map doesn't care. The outlines of the objects serve for this number alone; training never saw them.
+#
+# A number needs its blind baseline. So three maps without a network stand beside the two networks: a blob in the middle of each view, *darkness* (one minus the brightness of a patch) and *local contrast* (the standard deviation of its pixels). Of the networks' eight heads we take one each: `choose_head` chooses without the outlines, by how much a head keeps away from the border.
+#
+# **Predict, then run.** Which of these agrees best with itself in two crops?
+#
+# - **a**: the trained teacher
+# - **b**: the untrained network
+# - **c**: a map without a network
 
 # %%
-from dino_lib import PRESETS, choose_head, cls_attention, load_teacher
-from dino_lib.look.report import compare
-from dino_lib.run.build import build_student, open_probes
-
-# 400 labelled pictures, and 200 queries with the masks of their objects
-probes = open_probes(PRESETS["demo"], limit=400)
-stages = {"untrained": build_student(PRESETS["demo"]).backbone.eval(),
-          "trained": load_teacher("demo").model}
-heads = {name: choose_head(probes.attention(net, 200)) for name, net in stages.items()}
-print(tuple(probes.gallery.shape), tuple(probes.queries.shape), tuple(probes.masks.shape))
-print("heads to show:", heads)
-
-# %% [markdown]
-# Views of one image, each given to both networks by itself. The views are made without colour changes, so that you can
-# see what they show; a network gets them normalised. The object's mask is cropped by the same uniforms, so we know where
-# the object is in every view.
+guess = "?"  # a, b or c
 
 # %%
-crop = BatchMultiCrop(48, 24, n_local=4, local_scale=(0.15, 0.5), **no_colour)
-numbers = view_uniforms(0, 0, range(200), crop.n_uniforms)
-views = crop(probes.queries, uniforms=numbers)  # two of 48 pixels, four of 24
-as_images = (probes.masks[:, None].expand(-1, 3, -1, -1) * 255).to(torch.uint8)
-mask_views = crop(as_images, uniforms=numbers)
+from dino_lib.measure.baselines import darkness, local_contrast
+from dino_lib.measure.masks import blob
+
+shapes = Shapes(600, seed=7)  # 48 pixels; training drew other ones
+queries, masks, labels = shapes.images[400:], shapes.masks[400:], torch.as_tensor(shapes.labels)
+networks = {"untrained": build_student(PRESETS["demo"]).backbone.eval(), "trained": load_teacher("demo").model}
 mean, std = (torch.tensor(v)[:, None, None] for v in IMAGENET)
 
-def attention(name, view):
-    return cls_attention(stages[name], (view - mean) / std)[:, heads[name]]  # (B, h, w)
+demo = PRESETS["demo"]
+colours = dict(color_jitter=demo.color_jitter, gray_p=demo.gray_p, blur_p=demo.blur_p, solarize_p=demo.solarize_p)
+two_crops = BatchMultiCrop(48, 24, n_local=0, **colours)
+numbers = view_uniforms(0, 0, range(200), two_crops.n_uniforms)
+two_views = two_crops(queries, uniforms=numbers)  # normalised, as a network wants them
+boxes = [crop_boxes(u[:, :20], u[:, 20:22], (48, 48), (0.4, 1.0)).int().tolist() for u in numbers.chunk(2, 1)]
+flips = [(u[:, 22] < 0.5).tolist() for u in numbers.chunk(2, 1)]
 
-print([tuple(attention("trained", view).shape) for view in views])
+maps, as_pixels = {}, [((v * std + mean).clamp(0, 1) * 255).to(torch.uint8) for v in two_views]
+for name, network in networks.items():
+    head = choose_head(cls_attention(network, (queries / 255 - mean) / std))
+    maps[name] = [cls_attention(network, v)[:, head] for v in two_views]
+maps["blob in the middle"] = [blob((8, 8)).expand(200, 8, 8)] * 2
+maps["darkness"] = [darkness(v, (8, 8)) for v in as_pixels]
+maps["local contrast"] = [local_contrast(v, (8, 8)) for v in as_pixels]
+
+# %% tags=["nbval-ignore-output"]
+def back(name, k, i):
+    """Map `name` of view k of picture i, over the picture."""
+    return put_back(maps[name][k][i], boxes[k][i], flips[k][i], 48)
+
+inside = [[put_back(torch.ones(1, 1), boxes[k][i], False, 48) > 0 for i in range(200)] for k in range(2)]
+agreement, preference = {}, {}
+for name in maps:
+    both, on_object, cover = [], [], []
+    for i in range(200):
+        a, b, seen = back(name, 0, i), back(name, 1, i), inside[0][i] & inside[1][i]
+        both.append(np.corrcoef(a[seen], b[seen])[0, 1])
+        on_object.append((a[masks[i]].sum() / a.sum()).item())
+        cover.append((masks[i] & inside[0][i]).sum().item() / inside[0][i].sum().item())
+    agreement[name], preference[name] = np.nanmean(both), np.mean(on_object) / np.mean(cover)
+    print(f"{name:18s} agreement {agreement[name]:.2f}   preference for the object {preference[name]:.2f}")
+best = max(agreement, key=agreement.get)
+settle(guess, {"a": "the trained teacher", "b": "the untrained network", "c": f"without a network: {best}"},
+       {"trained": "a", "untrained": "b"}.get(best, "c"))
 
 # %% [markdown]
-# From top to bottom: the view with the outline of the object, the untrained network's map, the trained one's. Each map is
-# divided by its mean, and all share one colour range: black is 0, the middle of the range 1.5, and the brightest 3 times
-# the mean or more.
+# Agreement alone shows little. Darkness stays where it is when a crop moves, so a map of it agrees with itself best of all. The second column tells the maps apart: the trained teacher gives the object almost three times its share, the untrained network just its share, and the maps without a network little more. So the trained teacher looks at the same place in both crops, *and* that place is the creature. (One trained teacher, seed 0; 200 pictures that it never saw.)
+#
+# The same in pictures. On the left are the two crops, white and yellow, and the outline of the object. Then come the two maps of each network, laid back: black is 0, bright is three times the mean of the crop or more.
 
 # %%
-i = 3  # the picture
-figure = Figure(figsize=(10, 5.2), layout="constrained", dpi=80)
-for v, column in enumerate(figure.subplots(3, 6).T):
-    side = views[v].shape[-1]
-    column[0].imshow(to_image(views[v][i]))
-    column[0].contour(mask_views[v][i, 0], [0.5], colors="white", linewidths=1.5)
-    column[0].set_title(f"global {v + 1}" if v < 2 else f"local {v - 1}", fontsize=10)
-    for axis, name in zip(column[1:], stages, strict=True):
-        map_ = attention(name, views[v])[i]
-        axis.imshow(map_ / map_.mean(), cmap=CMAP, vmin=0, vmax=3, extent=(0, side, side, 0))
-        axis.set_title(name, fontsize=9)
-    for axis in column:
+from dino_lib.look.pictures import outline
+from dino_lib.look.style import CMAP
+
+picked = [0, 3, 7]
+figure, axes = plt.subplots(3, 5, figsize=(9.5, 5.8), layout="constrained", dpi=90)
+for row, i in zip(axes, picked):
+    draw_boxes(row[0], queries[i], [boxes[0][i], boxes[1][i]], "two crops" if i == picked[0] else "")
+    outline(row[0], masks[i], 1.5)
+    shown = [(name, k) for name in networks for k in range(2)]
+    for axis, (name, k) in zip(row[1:], shown):
+        map_ = back(name, k, i)
+        axis.imshow(map_ / map_[inside[k][i]].mean(), cmap=CMAP, vmin=0, vmax=3)
+        outline(axis, masks[i], 1.5)
+        top, left, h, w = boxes[k][i]
+        axis.add_patch(plt.Rectangle((left - 0.5, top - 0.5), w, h, fill=False, color=["white", "yellow"][k], linestyle=":"))
+        axis.set_title(f"{name}, crop {k + 1}" if i == picked[0] else "", fontsize=10)
         axis.set_axis_off()
-drawn(figure)
-
 
 # %% [markdown]
-# If a network has learned what the creature is, then its attention stays *with the creature* while the crop moves.
+# ### Neighbours of views
 #
-# To put a number on it, we take the share of the attention that falls on the object, divided by the object's share of the
-# view. At 1 the map doesn't care about the object; above 1 it prefers it.
+# If a feature says what is in a picture, then a view should lie near *other* pictures of its kind. We take the five nearest of 400 whole pictures, by the cosine of the features, and count how many belong to the view's class: 10 % by chance. No label had a part in training. The blind baseline is a *colour histogram*: how often each of 512 colours occurs.
+#
+# **Predict, then run.** For whole pictures, 74 % of the trained teacher's neighbours have the right class. How many are left for global views, which show 40 % to all of a picture in changed colours?
+#
+# - **a**: about as many, above 65 %
+# - **b**: about half
+# - **c**: no more than the colour histogram has
+
+# %%
+guess = "?"  # a, b or c
 
 # %% tags=["nbval-ignore-output"]
-def preference(name, v):
-    maps = attention(name, views[v])  # (200, h, w)
-    grid = list(maps.shape[1:])
-    cover = F.resize(mask_views[v][:, :1], grid, antialias=True)[:, 0]  # the object's share
-    on_object = (maps * cover).sum((1, 2)) / maps.sum((1, 2))
-    return (on_object.mean() / cover.mean()).item()
+from dino_lib.measure.knn import color_histogram, nearest
 
-preferences = {name: [preference(name, v) for v in range(6)] for name in stages}
-for name, values in preferences.items():
-    print(f"{name:10s}", " ".join(f"{value:.2f}" for value in values))
-assert all(value < 1.1 for value in preferences["untrained"])
-assert all(value > 1.4 for value in preferences["trained"])
+torch.manual_seed(0)
+_, global_view, local_view = BatchMultiCrop(48, 24, n_local=1, local_scale=(0.15, 0.5), **colours)(queries)
+kinds = {"whole": (queries / 255 - mean) / std, "global view": global_view, "local view": local_view}
+gallery = (shapes.images[:400] / 255 - mean) / std
 
-# %% [markdown]
-# And now the table and the two figures that close every notebook. The **k-NN** score asks whether the 20 nearest
-# descriptions of a picture belong to its class (chance is 0.1); **NMI** whether clusters found without labels match the
-# classes (0 to 1). From notebook 03 on the table has a third row, "this notebook", for what you trained there.
-#
-# The third number asks how well the shown head's map finds the object, and here is a trap. Even where objects may lie
-# anywhere, the middle of a picture belongs to one more often than a corner does, so a map that never looks at the picture
-# finds some of them too. Try eight blind blobs near the middle, the same for every picture. How often does a patch of the
-# object have a larger value than a patch of the background?
+def histogram(x):
+    return color_histogram(((x * std + mean).clamp(0, 1) * 255).round().to(torch.uint8))
+
+features = {name: (lambda x, network=network: extract_features(network, x)) for name, network in networks.items()}
+features["colour histogram"] = histogram
+neighbours, scores = {}, {}
+for name, feature in features.items():
+    known = feature(gallery)
+    neighbours[name] = {kind: nearest(known, feature(x), 5)[1] for kind, x in kinds.items()}
+    scores[name] = [(labels[:400][found_rows] == labels[400:, None]).float().mean().item()
+                    for found_rows in neighbours[name].values()]
+    print(f"{name:17s}", "  ".join(f"{kind} {score:.0%}" for kind, score in zip(kinds, scores[name])))
+left = scores["trained"][1]
+settle(guess, {"a": "above 65 %", "b": "about half", "c": "no more than the colour histogram"},
+       "a" if left > 0.65 else "b" if left > scores["colour histogram"][1] + 0.05 else "c")
 
 # %%
-from dino_lib.measure.masks import above_blind, auc, center_blobs, patch_masks
+figure, axis = plt.subplots(figsize=(7, 2.8), layout="constrained", dpi=90)
+for name, values in scores.items():
+    axis.plot(list(kinds), [100 * v for v in values], marker="o", label=name)
+axis.axhline(10, color="0.6", linestyle=":", label="chance")
+axis.set(ylabel="same class among 5 nearest, %", ylim=(0, 100))
+_ = axis.legend(fontsize=8)
 
-blobs = center_blobs(8, (8, 8)).expand(200, -1, -1, -1)  # (pictures, blobs, h, w)
-objects = patch_masks(probes.masks, (8, 8))  # True where the object covers most of a patch
-print(f"the best blob is larger on the object: {auc(blobs, objects).max():.2f} of the time")
+# %%
+from dino_lib.look.features import neighbour_sheet
+
+asked = [(name, i) for i in picked for name in networks]
+as_seen = ((global_view * std + mean).clamp(0, 1) * 255).to(torch.uint8)
+rows = [neighbours[name]["global view"][i] for name, i in asked]
+neighbour_sheet(torch.stack([as_seen[i] for _, i in asked]),
+                torch.stack([shapes.images[r] for r in rows]),
+                torch.stack([labels[r] == labels[400 + i] for r, (_, i) in zip(rows, asked)]),
+                titles=[name for name, _ in asked])
 
 # %% [markdown]
-# Chance would be 0.50, and no blob has looked at any picture. In photographs, whose objects mostly lie near the middle,
-# blobs do better still. So we compare with other patches: not with the background, but with the places where the *other*
-# pictures have their objects. A map that is the same for every picture now wins about half of the time. **Above blind**
-# is that share, stretched so that 0 stands for a half and 1 for what the objects' masks themselves would get as maps.
-# (The blobs end near 0, as they should.)
+# Every crop costs something, trained or not: often the view shows only a corner of the creature. The trained teacher stays above the colour histogram throughout; the untrained network stays below it. (One trained teacher, one untrained network, 200 queries: a percent or two means nothing.)
 #
-# The last digits may differ on your machine, so the exact table is not compared.
+# In the sheet, each query is a global view in changed colours. Its five nearest pictures follow, framed by their class. The untrained network finds pictures of a like tint, whatever lies in them. The trained one finds the creature in the first two examples. In the third it has the palette right, and the creature wrong.
+
+# %% [markdown] tags=["note"]
+# **Teacher's note · 20 minutes.** Put the table of agreement on the screen and ask: *is the map of darkness a better network?* It agrees best and knows nothing. One number can always be won by something blind, so look for the pair of numbers that can't. At the pictures: the untrained maps are one flat colour inside the crop. That is no fault of the drawing; untrained attention is nearly even. Misconception: "attention is a segmentation". It's the weight of patches in the feature.
+
+# %% [markdown]
+# ## Exercise: change a setting
+#
+# **Exercise 9 · easy · 8 minutes · how much grey.** `gray_p` is the share of views that lose all colour. The cell below plays the game of section 8 with views that have no other colour change. Predict first; then change `SCALE` to (0.1, 0.4) and to (0.95, 1.0), and run it again. What should come out: a curve for `gray_p` from 0 to 1, and the number at the official 0.2.
+#
+# **Predict, then run.** With half of the views grey, how often does the mean colour still find the right image among 200?
+#
+# - **a**: about as often as without grey
+# - **b**: between a quarter and two thirds as often
+# - **c**: no more often than a guess
+
+# %%
+guess = "?"  # a, b or c
 
 # %% tags=["nbval-ignore-output"]
-table, attention_figure, cluster_figure = compare(stages, probes)
-for name, scores in table.items():
-    print(f"{name:11s} k-NN {scores['knn']:.2f}   NMI {scores['nmi']:.2f}",
-          f"  above blind {scores['above_blind']:.2f}")
-print(f"{'blind blobs':34s} above blind {above_blind(blobs, objects).max():.2f}")
-for score, least in {"knn": 0.2, "nmi": 0.2, "above_blind": 0.3}.items():
-    assert table["trained"][score] > table["untrained"][score] + least
+SCALE = (0.4, 1.0)
+
+gray_ps = [0, 0.2, 0.5, 0.8, 1]
+curve = [found(**no_colour | {"gray_p": p, "global_scale": SCALE}) for p in gray_ps]
+print(f"gray_p 0.2: {curve[1]:.0%} found; gray_p 0: {curve[0]:.0%}; whole recipe: {found(global_scale=SCALE):.0%}")
+left = curve[2] / curve[0]
+settle(guess, {"a": "about as often", "b": "between a quarter and two thirds", "c": "no more than a guess"},
+       "a" if left > 0.67 else "b" if left > 0.25 else "c")
+
+figure, axis = plt.subplots(figsize=(7, 2.8), layout="constrained", dpi=90)
+axis.plot(gray_ps, [100 * value for value in curve], marker="o", label="grey alone")
+axis.axhline(100 * found(global_scale=SCALE), color="C1", linestyle="--", label="whole recipe")
+axis.axhline(0.5, color="0.6", linestyle=":", label="a guess")
+axis.set(xlabel="gray_p", ylabel="found by mean colour, %")
+_ = axis.legend(fontsize=8)
 
 # %% [markdown]
-# The untrained network's map is nearly even: its preference was 1.01. Yet it is not at 0 above blind. Both are right:
-# above blind asks only which patch has the larger value, by however little, and random filters already answer to light
-# and contrast, and a creature is darker than the clutter behind it and has sharper edges. So read a trained network's
-# number against the row "untrained", not against 0 alone.
-#
-# In the figure each row shows the head that was chosen, over the picture in grey: bright patches get several times the
-# mean attention of their picture, and a map that is all but even looks even. The objects are outlined. The pictures are
-# enlarged first, for a finer grid of patches.
-
-# %%
-drawn(attention_figure)
-
-# %% [markdown]
-# The descriptions of the pictures, laid out in the plane by t-SNE, which keeps neighbours together; each colour is a
-# class. Where the trained network's classes still mix, most share a palette, as ladybirds and starfish do.
-
-# %%
-drawn(cluster_figure)
-
-
-# %% [markdown]
-# There is no row "this notebook" yet, and rightly: augmentation alone changes no weight. Note how much the untrained
-# network can do already: random filters keep colours, and colours say something of the class. That is the bar which
-# training has to clear. The third row comes with notebook 03.
+# A pair is lost when one of its views is grey and the other is not; when both are grey, only the brightness is left to go by. At the official 0.2, grey alone leaves most of the shortcut open. The rest is done by the other colour changes.
 #
 # ## Summary
 #
-# - A view is a random crop, resized, flipped and recoloured; views define what a description must ignore.
-# - Crop and resize are two matrix products, $R\,x\,C^\top$, which is why a whole batch can be done at once.
-# - Two global views show most of an image, local ones a part; local views are cheap and make the task harder.
+# - A view is a random crop, resized, mirrored and recoloured. What views don't share, the feature learns to ignore.
+# - Two global views show most of an image, local ones a part. Local views are cheap, and make the task harder.
+# - The teacher sees the global views, the student all; $V$ views make $2\,(V - 1)$ pairs.
 # - Random numbers keyed by (seed, epoch, index) give every image the same views on every machine.
 # - Wrong scales, missing colour changes or mixed-up rows raise no error, and spoil all that follows.
+# - A number needs its blind baseline: a map of darkness agrees with itself better than a trained teacher.
 #
-# ## Exercises
-#
-# Each has a stub and a check that says *right*, *close* or *wrong* with a hint, and never the answer. Solutions are in
-# [solutions/01_multicrop_solutions.ipynb](solutions/01_multicrop_solutions.ipynb). After them comes
-# [02 · Backbone and head](02_head.ipynb), which turns views into descriptions.
-#
-# **Exercise 1 (easy).** From an image's height and width, a share of its area and a ratio (width / height), give
-# the crop's height and width in whole pixels, rounded to the nearest.
-
-# %%
-def crop_size(height, width, share, ratio):
-    ...  # -> (h, w)
-
-checks.check_crop_size(crop_size)
-
-
-# %% [markdown]
-# **Exercise 2 (easy).** Saturation: blend an image with its own grey version; factor 1 leaves it as it is. Values stay
-# in [0, 1].
-
-# %%
-def saturation(x, factor):
-    ...  # x (3, H, W) in [0, 1] -> (3, H, W)
-
-checks.check_saturation(saturation)
-
-
-# %% [markdown]
-# **Exercise 3 (easy).** All pairs of the loss for `n_views` views, as a list of (teacher view, student view), with
-# views 0 and 1 the global ones. The order of the list doesn't matter.
-
-# %%
-def pairs(n_views):
-    ...  # -> list of (i, v)
-
-checks.check_pairs(pairs)
-
-
-# %% [markdown]
-# **Exercise 4 (hard).** `resize_matrix` needs the crop cut out first, so crops of different sizes don't fit into one
-# batch. Write the matrix that crops *and* resizes: it acts on the whole line of `n_in` pixels, keeps `length` pixels from
-# `start` on, and gives `n_out`. What lies outside the crop must not shine through. You may use `cubic` from above.
-
-# %%
-def crop_matrix(start, length, n_in, n_out):
-    ...  # -> (n_out, n_in)
-
-checks.check_crop_matrix(crop_matrix)
+# Next: [02 · Backbone and head](02_head.ipynb), which turns views into features. Where bicubic weights come from: [appendix A1 · Resampling](A1_resampling.ipynb).

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-BREAKS = {"01": {}, "02": {}, "03": {}, "04": {}, "05": {}, "06": {}}
+BREAKS = {"01": {}, "02": {}, "03": {}, "04": {}, "05": {}, "06": {}, "A1": {}}
 
 
 def breaks(what, *notebooks):
@@ -129,7 +129,7 @@ def _():
     change("crop_boxes", wrong)
 
 
-@breaks("views are a pixel off", "01")
+@breaks("views are a pixel off", "01", "A1")
 def _():
     def wrong(right, *args, **kwargs):
         return [view.roll(1, -1) for view in right(*args, **kwargs)]
@@ -137,7 +137,7 @@ def _():
     change_method("BatchMultiCrop", "__call__", wrong)
 
 
-@breaks("views are blurred where none is asked for", "01")
+@breaks("views are blurred where none is asked for", "01", "A1")
 def _():
     def wrong(right, *args, **kwargs):
         views = right(*args, **kwargs)
@@ -146,7 +146,7 @@ def _():
     change_method("BatchMultiCrop", "__call__", wrong)
 
 
-@breaks("every view is mirrored", "01")
+@breaks("every view is mirrored", "01", "A1")
 def _():
     def wrong(right, *args, **kwargs):
         return [view.flip(-1) for view in right(*args, **kwargs)]
@@ -178,6 +178,43 @@ def _():
 @breaks("the same views for every seed", "01")
 def _():
     change("view_uniforms", lambda right, seed, epoch, indices, n: right(0, epoch, indices, n))
+
+
+# --- A1: resampling ---------------------------------------------------------------------------
+
+
+@breaks("a crop that shrinks skips pixels", "A1")
+def _():
+    def wrong(right, start, length, n_in, n_out):
+        narrow = right(start, torch.full_like(length, n_out), n_in, n_out)
+        return torch.where(
+            (length > n_out)[:, None, None], narrow, right(start, length, n_in, n_out)
+        )
+
+    change("crop_matrix", wrong)
+
+
+@breaks("the rows of a matrix do not sum to 1", "A1")
+def _():
+    change("crop_matrix", lambda right, *args: 1.05 * right(*args))
+
+
+@breaks("a crop begins a pixel late", "A1")
+def _():
+    change("crop_matrix", lambda right, start, *rest: right(start + 1, *rest))
+
+
+@breaks("rows and columns of a product are exchanged", "A1")
+def _():
+    change("crops_by_products", lambda right, *args: right(*args).transpose(-1, -2))
+
+
+@breaks("products never mirror", "A1")
+def _():
+    def wrong(right, images, image, box, flip, size):
+        return right(images, image, box, torch.zeros_like(flip), size)
+
+    change("crops_by_products", wrong)
 
 
 # --- 02: backbone and head --------------------------------------------------------------------

@@ -20,7 +20,8 @@ sys.path.insert(0, str(ROOT / "notebooks"))
 from build import MASTERS, SOLUTION, read_master  # noqa: E402
 
 MODULES = {"01": "multicrop", "02": "head", "03": "loss", "04": "teacher", "05": "training",
-           "06": "attention", "07": "collapse"}  # fmt: skip
+           "06": "attention", "07": "collapse",
+           "A1": "resampling"}  # fmt: skip
 HEADER = importlib.import_module("dino_lib.course.pieces").HEADER
 NOT_NAMED = re.compile(r"wrong: (it is off by|\d+ of \d+ cases are right)")
 

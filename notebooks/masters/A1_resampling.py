@@ -1,0 +1,210 @@
+# %% [markdown]
+# # A1 · Appendix: a resize is a matrix
+#
+# <!-- badge -->
+#
+# [Notebook 01](01_multicrop.ipynb) resizes its crops with `F.interpolate`. Here you see what that does: crop and resize are products with two small matrices. The appendix proves it equal to torchvision and to the library, and shows what the matrices are good for.
+#
+# **You write** two pieces, about 40 minutes with the reading. **You need** notebook 01, sections 2 and 3. Nothing later depends on this appendix.
+#
+# **Time.** The cells take about 10 seconds of one CPU core, nearly all for imports. The two pieces are marked with 20 minutes.
+
+# %% tags=["setup"]
+# written by build.py
+
+# %% tags=["equality"]
+import math
+
+import torch
+import torch.nn.functional as F
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+
+from dino_lib import BatchMultiCrop, Shapes
+from dino_lib.course import resampling as checks
+from dino_lib.course.prediction import settle
+from dino_lib.data import batch_views
+from dino_lib.look.pictures import to_image
+
+pictures = Shapes(10, seed=34, size=96)
+x = pictures.images[2] / 255  # a bee
+
+# %% [markdown]
+# ## 1. A line of pixels
+#
+# A crop of 30 × 41 pixels has to become a view of 48 × 48. Each new pixel is a weighted mean of old ones nearby. A table of weights is a matrix. Take one row of four pixels, and halve it. The plainest matrix averages neighbours.
+
+# %%
+row = torch.tensor([0.0, 10.0, 20.0, 30.0])
+halve = torch.tensor([[0.5, 0.5, 0, 0],
+                      [0, 0, 0.5, 0.5]])  # (2 new pixels, 4 old ones)
+print(halve @ row)
+
+# %% [markdown]
+# Which weights are good ones? The official code uses *bicubic* ones. The weight of an old pixel depends only on its distance $t$ from the new pixel's centre, in pixels:
+#
+# $$k(t) = \begin{cases} 1.5\,|t|^3 - 2.5\,|t|^2 + 1 & |t| < 1\\ -0.5\,|t|^3 + 2.5\,|t|^2 - 4\,|t| + 2 & 1 \le |t| < 2\\
+# 0 & \text{else}\end{cases}$$
+#
+# It is 1 at distance 0 and 0 at every other whole distance. So a resize to the same size changes nothing. Beyond 1 it is slightly negative, and that keeps edges crisp.
+
+# %% [markdown]
+# **Your turn 1 · easy · 5 minutes · the kernel.** Write `cubic(t)` for a tensor of distances, positive and negative ones. What should come out: a tensor of the same shape. `cubic` of 0, 0.5, 1, 1.5 and 2 is 1, 0.5625, 0, −0.0625 and 0.
+#
+# <details><summary>Hint</summary>
+#
+# Take `t.abs()` first. `torch.where(condition, a, b)` chooses number by number, and one may stand inside another.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def cubic(t):
+    """The weight of a pixel at distance t."""
+    ### BEGIN SOLUTION
+    t = t.abs()
+    near = 1.5 * t**3 - 2.5 * t**2 + 1
+    far = -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
+    return torch.where(t < 1, near, torch.where(t < 2, far, 0.0))
+    ### END SOLUTION
+
+cubic = checks.cubic(cubic)
+
+# %% [markdown]
+# Now the table of distances. Pixel $j$ reaches from $j$ to $j + 1$, so its centre is $j + 0.5$. One new pixel covers `step` old ones, and the centre of new pixel $i$ is $(i + 0.5)\cdot$ `step`. Where the image shrinks (`step` above 1), the kernel is stretched by `step`, so that it averages over all it covers: *antialiasing*. At the borders the kernel sticks out of the image. So each row is divided by its sum.
+
+# %% tags=["equality"]
+def resize_matrix(n_in, n_out):
+    """Weights (n_out, n_in) that resize a line of n_in pixels to n_out."""
+    step = n_in / n_out
+    centers = (torch.arange(n_out) + 0.5) * step
+    pixels = torch.arange(n_in) + 0.5
+    weights = cubic((pixels - centers[:, None]) / max(step, 1))
+    return weights / weights.sum(1, keepdim=True)
+
+print(resize_matrix(4, 2).numpy().round(2), resize_matrix(4, 2) @ torch.tensor([0.0, 10.0, 20.0, 30.0]))
+
+# %% [markdown]
+# ## 2. A picture
+#
+# A picture has rows and columns, so it takes two matrices. With $x$ the crop ($h \times w$), $R$ the matrix for its rows ($\text{size} \times h$) and $C$ the one for its columns ($\text{size} \times w$), the view is
+#
+# $$\text{view} = R\,x\,C^\top .$$
+#
+# The clamp catches what the negative weights push out of [0, 1].
+
+# %% tags=["equality"]
+def crop_resize(x, box, size):
+    """x (C, H, W) in [0, 1], box (top, left, h, w) -> (C, size, size)."""
+    top, left, h, w = box
+    part = x[:, top : top + h, left : left + w]
+    return (resize_matrix(h, size) @ part @ resize_matrix(w, size).T).clamp(0, 1)
+
+# %% [markdown]
+# **Equal?** To torchvision, for several sizes, shrinking and enlarging.
+
+# %% tags=["equality"]
+box = (36, 34, 30, 41)
+for size in (16, 24, 48, 96):
+    theirs = tv.resized_crop(x, *box, [size, size], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+    torch.testing.assert_close(crop_resize(x, box, size), theirs, rtol=0, atol=1e-4)
+    print(f"30 × 41 to {size:2d} × {size}: equal within 1e-4")
+
+# %% [markdown]
+# **Predict, then run.** In the matrix that enlarges 30 pixels to 48, how many weights of a row, in the middle, are not 0?
+#
+# - **a**: 2, one on each side
+# - **b**: 4, two on each side
+# - **c**: all 30
+
+# %%
+guess = "?"  # a, b or c
+
+# %%
+n = int((resize_matrix(30, 48)[24].abs() > 1e-6).sum())
+print(f"30 to 48: {n} weights; 48 to 12: {int((resize_matrix(48, 12)[6].abs() > 1e-6).sum())} weights")
+settle(guess, {"a": "2", "b": "4", "c": "all 30"}, "a" if n <= 2 else "b" if n < 30 else "c")
+
+# %% [markdown]
+# The matrices are diagonal bands: red is positive, blue negative. Where the image shrinks, each row spreads over more old pixels, and each weight is smaller (the second panel has a range of its own). Then come the picture with its box, and the view.
+
+# %%
+import matplotlib.pyplot as plt
+
+figure, axes = plt.subplots(1, 4, figsize=(12, 3.2), layout="constrained", dpi=80)
+for axis, n_in, n_out, most in [(axes[0], 30, 48, 1), (axes[1], 48, 12, 0.3)]:
+    shown = axis.imshow(resize_matrix(n_in, n_out), cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")
+    axis.set(title=f"{n_in} pixels to {n_out}", xlabel="old pixel", ylabel="new pixel")
+    figure.colorbar(shown, ax=axis, shrink=0.8)
+top, left, h, w = box
+axes[2].imshow(to_image(x))
+axes[2].add_patch(plt.Rectangle((left - 0.5, top - 0.5), w, h, fill=False, color="white", linewidth=2))
+axes[2].set_title("the picture and the box")
+axes[3].imshow(to_image(crop_resize(x, box, 48)))
+axes[3].set_title("the view, R x C^T")
+for axis in axes[2:]:
+    axis.set_axis_off()
+
+# %% [markdown] tags=["note"]
+# **Teacher's note · 25 minutes, for those who ask.** Misconception: "bicubic means a cubic surface through 16 pixels". It's two matrices, one after the other, each with four weights a row when enlarging. Ask: *what happens if the kernel isn't stretched when shrinking 48 to 12?* Each new pixel looks at 4 old ones, and steps over most of the picture.
+
+# %% [markdown]
+# ## 3. A whole batch at once
+#
+# A batch of matrices is one call of `torch.bmm`. On a GPU that is how `dino_lib.BatchMultiCrop` crops and resizes a whole batch. (On a CPU it calls torch's own resize, which is faster there.) But crops of different sizes don't fit into one tensor. So the library crops *by the matrix too*: one matrix acts on the whole line of pixels, and weighs what lies outside the crop with 0.
+
+# %% [markdown]
+# **Exercise 2 · hard · 15 minutes · crop and resize in one matrix.** Write `crop_matrix(start, length, n_in, n_out)`. It acts on a line of `n_in` pixels, keeps `length` of them from `start` on, and resizes these to `n_out`. What should come out: weights (n_out, n_in), with rows that sum to 1. What lies outside the crop must not shine through. You may use `cubic`.
+#
+# <details><summary>Hint</summary>
+#
+# Begin with `resize_matrix`. The step is now `length / n_out`, and the centres begin at `start`. Set the columns outside the crop to 0 *before* each row is divided by its sum.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def crop_matrix(start, length, n_in, n_out):
+    """Weights (n_out, n_in): crop and resize."""
+    ### BEGIN SOLUTION
+    step = length / n_out
+    centers = start + (torch.arange(n_out) + 0.5) * step
+    weights = cubic((torch.arange(n_in) + 0.5 - centers[:, None]) / max(step, 1))
+    weights[:, :start] = 0
+    weights[:, start + length :] = 0
+    return weights / weights.sum(1, keepdim=True)
+    ### END SOLUTION
+
+crop_matrix = checks.crop_matrix(crop_matrix)
+
+# %% [markdown]
+# **Equal?** To the library's `crop_matrix`, which makes many at once. Then to its whole batch of views, `crops_by_products` and `BatchMultiCrop`, which round to whole grey levels: a level or two of 255 may lie between.
+
+# %% tags=["equality"]
+generator = torch.Generator().manual_seed(0)
+boxes = batch_views.crop_boxes(torch.rand(10, 20, generator=generator), torch.rand(10, 2, generator=generator), (96, 96), (0.1, 0.6))
+for size in (16, 48, 96):
+    theirs = batch_views.crop_matrix(boxes[:, 0], boxes[:, 2], 96, size)
+    mine = torch.stack([crop_matrix(top, h, 96, size) for top, _, h, _ in boxes.int().tolist()])
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+
+def by_matrices(x, box, size):
+    top, left, h, w = box
+    return (crop_matrix(top, h, 96, size) @ x @ crop_matrix(left, w, 96, size).T).clamp(0, 1)
+
+mirrored = torch.arange(10) % 2 == 0
+theirs = batch_views.crops_by_products(pictures.images, torch.arange(10), boxes, mirrored, 48)
+for picture, box, flip, view in zip(pictures.images, boxes.int().tolist(), mirrored, theirs, strict=True):
+    mine = by_matrices(picture / 255, box, 48)
+    torch.testing.assert_close(mine.flip(-1) if flip else mine, view, rtol=0, atol=2.5 / 255)
+
+plain = BatchMultiCrop(64, 32, n_local=2, local_scale=(0.1, 0.4), color_jitter=(0, 0, 0, 0), gray_p=0,
+                       blur_p=(0, 0, 0), solarize_p=0, mean=(0, 0, 0), std=(1, 1, 1))
+uniforms = batch_views.view_uniforms(seed=0, epoch=0, indices=range(10), n=plain.n_uniforms)
+sizes, scales = [64, 64, 32, 32], [(0.4, 1.0)] * 2 + [(0.1, 0.4)] * 2
+for of_view, u, size, scale in zip(plain(pictures.images, uniforms=uniforms), uniforms.chunk(4, 1), sizes, scales, strict=True):
+    for picture, box, flip, view in zip(pictures.images, batch_views.crop_boxes(u[:, :20], u[:, 20:22], (96, 96), scale).int().tolist(), u[:, 22] < 0.5, of_view, strict=True):
+        mine = by_matrices(picture / 255, box, size)
+        torch.testing.assert_close(mine.flip(-1) if flip else mine, view, rtol=0, atol=2.5 / 255)
+print("30 matrices, 10 views by products and 40 views of the batch: equal")
+
+# %% [markdown]
+# Back to [01 · Multi-crop](01_multicrop.ipynb), or on to [02 · Backbone and head](02_head.ipynb).
