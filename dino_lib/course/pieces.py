@@ -23,6 +23,10 @@ from torch import nn
 
 # the pieces that a run is made of -> the module with their check, in the order of the course
 PIECES = {
+    "cosine_logits": "head",
+    "Head": "head",
+    "group_views": "head",
+    "forward_views": "head",
     "make_teacher": "teacher",
     "ema_update": "teacher",
     "cosine_schedule": "teacher",
