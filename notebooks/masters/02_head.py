@@ -303,9 +303,44 @@ for gain in (1.0, 1.5, 3.0):
 # %% [markdown]
 # Should training be allowed to move the gains? The official code leaves that to a switch, `norm_last_layer`, and says of it: "Not normalizing leads to better performance but can make the training unstable." It holds the gains for ViT-B and frees them for ViT-S. `DINOHead` has the same switch.
 #
-# We measured it on a small scale: a network of one block, 1,000 embedded pictures, 200 updates, three seeds. The third variant has its gains held, but takes the plain $z$.
+# We measured it on a small scale: a network of one block, 1,000 embedded pictures, 120 updates, SEEDS seeds. The third variant holds the gains and takes the plain $z$.
 #
-# PREDICT_RUNS
+# **Predict.** The untrained network's 20-NN accuracy is 40% here. What happens to it in 120 updates with the plain $z$?
+#
+# - a: it rises more than with cosines
+# - b: it rises as much as with cosines, within 2%
+# - c: it rises less than with cosines
+
+# %%
+guess = "?"  # a, b or c
+
+# %%
+import json
+from pathlib import Path
+import dino_lib
+
+measured = json.loads((Path(dino_lib.__file__).parent / "course/measured/heads.json").read_text())
+runs = {name: list(of.values()) for name, of in measured["runs"].items()}
+last = {name: np.mean([run[-1]["knn"] for run in of]) for name, of in runs.items()}
+for name, of in runs.items():
+    print(f"{name:20s} k-NN after {measured['updates']} updates: {last[name]:.2f}", [run[-1]["knn"] for run in of])
+difference = last["no L2 normalisation"] - last["gains held"]
+settle(guess, {"a": "more than with cosines", "b": "as much", "c": "less than with cosines"},
+       "a" if difference > 0.02 else "c" if difference < -0.02 else "b")
+
+# %%
+def draw_runs(axes, runs):
+    for color, (name, of) in zip(PALETTE[5::-2], runs.items()):
+        for k, run in enumerate(of):
+            for axis, key in zip(axes, ("knn", "largest")):
+                axis.plot([line["update"] for line in run], [line[key] for line in run], color=color,
+                          linewidth=1, label=name if k == 0 else None)
+    for axis, title in zip(axes, ("20-NN accuracy", "largest logit of the teacher")):
+        axis.set(title=title, xlabel="update")
+    axes[0].legend(frameon=False, fontsize=8)
+
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), layout="constrained")
+draw_runs(axes, runs)
 
 # %% [markdown]
 # ### Half precision
@@ -530,7 +565,7 @@ def show_nearest(logits, n=4):
 show_nearest(logits)
 
 # %% [markdown]
-# CLOSING_TEXT
+# In the upper row the nine look alike by chance at best. In the lower row they belong together: by class, or at least by palette. Each palette of these pictures belongs to two classes, so a prototype that stands for a palette mixes the two.
 #
 # And where does the network look in these pictures? Below are the nine of the trained network's first prototype, with the attention of one head of each network. The head is chosen without the outlines (`choose_head`). *Attention* says how much CLS takes from each patch; notebook 06 is about it.
 
@@ -548,7 +583,7 @@ for name, net in {"untrained": fresh.backbone, "trained": teacher.model}.items()
 attention_sheet(pictures.images[nine], maps, masks=pictures.masks[nine])
 
 # %% [markdown]
-# ATTENTION_TEXT
+# The untrained attention is spread over the picture. The trained one sits on the creature. No loss asked for that: it asked for the same prototypes in two crops.
 #
 # ## Summary
 #
@@ -603,4 +638,22 @@ def normalize_backward(z, grad):
 normalize_backward = checks.normalize_backward(normalize_backward)
 
 # %% [markdown]
-# EXERCISE_RUN
+# **Exercise 9 · medium · 10 minutes · another head, another run.** Here your own `Head` trains: the short run of section 3, up to update 40. The measured runs stand behind it. Choose one change and say first what you expect: `K = 2`, `K = 4096`, or `bottleneck = 2`. For a head without normalisation, write a class `Plain(Head)` whose `forward` leaves it out. What should come out: one thick line in each plot, near the thin ones as long as nothing is changed.
+#
+# <details><summary>Hint</summary>
+#
+# With `bottleneck = 2` the prototypes lie on a circle, as in the figure of section 2. With `K = 2` the teacher can say one of two things. Look at `used`: how many prototypes are some picture's first choice?
+#
+# </details>
+
+# %% tags=["nbval-ignore-output"]
+from dino_lib.course.short_run import short_run
+
+K, bottleneck = 256, 64  # yours to change
+mine = short_run(lambda width: Head(width, K, 256, bottleneck, use_bn=True),
+                 Shapes(1000), Shapes(300, seed=1), stop=40)
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), layout="constrained")
+draw_runs(axes, runs)
+for axis, key in zip(axes, ("knn", "largest")):
+    axis.plot([line["update"] for line in mine], [line[key] for line in mine], color="black", linewidth=3)
+print("prototypes used after each 20 updates:", [line["used"] for line in mine])
