@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from dino_lib import DINOHead, Shapes
 from dino_lib.course import short_run
+from dino_lib.measure.knn import accuracy, color_histogram, knn_predict
 
 FILE = Path(short_run.__file__).parent / "measured" / "heads.json"
 SIZES = {"hidden_dim": 256, "bottleneck_dim": 64, "use_bn": True}
@@ -40,7 +41,11 @@ def main():
     found = {"machine": "one core of an AMD EPYC, float32", "updates": 120, "batch": 32, "runs": {}}
     if FILE.exists():
         found = json.loads(FILE.read_text())
+    gallery, rows = (color_histogram(p.images) for p in (pictures, queries))
+    predicted = knn_predict(gallery, pictures.labels, rows)
+    found["colour_histogram"] = round(accuracy(predicted, queries.labels)[0], 3)
     FILE.parent.mkdir(exist_ok=True)
+    FILE.write_text(json.dumps(found, indent=1) + "\n")
     for seed in range(seeds):
         for name, make in HEADS.items():
             runs = found["runs"].setdefault(name, {})

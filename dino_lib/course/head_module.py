@@ -52,8 +52,13 @@ class _Finished(nn.Module):
                 nn.init.trunc_normal_(layer.weight, std=std)
                 if layer.bias is not None and change != "torch's biases":
                     nn.init.zeros_(layer.bias)
-        start = {"ones": torch.ones, "positive": torch.rand}.get(change, torch.randn)
-        self.directions = nn.Parameter(start(out_dim, bottleneck_dim))
+        self.directions = nn.Linear(bottleneck_dim, out_dim, bias=False).weight
+        if change == "ones":
+            nn.init.ones_(self.directions)
+        if change == "positive":
+            nn.init.uniform_(self.directions)
+        if change == "long":
+            nn.init.normal_(self.directions)
         self.directions.requires_grad = change != "frozen"
         if change == "gains":
             self.gain = nn.Parameter(torch.ones(out_dim))
@@ -93,6 +98,8 @@ HEADS = {
     "torch's biases": "the biases have to start at 0",
     "ones": "all prototypes start as the same direction: draw them at random",
     "positive": "the prototypes start with positive numbers alone, so they all look one way",
+    "long": "the prototypes start too long: the logits don't show it, but a long vector turns "
+            "slowly; take what a Linear starts from",
     "frozen": "the prototypes have to learn: requires_grad is off",
     "gains": "the gains are trained here: the head should hold them at 1",
     "bias": "the prototypes have no bias: a logit is a cosine and nothing else",
@@ -156,8 +163,8 @@ def _started(in_dim: int, out_dim: int, hidden_dim: int, bottleneck_dim: int) ->
             w = F.normalize(directions, dim=-1)
             alike = (w @ w.T).mean().abs()
             known = [0.8 < r < 1.25 for r in ratios]
-            return [torch.tensor(float(x)) for x in [*known, *(b == 0 for b in biases),
-                                                     alike < 0.2]]
+            known += [*(b == 0 for b in biases), alike < 0.2, directions.norm(dim=1).mean() < 1.5]
+            return [torch.tensor(float(x)) for x in known]
 
     return case
 

@@ -144,7 +144,7 @@ class GainHead(WeightNormHead):
     def __init__(self, in_dim, out_dim, hidden_dim=2048, bottleneck_dim=256, use_bn=False):
         super().__init__(in_dim, out_dim, hidden_dim, bottleneck_dim, use_bn)
         del self.last
-        self.w = nn.Parameter(torch.randn(out_dim, bottleneck_dim))
+        self.w = nn.Parameter(F.normalize(torch.randn(out_dim, bottleneck_dim), dim=1))
         self.gain = nn.Parameter(torch.ones(out_dim, 1), requires_grad=False)
 
     def forward(self, h):
@@ -166,7 +166,7 @@ class WrongHead(nn.Module):
         self.directions = nn.Parameter(self.draw(out_dim, bottleneck_dim))
 
     def draw(self, *shape):
-        return torch.randn(*shape)
+        return 0.1 * torch.randn(*shape)
 
     def forward(self, h):
         return F.normalize(self.mlp(h), dim=-1) @ F.normalize(self.directions, dim=-1).T
@@ -206,6 +206,11 @@ class TorchStart(WrongHead):
 class AllAlike(WrongHead):
     def draw(self, *shape):
         return torch.ones(*shape)
+
+
+class LongPrototypes(WrongHead):
+    def draw(self, *shape):
+        return torch.randn(*shape)
 
 
 class TrainedGains(WeightNormHead):
@@ -441,9 +446,7 @@ BACKWARD_WRONG = {
     "zeros": lambda z, g: torch.zeros_like(g),
     "swapped": lambda z, g: backward_norm(g, z),
     "autograd": backward_autograd,
-    "mean": lambda z, g: (
-        (g - (g * F.normalize(z)).mean(1, True) * F.normalize(z)) / length_of(z)
-    ),
+    "mean": lambda z, g: (g - (g * F.normalize(z)).mean(1, True) * F.normalize(z)) / length_of(z),
 }
 
 STYLES = {
@@ -462,10 +465,22 @@ WRONG = {
     "Head": {
         c.__name__: c
         for c in [
-            PlainZ, PlainW, Plain, Relu, GeluAtTheEnd, NoBiases, TorchStart, AllAlike,
-            TrainedGains, GainsLeft, NoBatchNorm, TwoLinears, Softmax,
+            PlainZ,
+            PlainW,
+            Plain,
+            Relu,
+            GeluAtTheEnd,
+            NoBiases,
+            TorchStart,
+            AllAlike,
+            LongPrototypes,
+            TrainedGains,
+            GainsLeft,
+            NoBatchNorm,
+            TwoLinears,
+            Softmax,
         ]
-    },  # fmt: skip
+    },
     "group_views": GROUP_WRONG,
     "forward_views": VIEWS_WRONG,
     "nearest_pictures": NEAREST_WRONG,
