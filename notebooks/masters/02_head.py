@@ -9,7 +9,7 @@
 #
 # **You need** [01 · Multi-crop](01_multicrop.ipynb), `nn.Module`, and a rough idea of a vision transformer.
 #
-# **Time.** 45 minutes for the six pieces and 30 for the exercises. The cells run for about SECONDS seconds on two CPU cores.
+# **Time.** 45 minutes for the six pieces and 30 for the exercises. The cells took 44 seconds of processor time, on a machine that others used too.
 #
 # Before: [01 · Multi-crop](01_multicrop.ipynb). Next: [03 · The loss](03_loss.ipynb).
 
