@@ -29,7 +29,7 @@ _PUBLIC = {
     "run.train": ["train", "launch"],
     "run.history": ["read_history"],
     "run.doctor": ["diagnose"],
-    "teachers.load": ["load_teacher"],
+    "teachers.load": ["load_teacher", "load_head"],
     "look.explorer": ["explore"],
     "look.video": ["attention_video"],
     "look.report": ["report"],

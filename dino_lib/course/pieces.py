@@ -3,8 +3,10 @@
 A notebook keeps them beside itself, in `my_pieces/NAME.py`; notebook 05 trains with them.
 """
 
+import ast
 import importlib
 import inspect
+import linecache
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +30,10 @@ PIECES = {
     "crop": "multicrop",
     "saturation": "multicrop",
     "views": "multicrop",
+    "cosine_logits": "head",
+    "Head": "head",
+    "group_views": "head",
+    "forward_views": "head",
     "cross_entropy": "loss",
     "update_center": "loss",
     "view_pairs": "loss",
@@ -44,11 +50,23 @@ def keep(name: str, piece: Any) -> None:
     if name not in PIECES or not hasattr(sys.modules["__main__"], "get_ipython"):
         return
     try:
-        source = inspect.getsource(piece)
+        source = _source(piece)
         FOLDER.mkdir(exist_ok=True)
         (FOLDER / f"{name}.py").write_text(HEADER + source, encoding="utf-8")
-    except (OSError, TypeError) as error:
+    except (OSError, TypeError, SyntaxError, StopIteration) as error:
         print(f"{name} could not be kept for notebook 05: {error}")
+
+
+def _source(piece: Any) -> str:
+    """The source of a function or class; `inspect` finds no class that a cell defines."""
+    if not isinstance(piece, type):
+        return inspect.getsource(piece)
+    method = next(m for m in vars(piece).values() if inspect.isfunction(m))
+    lines = linecache.getlines(method.__code__.co_filename)
+    for node in ast.parse("".join(lines)).body:
+        if isinstance(node, ast.ClassDef) and node.name == piece.__name__:
+            return "".join(lines[node.lineno - 1:node.end_lineno])
+    raise OSError(f"no class {piece.__name__} is found in its cell")
 
 
 def load(name: str, finished: Callable) -> Callable:

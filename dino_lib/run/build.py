@@ -98,19 +98,22 @@ def build_student(config: Config) -> MultiCropModel:
         load_weights(backbone, config.weights)
     backbone.requires_grad_(config.train_backbone)
     backbone.train(config.train_backbone)  # a frozen one's batch norm stands still too
+    return MultiCropModel(backbone, build_head(config, backbone.num_features))
+
+
+def build_head(config: Config, in_dim: int) -> DINOHead | OriginalHead:
+    """The head of a config, for features of `in_dim` numbers."""
     if config.head == "original":
-        head = OriginalHead(backbone.num_features, config.out_dim, hidden_dim=config.hidden_dim)
-    else:
-        head = DINOHead(
-            backbone.num_features,
-            config.out_dim,
-            hidden_dim=config.hidden_dim,
-            bottleneck_dim=config.bottleneck_dim,
-            n_layers=config.head_layers,
-            use_bn=config.use_bn,
-            norm_last_layer=config.norm_last_layer,
-        )
-    return MultiCropModel(backbone, head)
+        return OriginalHead(in_dim, config.out_dim, hidden_dim=config.hidden_dim)
+    return DINOHead(
+        in_dim,
+        config.out_dim,
+        hidden_dim=config.hidden_dim,
+        bottleneck_dim=config.bottleneck_dim,
+        n_layers=config.head_layers,
+        use_bn=config.use_bn,
+        norm_last_layer=config.norm_last_layer,
+    )
 
 
 def check_sizes(config: Config, backbone: Backbone) -> None:

@@ -1,4 +1,5 @@
-"""A teacher, and a run's teacher as a file: safetensors with the settings in its header.
+"""A teacher; and a run's teacher, or its head, as a file: safetensors with the settings in its
+header.
 
 The header also holds the SHA-256 of the whole file, taken with 64 zeros in its own place.
 """
@@ -13,11 +14,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from dino_lib.backbone import Backbone
 from dino_lib.data.transforms import EvalTransform
-from dino_lib.run.build import build_backbone
+from dino_lib.run.build import build_backbone, build_head
 from dino_lib.run.checkpoint import LENGTH, NAMES, read_checkpoint, write_atomically
 from dino_lib.run.config import Config
 from dino_lib.run.weights import load_strictly, read_safetensors
@@ -43,8 +44,17 @@ class Teacher:
 
 def save_teacher(path: str | Path, backbone: Backbone, config: Config, **about: Any) -> None:
     """Write a backbone, the settings of its run, and `about` (plain values) to a file."""
-    tensors = {name: value.detach().cpu().contiguous()
-               for name, value in backbone.state_dict().items()}
+    _save(path, backbone.state_dict(), config, about)
+
+
+def save_head(path: str | Path, head: nn.Module, center: Tensor, config: Config,
+              **about: Any) -> None:
+    """Write a projection head and the center of its loss to a file, as `save_teacher` does."""
+    _save(path, {**head.state_dict(), "center": center}, config, about)
+
+
+def _save(path: str | Path, tensors: Mapping[str, Tensor], config: Config, about: dict) -> None:
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     header = {"format": FORMATS[-1], "config": config.to_json(), "about": json.dumps(about),
               "sha256": ZEROS}
     data = save(tensors, header)
@@ -84,6 +94,28 @@ def read_teacher(path: str | Path, device: str | torch.device = "cpu") -> Teache
     transform = EvalTransform(config.eval_size, config.mean, config.std)
     backbone.requires_grad_(False).eval().to(device)
     return Teacher(backbone, transform, config, about)
+
+
+def read_head(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, Tensor]:
+    """(head, center) of a file that `save_head` wrote, or of a checkpoint; as `read_teacher`."""
+    path = Path(path)
+    with open(path, "rb") as file:
+        is_checkpoint = file.read(2) == b"PK"
+    if is_checkpoint:
+        state = read_checkpoint(path)
+        config = Config(**state["config"])
+        weights = {name.removeprefix("head."): value for name, value in state["teacher"].items()
+                   if name.startswith("head.")}
+        center = state["loss"]["center"]
+    else:
+        config, weights, _ = _of_safetensors(path)
+        center = weights.pop("center", None)
+    if center is None or "mlp.0.weight" not in weights:
+        raise ValueError(f"{path} holds no head with its center")
+    head = build_head(config, weights["mlp.0.weight"].shape[1])
+    load_strictly(head, weights, path)
+    head.requires_grad_(False).eval().to(device)
+    return head, center.to(device)
 
 
 def _of_safetensors(path: Path) -> tuple[Config, dict[str, Tensor], dict]:

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from torch import Tensor, nn
 
 from dino_lib.backbone import create_backbone
 from dino_lib.data.say import say
 from dino_lib.data.transforms import EvalTransform
-from dino_lib.run.teacher_file import Teacher, is_run_file, read_teacher
+from dino_lib.run.checkpoint import NAMES
+from dino_lib.run.teacher_file import Teacher, is_run_file, read_head, read_teacher
 from dino_lib.teachers.foreign import read_foreign
 
 SHIPPED = Path(__file__).parent
+HEAD = "head.safetensors"  # a projection head and its center, beside the teacher
 IN_A_FOLDER = ("teacher.safetensors", "model.safetensors", "pytorch_model.bin")  # Hugging Face's
 HUB = ("timm:", "hf-hub:")
 
@@ -39,6 +42,26 @@ def load_teacher(name_or_path: str | os.PathLike, device: Any = "cpu", *,
     if num_heads is not None:
         raise ValueError(f"num_heads={num_heads}: {path} knows its own")
     return read_teacher(path, device)
+
+
+def load_head(name_or_path: str | os.PathLike, device: Any = "cpu") -> tuple[nn.Module, Tensor]:
+    """The projection head of a teacher, features (N, D) -> logits (N, K), and its center (K,).
+
+    name_or_path: a teacher that ships with them ("demo"), a run's folder (its newest checkpoint is
+    read) or a checkpoint. The head is in eval mode and without gradients. The teacher's share of
+    each prototype is softmax((logits - center) / temperature). Raises FileNotFoundError where
+    there is none, ValueError on files that can't be read.
+    """
+    weights, _ = find_teacher(name_or_path)
+    if weights is None:
+        raise FileNotFoundError(f"{name_or_path} has no head: timm's models come without")
+    if not weights.match(NAMES):
+        folder = weights.parent
+        places = [folder / HEAD, *sorted(folder.glob(f"checkpoints/{NAMES}"), reverse=True)]
+        if not any(place.is_file() for place in places):
+            raise FileNotFoundError(f"no head beside {weights}: expected {HEAD} or checkpoints")
+        weights = next(place for place in places if place.is_file())
+    return read_head(weights, device)
 
 
 def find_teacher(name_or_path: str | os.PathLike) -> tuple[Path | None, Path | None]:

@@ -16,12 +16,13 @@ from dino_lib.backbone import backbone_of
 from dino_lib.data.transforms import EvalTransform
 from dino_lib.measure.attention import cls_attention
 from dino_lib.measure.features import extract_features
-from dino_lib.run.build import build_backbone
+from dino_lib.run.build import build_backbone, build_student
+from dino_lib.run.checkpoint import read_checkpoint
 from dino_lib.run.history import read_history
-from dino_lib.run.teacher_file import Teacher, read_teacher, save_teacher
+from dino_lib.run.teacher_file import Teacher, read_teacher, save_head, save_teacher
 from dino_lib.run.train import train
 from dino_lib.teachers import load
-from dino_lib.teachers.load import SHIPPED, find_teacher, load_teacher
+from dino_lib.teachers.load import SHIPPED, find_teacher, load_head, load_teacher
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1}
 
@@ -116,6 +117,54 @@ def test_a_runs_checkpoint_is_a_teacher_too_under_any_name(tiny, pictures, tmp_p
     for loaded in (load_teacher(path), load_teacher(copy), read_teacher(path)):
         assert_same(dict(loaded.model.state_dict()), dict(teacher.model.state_dict()))
         assert (loaded.config, loaded.about) == (tiny, teacher.about)
+
+
+def test_a_runs_head_and_center_come_from_its_newest_checkpoint(tiny, pictures, assert_same):
+    train(tiny, pictures)
+    path = Path(tiny.output_dir) / "checkpoints" / "step_00000008.pt"
+    saved = read_checkpoint(path)
+    for place in (tiny.output_dir, path):
+        head, center = load_head(place)
+        want = {name: saved["teacher"][f"head.{name}"] for name in head.state_dict()}
+        assert_same(dict(head.state_dict()), want)
+        assert torch.equal(center, saved["loss"]["center"])
+        assert not any(p.requires_grad for p in head.parameters())
+        assert not any(module.training for module in head.modules())
+
+
+@pytest.mark.parametrize("kind", ["dino", "original"])
+def test_a_head_beside_its_teacher_gives_the_same_logits(saved, kind):
+    folder, _, config = saved
+    config = dataclasses.replace(config, head=kind)
+    head, center = build_student(config).head, torch.arange(float(config.out_dim))
+    save_head(folder / "head.safetensors", head, center, config)
+    loaded, its_center = load_head(folder)
+    h = torch.randn(5, 16)
+    assert torch.equal(loaded(h), head.eval()(h))
+    assert torch.equal(its_center, center)
+
+
+def test_without_a_head_it_is_said_where_one_was_looked_for(saved):
+    with pytest.raises(FileNotFoundError, match=r"head\.safetensors or checkpoints"):
+        load_head(saved[0])
+    with pytest.raises(FileNotFoundError, match="no head"):
+        load_head("timm:vit_small_patch16_224.dino")
+
+
+def test_a_teachers_file_is_no_head(saved):
+    folder, _, _ = saved
+    (folder / "head.safetensors").write_bytes((folder / "teacher.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="holds no head with its center"):
+        load_head(folder)
+
+
+def test_the_shipped_demo_has_the_head_of_its_settings():
+    teacher, (head, center) = load_teacher("demo"), load_head("demo")
+    config = teacher.config
+    logits = head(teacher.model(torch.randn(4, 3, 48, 48)))
+    assert logits.shape == (4, config.out_dim) and center.shape == (config.out_dim,)
+    assert logits.abs().max() <= 1 + 1e-6  # cosines
+    assert 0 < center.abs().max() < 1
 
 
 def test_a_runs_teacher_under_another_name_is_still_the_runs(saved):

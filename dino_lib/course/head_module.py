@@ -1,0 +1,180 @@
+"""The self-check of notebook 02's head: the class that the reader writes."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dino_lib.course.check import Case, check
+
+
+def random_tensor(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    """Normal numbers, the same each time."""
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def as_tensors(case: Case) -> Case:
+    """The case, with a word where a piece that the notebook goes on with gives no tensors."""
+
+    def of_tensors(piece: Any) -> Any:
+        found = case(piece)
+        parts = found if isinstance(found, tuple | list) else [found]
+        if found is not None and not all(isinstance(part, Tensor) for part in parts):
+            raise TypeError("the notebook goes on with tensors, not with lists or arrays")
+        return found
+
+    return of_tensors
+
+
+class _Finished(nn.Module):
+    """The paper's head, and with `change` one mistake in it."""
+
+    def __init__(self, in_dim, out_dim, hidden_dim=2048, bottleneck_dim=256, use_bn=False, *,
+                 change=""):
+        super().__init__()
+        self.change, layers, width = change, [], in_dim
+        for _ in range(2):
+            norm = [nn.BatchNorm1d(hidden_dim)] if use_bn and change != "no bn" else []
+            norm = [nn.BatchNorm1d(hidden_dim)] if change == "always bn" else norm
+            gelu = nn.ReLU() if change == "relu" else nn.GELU()
+            order = [gelu, *norm] if change == "bn behind gelu" else [*norm, gelu]
+            layers += [nn.Linear(width, hidden_dim, bias=change != "no biases"), *order]
+            width = hidden_dim
+        layers = layers[:-1] if change == "one gelu" else layers
+        layers.append(nn.Linear(hidden_dim, bottleneck_dim, bias=change != "no biases"))
+        layers += [nn.BatchNorm1d(bottleneck_dim)] if use_bn and change == "bn at the end" else []
+        layers += [nn.GELU()] if change == "gelu at the end" else []
+        self.mlp = nn.Sequential(*layers)
+        for layer in self.mlp if change != "torch's start" else []:
+            if isinstance(layer, nn.Linear):
+                std = {"one": 1.0, "wide": 0.04}.get(change, 0.02)
+                nn.init.trunc_normal_(layer.weight, std=std)
+                if layer.bias is not None and change != "torch's biases":
+                    nn.init.zeros_(layer.bias)
+        self.directions = nn.Linear(bottleneck_dim, out_dim, bias=False).weight
+        if change == "ones":
+            nn.init.ones_(self.directions)
+        if change == "positive":
+            nn.init.uniform_(self.directions)
+        if change == "long":
+            nn.init.normal_(self.directions)
+        self.directions.requires_grad = change != "frozen"
+        if change == "gains":
+            self.gain = nn.Parameter(torch.ones(out_dim))
+        if change == "bias":
+            self.bias = nn.Parameter(torch.zeros(out_dim))
+
+    def forward(self, h):
+        z, w = self.mlp(h), self.directions
+        z = z if self.change in ("plain z", "plain") else F.normalize(z, dim=-1)
+        w = w if self.change in ("plain w", "plain") else F.normalize(w, dim=-1)
+        if self.change == "wrong axis":
+            z = F.normalize(self.mlp(h), dim=0)
+        if self.change == "detached":
+            w = self.directions / self.directions.detach().norm(dim=-1, keepdim=True)
+        logits = z @ w.T
+        if self.change == "softmax":
+            return logits.softmax(-1)
+        return F.normalize(logits, dim=-1) if self.change == "normalised again" else logits
+
+
+HEADS = {
+    "plain": "neither z nor the prototypes are normalised: these are dot products, not cosines",
+    "plain z": "z is not normalised before the prototypes",
+    "plain w": "the prototypes are not normalised: a long one would win",
+    "wrong axis": "z is normalised over the batch: each row is one vector",
+    "gelu at the end": "behind the last Linear there is no GELU: z goes straight to its direction",
+    "one gelu": "a GELU is missing: one stands behind each hidden Linear",
+    "relu": "that is ReLU, and the paper's head has GELU",
+    "no bn": "use_bn=True changes nothing: a BatchNorm1d belongs behind each hidden Linear",
+    "always bn": "use_bn=False still has batch norm",
+    "bn behind gelu": "batch norm stands before the GELU, right behind its Linear",
+    "bn at the end": "no batch norm behind the last Linear: only the hidden ones have it",
+    "no biases": "the Linears of the MLP have biases",
+    "torch's start": "weights and biases start as torch likes it: deviation 0.02, biases 0",
+    "one": "the weights start 50 times too large: deviation 0.02",
+    "wide": "the weights start too large: deviation 0.02",
+    "torch's biases": "the biases have to start at 0",
+    "ones": "all prototypes start as the same direction: draw them at random",
+    "positive": "the prototypes start with positive numbers alone, so they all look one way",
+    "long": "the prototypes start too long: the logits don't show it, but a long vector turns "
+            "slowly; take what a Linear starts from",
+    "frozen": "the prototypes have to learn: requires_grad is off",
+    "gains": "the gains are trained here: the head should hold them at 1",
+    "bias": "the prototypes have no bias: a logit is a cosine and nothing else",
+    "detached": "the length of a prototype must not be detached: its gradient is part of it",
+    "softmax": "that is a softmax; it belongs to the loss",
+    "normalised again": "the logits are normalised again: cosines are ready",
+}
+
+
+def Head(yours: Any) -> Any:
+    """`yours(in_dim, out_dim, hidden_dim, bottleneck_dim, use_bn)`: the paper's head, a module."""
+    cases = [_filled(3, 7, 5, 4, False), _filled(6, 9, 4, 3, False), _filled(3, 7, 5, 4, True),
+             _started(12, 40, 160, 8), _counted(3, 7, 5, 4), _counted(3, 7)]
+    mistakes = {hint: lambda *sizes, change=change, **named: _Finished(
+        *sizes, change=change, **named) for change, hint in HEADS.items()}
+    return check("Head", yours, _Finished, cases, mistakes)
+
+
+def _parts(head: nn.Module, out_dim: int, bottleneck_dim: int) -> tuple[list, nn.Parameter]:
+    """The three Linears of a head's MLP, and its directions: whatever they are called."""
+    linears = [m for m in head.modules() if isinstance(m, nn.Linear)]
+    directions = [p for p in head.parameters() if p.shape == (out_dim, bottleneck_dim)]
+    if len(linears) < 3:
+        raise ValueError(f"its MLP should have three Linears, and {len(linears)} are found")
+    if len(directions) != 1:
+        raise ValueError(f"it should have one parameter of shape (out_dim, bottleneck_dim) for "
+                         f"the prototypes, and {len(directions)} are found")
+    return linears[:3], directions[0]
+
+
+def _filled(in_dim: int, out_dim: int, hidden_dim: int, bottleneck_dim: int, use_bn: bool) -> Case:
+    """Logits and gradients, with the same weights in every head."""
+
+    def case(build: Any) -> list[Tensor]:
+        head = build(in_dim, out_dim, hidden_dim, bottleneck_dim, use_bn)
+        linears, directions = _parts(head, out_dim, bottleneck_dim)
+        for seed, layer in enumerate(linears):
+            layer.weight.data.copy_(random_tensor(*layer.weight.shape, seed=seed))
+            if layer.bias is not None:
+                layer.bias.data.copy_(random_tensor(len(layer.bias), seed=10 + seed))
+        directions.data.copy_(random_tensor(*directions.shape, seed=5))
+        h = random_tensor(6, in_dim, seed=6).requires_grad_()
+        logits = head(h)
+        (logits * random_tensor(6, out_dim, seed=7)).sum().backward()
+        grads = [h.grad, *(layer.weight.grad for layer in linears), directions.grad]
+        return [logits, *(torch.zeros(1) if g is None else g for g in grads)]
+
+    return case
+
+
+def _started(in_dim: int, out_dim: int, hidden_dim: int, bottleneck_dim: int) -> Case:
+    """What a fresh head starts from, roughly: 1 for each that is as it should be."""
+
+    def case(build: Any) -> list[Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            head = build(in_dim, out_dim, hidden_dim, bottleneck_dim)
+            linears, directions = _parts(head, out_dim, bottleneck_dim)
+            ratios = [layer.weight.std() / 0.02 for layer in linears]
+            biases = [0 if m.bias is None else m.bias.abs().max() for m in linears]
+            w = F.normalize(directions, dim=-1)
+            alike = (w @ w.T).mean().abs()
+            known = [0.8 < r < 1.25 for r in ratios]
+            known += [*(b == 0 for b in biases), alike < 0.2, directions.norm(dim=1).mean() < 1.5]
+            return [torch.tensor(float(x)) for x in known]
+
+    return case
+
+
+def _counted(*sizes: int) -> Case:
+    """The trainable numbers of a head of these sizes, counted without making them."""
+
+    def case(build: Any) -> int:
+        with torch.device("meta"):
+            head = build(*sizes)
+        return sum(p.numel() for p in head.parameters() if p.requires_grad)
+
+    return case
