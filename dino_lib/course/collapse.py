@@ -44,6 +44,15 @@ def used_prototypes(yours: Callable) -> Callable:
             lambda q: q.argmax(-1).max() + 1,
         "these are the largest probabilities; argmax says whose they are":
             lambda q: len(q.amax(-1).unique()),
+        "this is K; not every prototype is a first choice": lambda q: q.shape[-1],
+        "this is the number of rows": lambda q: q.shape[-2],
+        "argmax goes along the prototypes, the last dimension": lambda q: len(q.argmax(-2).unique()),
+        "the first choices along dimension 1 are right only for some shapes":
+            lambda q: len(q.argmax(1).unique()),
+        "each view has a choice of its own; this is the choice of the mean":
+            lambda q: q.flatten(0, -2).mean(0).argmax(),
+        "the first choice need not have more than one half":
+            lambda q: (q > 0.5).flatten(0, -2).any(0).sum(),
         "a prototype may be a first choice and rare in the mean":
             lambda q: (q.flatten(0, -2).mean(0) > 1 / q.shape[-1]).sum(),
     })
@@ -56,8 +65,24 @@ def vital_signs(yours: Callable) -> Callable:
         q = (3 * _random(2, batch, k)).softmax(-1)
         return on(q, _random(views, batch, k, seed=1).log_softmax(-1))
 
-    sure = on(torch.eye(4)[[[0, 1, 1], [0, 2, 1]]], _random(3, 3, 4).log_softmax(-1))
+    sure = on(torch.eye(4)[torch.tensor([[0, 1, 1], [0, 2, 1]])], _random(3, 3, 4).log_softmax(-1))
     cases = [case(4, 5, 7), case(2, 3, 4), case(3, 6, 3), sure]
+
+    def but(number: int, change: Callable) -> Callable:
+        """Right but for one of the three numbers."""
+
+        def piece(q: Tensor, p: Tensor) -> list:
+            found = list(_signs(q, p))
+            found[number] = change(q, p, *found)
+            return found
+
+        return piece
+
+    def pairs(term: Callable) -> Callable:
+        """Right but for the loss, a mean of other terms."""
+        return but(2, lambda q, p, one, *_: torch.stack([
+            term(q[i], p[v]) for i in range(2) for v in range(len(p)) if v != i]).mean() - one)
+
     return check("vital_signs", yours, lab.vital_signs, cases, {
         "this is the loss; the divergence is what it has above the entropy of one view":
             lambda q, p: _signs(q, p, take=0.0),
@@ -78,22 +103,50 @@ def vital_signs(yours: Callable) -> Callable:
             lambda q, p: _signs(q, p, batch=True),
         "entropies add up over the prototypes: sum over the last dimension":
             lambda q, p: _signs(q, p, over=torch.mean),
-        "the first number is a mean over views and batch, not a sum": lambda q, p: (
-            torch.special.entr(q).sum(), *_signs(q, p)[1:]),
-        "the sign: an entropy is minus the sum of q log q": lambda q, p: (
+        "the first number is a mean over views and batch, not a sum":
+            but(0, lambda q, *_: torch.special.entr(q).sum()),
+        "the first number is a mean over views and batch; this is a sum, and the loss lacks it too":
+            lambda q, p: _instead(q, p, torch.special.entr(q).sum()),
+        "the entropy of one sums over the prototypes, it does not average":
+            lambda q, p: _instead(q, p, torch.special.entr(q).mean()),
+        "the entropy of one sums over the prototypes, the last dimension":
+            lambda q, p: _instead(q, p, torch.special.entr(q).sum(1).mean()),
+        "the entropy of the mean sums over the prototypes, it does not average":
+            but(1, lambda q, *_: torch.special.entr(q.mean((0, 1))).mean()),
+        "the mean target averages over views and pictures, dimensions 0 and 1":
+            but(1, lambda q, *_: torch.special.entr(q.mean((1, 2))).sum()),
+        "the mean target averages over views and pictures; the prototypes stay":
+            but(1, lambda q, *_: torch.special.entr(q.mean((0, 2))).sum()),
+        "a cross-entropy sums over the prototypes, it does not average":
+            pairs(lambda q, p: -(q * p).mean(-1).mean()),
+        "a cross-entropy sums over the prototypes, the last dimension":
+            pairs(lambda q, p: -(q * p).sum(0).mean()),
+        "a cross-entropy multiplies q and log p": pairs(lambda q, p: -(q / p).sum(-1).mean()),
+        "a cross-entropy has a minus: log p is negative": pairs(lambda q, p: (q * p).sum(-1).mean()),
+        "this is the divergence the other way round: the teacher's q stands before the logarithm":
+            but(2, lambda q, p, *_: torch.stack([
+                (p[v].exp() * (p[v] - (q[i] + 1e-9).log())).sum(-1).mean()
+                for i in range(2) for v in range(len(p)) if v != i]).mean()),
+        "the signs: an entropy is minus the sum of q log q": lambda q, p: (
             -_signs(q, p)[0], -_signs(q, p)[1], _signs(q, p)[2]),
-        "the mean row is that of both teacher views together": lambda q, p: (
-            _signs(q, p)[0], torch.special.entr(q.mean(1)).sum(-1).mean(), _signs(q, p)[2]),
-        "for the second number average the rows first, then take the entropy": lambda q, p: (
-            _signs(q, p)[0], _signs(q, p)[0], _signs(q, p)[2]),
-        "the mean row averages; its entries sum to 1": lambda q, p: (
-            _signs(q, p)[0], torch.special.entr(q.sum((0, 1))).sum(), _signs(q, p)[2]),
+        "the mean row is that of both teacher views together":
+            but(1, lambda q, *_: torch.special.entr(q.mean(1)).sum(-1).mean()),
+        "for the second number average the rows first, then take the entropy":
+            but(1, lambda q, p, one, *_: one),
+        "the mean row averages; its entries sum to 1":
+            but(1, lambda q, *_: torch.special.entr(q.sum((0, 1))).sum()),
         "the first two are swapped": lambda q, p: (
             _signs(q, p)[1], _signs(q, p)[0], _signs(q, p)[2]),
-        "log_p holds logarithms already": lambda q, p: (*_signs(q, p)[:2], _signs(q, p.exp())[2]),
+        "log_p holds logarithms already": but(2, lambda q, p, *_: _signs(q, p.log_softmax(-1).exp())[2]),
         "these are bits; nats take the natural logarithm": lambda q, p: [
             x / math.log(2) for x in _signs(q, p)],
     })
+
+
+def _instead(q: Tensor, log_p: Tensor, of_one: Tensor) -> tuple[Tensor, ...]:
+    """`vital_signs` with another first number, which is taken from the loss too."""
+    right, of_mean, kl = _signs(q, log_p)
+    return of_one, of_mean, kl + right - of_one
 
 
 def _signs(q: Tensor, log_p: Tensor, *, take: float = 1.0, sign: int = 1, pairs: str = "others",
@@ -179,7 +232,23 @@ def diagnose(yours: Callable) -> Callable:
         "the bound of the gap is a tenth of ln K": lambda a, b, k: right(a, b, k, gap=0.2),
         "the bound of one prototype is a fifth of ln K": lambda a, b, k: right(a, b, k, low=0.1),
         "one prototype: the entropy of the mean is below the bound, not above": lambda a, b, k: (
-            KINDS[1] if right(a, b, k) != KINDS[0] and b > 0.2 * math.log(k) else right(a, b, k)),
+            KINDS[1] if right(a, b, k) != KINDS[0] and b >= 0.2 * math.log(k)
+            else right(a, b, k, low=-9.0)),
+        "one prototype is never found: the bound is a fifth of ln K":
+            lambda a, b, k: right(a, b, k, low=-9.0),
+        "the bound of one prototype is a fifth of ln K, not more":
+            lambda a, b, k: right(a, b, k, low=0.3),
+        "the bound of one prototype is a fifth of ln K, not two":
+            lambda a, b, k: right(a, b, k, low=0.4),
+        "the gap is a difference, not a sum": lambda a, b, k: (
+            KINDS[0] if a + b > 0.1 * math.log(k) else right(a, b, k, gap=9.0)),
+        "ln K is math.log(K); exp is its inverse": lambda a, b, k: right(a, b, k, log=math.exp),
+        "a tenth of ln K is 0.1 times it; don't divide": lambda a, b, k: (
+            KINDS[0] if b - a > 0.1 / math.log(k) else right(a, b, k, gap=9.0)),
+        "a fifth of ln K is 0.2 times it; don't divide":
+            lambda a, b, k: right(a, b, k, low=0.2 / math.log(k) ** 2),
+        "nine tenths of ln K are 0.9 times it; don't divide":
+            lambda a, b, k: right(a, b, k, high=0.9 / math.log(k) ** 2),
         "uniform: the entropy of one view is above nine tenths of ln K":
             lambda a, b, k: right(a, b, k, high=0.8),
         "uniform is never found: the bound is nine tenths of ln K":
@@ -213,6 +282,9 @@ def effective_rank(yours: Callable) -> Callable:
         "divide by the sum of the singular values, not by the largest": lambda x: (
             torch.special.entr(
                 torch.linalg.svdvals(x) / torch.linalg.svdvals(x).max()).sum().exp()),
+        "divide by the sum of the singular values, don't multiply": lambda x: (
+            torch.special.entr(
+                torch.linalg.svdvals(x) * torch.linalg.svdvals(x).sum()).sum().exp()),
         "divide by the sum of the singular values, not by their mean": lambda x: (
             torch.special.entr(
                 torch.linalg.svdvals(x) / torch.linalg.svdvals(x).mean()).sum().exp()),

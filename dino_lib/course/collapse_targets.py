@@ -89,20 +89,41 @@ def lab_loss(yours: Callable) -> Callable:
         "softmax for the teacher: its targets are probabilities":
             lambda *a, stop_gradient=True: _loss(*a, stop_gradient, teacher=F.log_softmax),
         "softmax goes along the prototypes, the last dimension":
-            lambda *a, stop_gradient=True: _loss(*a, stop_gradient, dim=0),
+            lambda *a, stop_gradient=True: _loss(*a, stop_gradient, dims=(0, 0)),
+        "stop_gradient is True unless something else is said":
+            lambda *a, stop_gradient=False: _loss(*a, stop_gradient),
+        "the teacher's softmax goes along the prototypes; without dim it takes the views":
+            lambda *a, stop_gradient=True: _loss(*a, stop_gradient, dims=(0, -1)),
+        "the student's softmax goes along the prototypes; without dim it takes the views":
+            lambda *a, stop_gradient=True: _loss(*a, stop_gradient, dims=(-1, 0)),
+        "the teacher's softmax goes along the prototypes, not along the pictures":
+            lambda *a, stop_gradient=True: _loss(*a, stop_gradient, dims=(1, -1)),
+        "the student's softmax goes along the prototypes, not along the pictures":
+            lambda *a, stop_gradient=True: _loss(*a, stop_gradient, dims=(-1, 1)),
+        "a cross-entropy multiplies q and log p":
+            lambda *a, stop_gradient=True: _loss(*a, stop_gradient, product=torch.div),
+        "student and teacher have changed places": lambda s, t, *a, stop_gradient=True: (
+            _loss(t, s, *a, stop_gradient)),
+        "the center is subtracted from the teacher, not the teacher from the center":
+            lambda s, t, c, *a, stop_gradient=True: _loss(s, -t, -c, *a, stop_gradient),
+        "center and temperature have changed places": lambda s, t, c, a, b, stop_gradient=True: (
+            _loss(s, t, b, a, c, stop_gradient)),
+        "center and student_temp have changed places": lambda s, t, c, a, b, stop_gradient=True: (
+            _loss(s, t, a, c, b, stop_gradient)),
     })
 
 
 def _loss(s: Tensor, t: Tensor, c: Tensor, student_temp: float, teacher_temp: float, stop: bool,
           pairs: str = "others", *, student: Callable = F.log_softmax,
-          teacher: Callable = F.softmax, dim: int = -1) -> Tensor:
+          teacher: Callable = F.softmax, dims: tuple[int, int] = (-1, -1),
+         product: Callable = torch.mul) -> Tensor:
     """`lab_loss` with a mistake."""
-    q = teacher(((t.detach() if stop else t) - c) / teacher_temp, dim=dim)
-    log_p = student(s / student_temp, dim=dim)
+    q = teacher(((t.detach() if stop else t) - c) / teacher_temp, dim=dims[0])
+    log_p = student(s / student_temp, dim=dims[1])
     chosen = {"others": lambda i, v: i != v, "all": lambda i, v: True, "own": lambda i, v: i == v,
               "large": lambda i, v: i != v and v < 2, "first": lambda i, v: i == 0 and v > 0}[pairs]
     kept = [(i, v) for i in range(2) for v in range(len(s)) if chosen(i, v)]
-    return torch.stack([-(q[i] * log_p[v]).sum(-1).mean() for i, v in kept]).mean()
+    return torch.stack([-product(q[i], log_p[v]).sum(-1).mean() for i, v in kept]).mean()
 
 
 def sinkhorn(yours: Callable) -> Callable:
@@ -135,6 +156,16 @@ def sinkhorn(yours: Callable) -> Callable:
         "each row sums to 1 in the end; this is a share of the batch":
             lambda x, t, n=3: _balance(x, t, n) / len(x),
         "divide by the sums, not by the means": lambda x, t, n=3: _balance(x, t, n) * x.shape[1],
+        "divide by the sums of the columns, don't multiply":
+            lambda x, t, n=3: _balance(x, t, n, "Cr"),
+        "divide by the sums of the rows, don't multiply":
+            lambda x, t, n=3: _balance(x, t, n, "cR"),
+        "the temperature divides the logits, not the logits the temperature":
+            lambda x, t, n=3: _balance(t / x, 1.0, n),
+        "this has the shape of the prototypes first; rows are views":
+            lambda x, t, n=3: _balance(x, t, n).T,
+        "nothing is divided: each round takes columns, then rows":
+            lambda x, t, n=3: torch.exp(x / t),
         "one more softmax over the rows is one too many":
             lambda x, t, n=3: _balance(x, t, n).softmax(-1),
     })
@@ -142,11 +173,12 @@ def sinkhorn(yours: Callable) -> Callable:
 
 def _balance(x: Tensor, temp: float, n: int, order: str = "cr",
              start: Callable = torch.exp) -> Tensor:
-    """`sinkhorn` with a mistake: `order` says which sums are taken in a round."""
+    """`sinkhorn` with a mistake: `order` says by which sums a round divides (C, R: multiplies)."""
     q = start(x / temp)
     for _ in range(n):
         for which in order:
-            q = q / q.sum({"c": 0, "r": 1}[which], keepdim=True)
+            sums = q.sum({"c": 0, "r": 1}[which.lower()], keepdim=True)
+            q = q * sums if which.isupper() else q / sums
     return q
 
 
@@ -155,15 +187,16 @@ def finished_beyond_seeds(a: Sequence[float], b: Sequence[float]) -> float:
     return _beyond(a, b)
 
 
-def _beyond(a: Sequence[float], b: Sequence[float], ddof: int = 1, parts: float = 2) -> float:
-    spread = math.sqrt((np.var(a, ddof=ddof) + np.var(b, ddof=ddof)) / parts)
-    return float((np.mean(b) - np.mean(a)) / spread)
+def _beyond(a: Sequence[float], b: Sequence[float], ddof: tuple[int, int] = (1, 1),
+            parts: float = 2) -> float:
+    variances = [np.var(x, ddof=d) for x, d in zip((a, b), ddof, strict=True)]
+    return float((np.mean(b) - np.mean(a)) / math.sqrt(sum(variances) / parts))
 
 
 def beyond_seeds(yours: Callable) -> Callable:
     """`yours(a, b)`: the difference of two variants in standard deviations of their runs."""
-    pairs = [([0.40, 0.43, 0.42], [0.31, 0.30, 0.34]), ([1.0, 2.0], [5.0, 9.0]),
-             ([0.2, 0.1, 0.4, 0.3], [0.2, 0.25, 0.3])]
+    pairs = [([0.40, 0.43, 0.42], [0.31, 0.30, 0.34]), ([1.0, 2.0, 2.5], [5.0, 9.0, 5.5]),
+             ([0.2, 0.1, 0.4, 0.3], [0.2, 0.25, 0.36])]
 
     def deviations(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
         return float(np.std(a, ddof=1)), float(np.std(b, ddof=1))
@@ -174,13 +207,27 @@ def beyond_seeds(yours: Callable) -> Callable:
     return check("beyond_seeds", yours, finished_beyond_seeds, [on(*pair) for pair in pairs], {
         "b less a, not a less b": lambda a, b: -_beyond(a, b),
         "the sign tells better from worse: no absolute value": lambda a, b: abs(_beyond(a, b)),
-        "with so few runs divide by n - 1 in the variance (ddof=1)": lambda a, b: _beyond(a, b, 0),
-        "ddof is 1: divide by n - 1": lambda a, b: difference(a, b) / math.sqrt(
-            (np.var(a, ddof=2) + np.var(b, ddof=2)) / 2) if len(a) > 2 else math.nan,
-        "average the two variances: their sum is twice as much": lambda a, b: _beyond(a, b, 1, 1),
-        "divide the sum of the two variances by 2": lambda a, b: _beyond(a, b, 1, 3),
-        "the variances are divided by 2, not by 4": lambda a, b: _beyond(a, b, 1, 4),
-        "half of the sum of the variances, not twice": lambda a, b: _beyond(a, b, 1, 0.5),
+        "with so few runs divide by n - 1 in the variance (ddof=1)": lambda a, b: _beyond(a, b, (0, 0)),
+        "ddof=1 for the variance of a as well": lambda a, b: _beyond(a, b, (0, 1)),
+        "ddof=1 for the variance of b as well": lambda a, b: _beyond(a, b, (1, 0)),
+        "ddof=1: the variances divide by n - 1, not by n - 2": lambda a, b: _beyond(a, b, (2, 2)),
+        "ddof=1: the variance of a divides by n - 1, not by n - 2":
+            lambda a, b: _beyond(a, b, (2, 1)),
+        "ddof=1: the variance of b divides by n - 1, not by n - 2":
+            lambda a, b: _beyond(a, b, (1, 2)),
+        "divide by the spread, don't multiply": lambda a, b: difference(a, b) ** 2 / _beyond(a, b),
+        "a difference of the means, not their sum": lambda a, b: (
+            _beyond(a, b) * (np.mean(b) + np.mean(a)) / difference(a, b)),
+        "the mean of b, not its sum": lambda a, b: (
+            _beyond(a, b) * (np.sum(b) - np.mean(a)) / difference(a, b)),
+        "the mean of a, not its sum": lambda a, b: (
+            _beyond(a, b) * (np.mean(b) - np.sum(a)) / difference(a, b)),
+        "this is a ratio; a difference is asked, in units of the spread":
+            lambda a, b: np.mean(b) / np.mean(a),
+        "average the two variances: their sum is twice as much": lambda a, b: _beyond(a, b, parts=1),
+        "divide the sum of the two variances by 2": lambda a, b: _beyond(a, b, parts=3),
+        "the variances are divided by 2, not by 4": lambda a, b: _beyond(a, b, parts=4),
+        "half of the sum of the variances, not twice": lambda a, b: _beyond(a, b, parts=0.5),
         "take the root: a variance is a square": lambda a, b: difference(a, b) / (
             np.var(a, ddof=1) + np.var(b, ddof=1)) * 2,
         "the root comes after the mean of the variances":
@@ -234,6 +281,10 @@ def with_half_life(yours: Callable) -> Callable:
             lambda s, h: replace(s, momentum_end=0.5 ** (1 / h)),
         "m to the power of the half-life is one half; this is one half to the half-life":
             lambda s, h: _constant(s, 0.5**h),
+        "solve m to the power of h = one half; this solves it for two h":
+            lambda s, h: _constant(s, 0.5 ** (2 / h)),
+        "momentum 1 never moves": lambda s, h: _constant(s, 1.0),
+        "one half is left after the half-life, not 0.6": lambda s, h: _constant(s, 0.6 ** (1 / h)),
         "e^(-1/h) leaves 1/e, not one half": lambda s, h: _constant(s, math.exp(-1 / h)),
         "1 - 1/h is near e^(-1/h), which leaves 1/e, not one half":
             lambda s, h: _constant(s, 1 - 1 / h),

@@ -305,7 +305,7 @@ enter("untrained", scores=lab.measure(lab.build(lab.HEALTHY, seed=0)))
 # %%
 def train(name, setting, **pieces):
     """Train with the pieces that you wrote, and enter the run into the ledger."""
-    one = lab.run(setting, seed=0, loss=lab_loss, signs=vital_signs, **pieces)
+    one = lab.run(setting, seed=0, updates=60, loss=lab_loss, signs=vital_signs, **pieces)
     enter(name, one, setting=setting)
     return one
 
@@ -654,7 +654,7 @@ for axis in axes.flat:
 # ## Exercises
 
 # %% [markdown]
-# **Exercise 8 · medium · 10 minutes · half-lives.** Notebook 04 said that the teacher's half-life must fit the run. Write a function that gives a `Setting` like the one it gets, but with a constant momentum whose half-life is `updates`: after so many updates half of the old teacher is left. What should come out: for a half-life of 1 the `momentum` and the `momentum_end` are 0.5. Below it, three teachers train for 60 updates each.
+# **Exercise 8 · medium · 10 minutes · half-lives.** Notebook 04 said that the teacher's half-life must fit the run. Write a function that gives a `Setting` like the one it gets, but with a constant momentum whose half-life is `updates`: after so many updates half of the old teacher is left. What should come out: for a half-life of 1 the `momentum` and the `momentum_end` are 0.5. Below it, three teachers train for 40 updates each.
 #
 # <details><summary>Hint</summary>
 #
@@ -674,7 +674,7 @@ def with_half_life(setting, updates):
 with_half_life = checks.with_half_life(with_half_life)
 
 # %% [markdown]
-# **Predict.** Half-lives of 1, 10 and 1,000 updates, in runs of 60. In which run is the KL largest at the end, and so the most left to learn from?
+# **Predict.** Half-lives of 1, 10 and 1,000 updates, in runs of 40. In which run is the KL largest at the end, and so the most left to learn from?
 #
 # - a: half-life 1; - b: half-life 10; - c: half-life 1,000.
 
@@ -685,7 +685,7 @@ guess = "?"  # a, b or c
 sweep = {}
 for half_life in (1, 10, 1000):
     setting = with_half_life(lab.HEALTHY, half_life)
-    sweep[half_life] = lab.run(setting, seed=0, updates=60, loss=lab_loss, signs=vital_signs)
+    sweep[half_life] = lab.run(setting, seed=0, updates=40, loss=lab_loss, signs=vital_signs)
 ends = {h: one["scores"]["kl_end"] for h, one in sweep.items()}
 answers = {"a": 1, "b": 10, "c": 1000}
 settle(guess, {letter: f"half-life {h}, KL {ends[h]:.2f}" for letter, h in answers.items()},

@@ -242,10 +242,26 @@ WRONG = {
     },
     "vital_signs": {"nan": signs_nan, "reversed": signs_reversed, "two": signs_two},
     "diagnose": {"other words": diagnose_words, "silent": diagnose_silent},
-    "effective_rank": {"nan": rank_nan, "gram": rank_gram_values},
+    "effective_rank": {
+        "nan": rank_nan,
+        "gram": rank_gram_values,
+        "rank": lambda x: torch.linalg.matrix_rank(x),
+        "centred": lambda x: rank_by_gram(x - x.mean(0)),
+        "unit rows": lambda x: rank_by_gram(F.normalize(x, dim=1)),
+        "entropy": lambda x: math.log(rank_by_gram(x)),
+        "entries": lambda x: torch.special.entr(x.abs() / x.abs().sum()).sum().exp(),
+    },
     "lab_loss": {"no gradient at all": loss_all_no_grad, "a number": loss_item},
     "sinkhorn": {"softmax": sinkhorn_rows_only, "transposed": sinkhorn_transposed},
     "beyond_seeds": {"ddof 0": beyond_numpy_default, "ratio": beyond_ratio},
     "with_half_life": {"a number": half_life_number, "assigns": half_life_assigns},
 }
-EQUIVALENT = {}
+EQUIVALENT = {
+    # (B, K): dimension 1 is the last
+    "vital_signs": ["(-(q[i] * log_p[v]).sum(1).mean())"],
+    "lab_loss": ["(-(q[i] * log_p[v]).sum(1).mean())"],
+    # a bound itself belongs to neither side
+    "diagnose": [">= 0.1 * most", "<= 0.2 * most", ">= 0.9 * most"],
+    # the sums of the columns broadcast over the rows; what all columns share is lost in the rows
+    "sinkhorn": ["q / q.sum(0)\n", "q / q.sum(0, keepdim=False)", "q / q.mean(0, keepdim=True)"],
+}
