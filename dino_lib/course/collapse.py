@@ -9,14 +9,11 @@ from torch import Tensor
 
 from dino_lib.course import collapse_runs as lab
 from dino_lib.course.check import Case, check, on
-from dino_lib.course.collapse_targets import (  # noqa: F401: the notebook finds all checks here
-    beyond_seeds,
-    lab_loss,
-    sinkhorn,
-    with_half_life,
-)
+from dino_lib.course.collapse_targets import beyond_seeds, lab_loss, sinkhorn, with_half_life
 from dino_lib.run.history import feature_rank
 
+__all__ = ["beyond_seeds", "diagnose", "effective_rank", "lab_loss", "sinkhorn",
+           "used_prototypes", "vital_signs", "with_half_life"]
 KINDS = ("healthy", "one prototype", "uniform", "one mixed answer")
 
 
@@ -46,7 +43,8 @@ def used_prototypes(yours: Callable) -> Callable:
             lambda q: len(q.amax(-1).unique()),
         "this is K; not every prototype is a first choice": lambda q: q.shape[-1],
         "this is the number of rows": lambda q: q.shape[-2],
-        "argmax goes along the prototypes, the last dimension": lambda q: len(q.argmax(-2).unique()),
+        "argmax goes along the prototypes, the last dimension":
+            lambda q: len(q.argmax(-2).unique()),
         "the first choices along dimension 1 are right only for some shapes":
             lambda q: len(q.argmax(1).unique()),
         "each view has a choice of its own; this is the choice of the mean":
@@ -122,7 +120,8 @@ def vital_signs(yours: Callable) -> Callable:
         "a cross-entropy sums over the prototypes, the last dimension":
             pairs(lambda q, p: -(q * p).sum(0).mean()),
         "a cross-entropy multiplies q and log p": pairs(lambda q, p: -(q / p).sum(-1).mean()),
-        "a cross-entropy has a minus: log p is negative": pairs(lambda q, p: (q * p).sum(-1).mean()),
+        "a cross-entropy has a minus: log p is negative":
+            pairs(lambda q, p: (q * p).sum(-1).mean()),
         "this is the divergence the other way round: the teacher's q stands before the logarithm":
             but(2, lambda q, p, *_: torch.stack([
                 (p[v].exp() * (p[v] - (q[i] + 1e-9).log())).sum(-1).mean()
@@ -137,7 +136,8 @@ def vital_signs(yours: Callable) -> Callable:
             but(1, lambda q, *_: torch.special.entr(q.sum((0, 1))).sum()),
         "the first two are swapped": lambda q, p: (
             _signs(q, p)[1], _signs(q, p)[0], _signs(q, p)[2]),
-        "log_p holds logarithms already": but(2, lambda q, p, *_: _signs(q, p.log_softmax(-1).exp())[2]),
+        "log_p holds logarithms already":
+            but(2, lambda q, p, *_: _signs(q, p.log_softmax(-1).exp())[2]),
         "these are bits; nats take the natural logarithm": lambda q, p: [
             x / math.log(2) for x in _signs(q, p)],
     })
@@ -205,7 +205,7 @@ def diagnose(yours: Callable) -> Callable:
     cases = [case(a, b, k) for k in (4, 128) for a, b in shares]
     right = _diagnose
     return check("diagnose", yours, finished_diagnose, cases, {
-        "ask for the gap first: a healthy teacher may be sure, or use few prototypes": lambda a, b, k: (
+        "ask for the gap first: a healthy teacher may use few prototypes": lambda a, b, k: (
             KINDS[1] if b < 0.2 * math.log(k) else right(a, b, k)),
         "ask for the gap first: a wide gap is healthy whatever the first entropy": lambda a, b, k: (
             KINDS[2] if a > 0.9 * math.log(k) else right(a, b, k)),

@@ -1,4 +1,4 @@
-"""The runs of notebook 07: DINO on a model so small that a run takes seconds, with one part changed.
+"""The runs of notebook 07: DINO on a model so small that a run takes seconds, one part changed.
 
 The healthy run and its variants are `Setting`s; `run` trains one. `benchmarks/collapse.py` trains
 all of them with three seeds and keeps what it measures in `measured/collapse.json`.

@@ -1,4 +1,4 @@
-"""More self-checks of notebook 07: the loss, the targets, a setting, and what seeds allow to say."""
+"""More self-checks of notebook 07: the loss, the targets, a setting, what seeds allow to say."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -52,15 +52,15 @@ def lab_loss(yours: Callable) -> Callable:
             lambda s, t, c, *a, stop_gradient=True: _loss(s, t, 0 * c, *a, stop_gradient),
         "the center is for the teacher alone":
             lambda s, t, c, *a, stop_gradient=True: _loss(s - c, t, c, *a, stop_gradient),
-        "the center is the teacher's; the student has none": lambda s, t, c, *a, stop_gradient=True: (
-            _loss(s - c, t, 0 * c, *a, stop_gradient)),
+        "the center is the teacher's; the student has none":
+            lambda s, t, c, *a, stop_gradient=True: _loss(s - c, t, 0 * c, *a, stop_gradient),
         "subtract the center first, then divide by the temperature":
             lambda s, t, c, a, b, stop_gradient=True: _loss(s, t, b * c, a, b, stop_gradient),
         "the temperatures are swapped":
             lambda s, t, c, a, b, stop_gradient=True: _loss(s, t, c, b, a, stop_gradient),
         "divide by a temperature, don't multiply":
             lambda s, t, c, a, b, stop_gradient=True: _loss(s, t, c, 1 / a, 1 / b, stop_gradient),
-        "divide the student's logits by its temperature, don't multiply":
+        "divide the student by its temperature, don't multiply":
             lambda s, t, c, a, b, stop_gradient=True: _loss(s, t, c, 1 / a, b, stop_gradient),
         "divide the teacher's logits by its temperature, don't multiply":
             lambda s, t, c, a, b, stop_gradient=True: _loss(s, t, c, a, 1 / b, stop_gradient),
@@ -76,8 +76,8 @@ def lab_loss(yours: Callable) -> Callable:
             _loss(*a, stop_gradient, "large")),
         "both teacher views give targets": lambda *a, stop_gradient=True: (
             _loss(*a, stop_gradient, "first")),
-        "the loss is a mean over the pairs, not a sum":
-            lambda s, *a, stop_gradient=True: 2 * (len(s) - 1) * _loss(s, *a, stop_gradient),
+        "the loss is a mean over the pairs": lambda s, *a, stop_gradient=True: (
+            2 * (len(s) - 1) * _loss(s, *a, stop_gradient)),
         "the loss is a mean over the batch, not a sum":
             lambda s, *a, stop_gradient=True: s.shape[1] * _loss(s, *a, stop_gradient),
         "a cross-entropy sums over the prototypes, it does not average":
@@ -207,7 +207,8 @@ def beyond_seeds(yours: Callable) -> Callable:
     return check("beyond_seeds", yours, finished_beyond_seeds, [on(*pair) for pair in pairs], {
         "b less a, not a less b": lambda a, b: -_beyond(a, b),
         "the sign tells better from worse: no absolute value": lambda a, b: abs(_beyond(a, b)),
-        "with so few runs divide by n - 1 in the variance (ddof=1)": lambda a, b: _beyond(a, b, (0, 0)),
+        "with so few runs divide by n - 1 in the variance (ddof=1)":
+            lambda a, b: _beyond(a, b, (0, 0)),
         "ddof=1 for the variance of a as well": lambda a, b: _beyond(a, b, (0, 1)),
         "ddof=1 for the variance of b as well": lambda a, b: _beyond(a, b, (1, 0)),
         "ddof=1: the variances divide by n - 1, not by n - 2": lambda a, b: _beyond(a, b, (2, 2)),
@@ -224,7 +225,8 @@ def beyond_seeds(yours: Callable) -> Callable:
             _beyond(a, b) * (np.mean(b) - np.sum(a)) / difference(a, b)),
         "this is a ratio; a difference is asked, in units of the spread":
             lambda a, b: np.mean(b) / np.mean(a),
-        "average the two variances: their sum is twice as much": lambda a, b: _beyond(a, b, parts=1),
+        "average the two variances: their sum is twice as much":
+            lambda a, b: _beyond(a, b, parts=1),
         "divide the sum of the two variances by 2": lambda a, b: _beyond(a, b, parts=3),
         "the variances are divided by 2, not by 4": lambda a, b: _beyond(a, b, parts=4),
         "half of the sum of the variances, not twice": lambda a, b: _beyond(a, b, parts=0.5),
@@ -283,7 +285,6 @@ def with_half_life(yours: Callable) -> Callable:
             lambda s, h: _constant(s, 0.5**h),
         "solve m to the power of h = one half; this solves it for two h":
             lambda s, h: _constant(s, 0.5 ** (2 / h)),
-        "momentum 1 never moves": lambda s, h: _constant(s, 1.0),
         "one half is left after the half-life, not 0.6": lambda s, h: _constant(s, 0.6 ** (1 / h)),
         "e^(-1/h) leaves 1/e, not one half": lambda s, h: _constant(s, math.exp(-1 / h)),
         "1 - 1/h is near e^(-1/h), which leaves 1/e, not one half":
