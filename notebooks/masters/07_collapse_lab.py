@@ -331,10 +331,12 @@ def show_run(*names):
 show_run("healthy")
 
 # %% [markdown]
-# HEALTHYTEXT
+# The loss falls, and the gap between the entropies stays open: the targets differ from picture to picture. The KL falls too, but not to 0: something is left to learn. The features beat the untrained ones, and the attention goes from blind to well above it.
+#
+# The colour histogram stays ahead in k-NN. This network is tiny and has seen 60 batches. So the lab compares variants with each other and with the untrained network; it says nothing about the best that DINO can do.
 
 # %% [markdown] tags=["note"]
-# **Teacher's note · 10 minutes.** At the picture ask: "Where is the gap, and where is the KL?" The loss lies on the entropy of one plus the KL. Point out that the loss *rises* in a healthy run. The room usually takes that for a mistake: the targets become richer, and so the question becomes harder.
+# **Teacher's note · 10 minutes.** At the picture ask: "Where is the gap, and where is the KL?" The loss lies on the entropy of one plus the KL. The misconception: "the KL should reach 0". Where it does, teacher and student agree on everything, and there is nothing left to learn from.
 
 # %% [markdown]
 # ## 5. Without the center, without sharpening
@@ -378,29 +380,33 @@ settle(guess, {"a": "one prototype wins", "b": "the targets become uniform", "c"
 show_run("no center", "no sharpening")
 
 # %% [markdown]
-# PAIRTEXT
+# Two different ends. Without the center both entropies go to 0: every picture gets the same prototype. Without sharpening both go to ln K: every picture gets all prototypes. In both the gap closes and the KL goes to 0. And the run without a center has the lowest loss in this notebook. **A low loss is no sign of health.**
 
 # %% [markdown]
-# One seed may be luck. The script `benchmarks/collapse.py` trained each variant of this notebook with three seeds, once, and its numbers ship with the package. Here are the four combinations of center and sharpening: one thin line a seed.
+# One seed may be luck. The script `benchmarks/collapse.py` trained each variant of this notebook with several seeds, once, and its numbers ship with the package. Here are the four combinations of center and sharpening: one thin line a seed.
 
 # %%
 measured = lab.read_measured()
-SEEDS = ("0", "1", "2")
 
 def curves(name, key):
-    return np.array([measured["runs"][name][seed]["curves"][key] for seed in SEEDS])
+    return np.array([one["curves"][key] for one in measured["runs"][name].values()])
 
 def scores_of(name, key):
     if name == "untrained":
         return [scores[key] for scores in measured["untrained"]]
-    return [measured["runs"][name][seed]["scores"][key] for seed in SEEDS]
+    return [one["scores"][key] for one in measured["runs"][name].values()]
 
-print(f"{len(measured['runs'])} variants x {len(SEEDS)} seeds, {measured['about']['updates']} updates each, "
-      f"{measured['about']['machine']}")
+def spread(values):
+    """The standard deviation over the seeds; not a number for one seed alone."""
+    return np.std(values, ddof=1) if len(values) > 1 else math.nan
+
+n_seeds = [len(runs) for runs in measured["runs"].values()]
+print(f"{len(n_seeds)} variants, {min(n_seeds)} to {max(n_seeds)} seeds each, "
+      f"{measured['about']['updates']} updates, {measured['about']['machine']}")
 
 # %%
 def show_three(names):
-    """Entropies and KL of three seeds, a panel a variant."""
+    """Entropies and KL, a line a seed, a panel a variant."""
     figure, axes = plt.subplots(1, len(names), figsize=(2.4 * len(names), 2.8), sharey=True,
                                 layout="constrained")
     for axis, name in zip(axes, names):
@@ -421,7 +427,7 @@ show_three(["healthy", "no center", "no sharpening", "neither"])
 
 # %%
 def show_scores(names):
-    """Mean and standard deviation of three seeds."""
+    """Mean and standard deviation over the seeds."""
     print(f"{'':26}" + "".join(f"{title:>14}" for title in ["H one", "H mean", "KL", "k-NN", "above"]))
     for name in names:
         cells = []
@@ -430,13 +436,15 @@ def show_scores(names):
                 cells.append(" " * 14)
                 continue
             values = scores_of(name, key)
-            cells.append(f"{np.mean(values):8.2f} ± {np.std(values, ddof=1):.2f}"[-14:].rjust(14))
+            cells.append(f"{np.mean(values):8.2f} ± {spread(values):.2f}"[-14:].rjust(14))
         print(f"{name:26}" + "".join(cells))
 
 show_scores(["untrained", "healthy", "no center", "no sharpening", "neither"])
 
 # %% [markdown]
-# FIG7TEXT
+# This is the paper's figure 7, on a network that trains in seconds. The paper says: if one operation is missing, the KL goes to 0, which means a collapse; the entropy goes to 0 without centering and to ln K without sharpening. The lines here do the same, with one exception: without a center one seed has not collapsed by update 100, only narrowed; notebook 03 met such seeds too. The fourth panel has neither. Its two entropies lie on each other below ln K: one mixed answer, the third collapse. Center and sharpening pull in opposite directions, and each one alone goes too far.
+#
+# One thing differs from the paper. There a collapsed run ends at chance. Here the k-NN is still a little above the untrained network. The head has collapsed; the backbone has only stopped. Where teacher and student agree, the loss has no gradient, so the backbone keeps what it learned before. The attention shows the damage better: it is below the healthy run in all three.
 
 # %% [markdown] tags=["note"]
 # **Teacher's note · 15 minutes.** Show the paper's figure 7 beside the four panels. Then ask: "If the head has collapsed, why is the k-NN not at chance?" Let them look at the gradient: where teacher and student agree, the KL is 0 and there is nothing to learn from. The backbone stops where it is; nothing destroys it in 100 updates.
@@ -462,6 +470,17 @@ settle(guess, {"a": "the targets are surer than in the healthy run",
                "b": "the targets are uniform", "c": "nothing much changes"},
        "a" if without < 0.5 * with_stop else "b" if without > 0.9 * math.log(128) else "c")
 
+# %% [markdown]
+# Those are the targets. And the student's own answers, for one batch of views?
+
+# %% tags=["nbval-ignore-output"]
+views = lab.draw_views(2, torch.Generator().manual_seed(0))
+for name in ("healthy", "no stop-gradient"):
+    with torch.no_grad():
+        p = (live[name]["student"](views) / 0.1).softmax(-1)
+    of_mean = torch.special.entr(p.mean((0, 1))).sum()
+    print(f"{name:17} the student uses {used_prototypes(p)} prototypes; the entropy of its mean answer is {of_mean:.2f}")
+
 # %%
 TEACHERS = ["healthy", "teacher = student", "momentum 0.5", "momentum 0.998",
             "frozen random teacher", "no stop-gradient"]
@@ -471,7 +490,12 @@ show_three(["teacher = student", "momentum 0.998", "frozen random teacher", "no 
 show_scores(["untrained", *TEACHERS])
 
 # %% [markdown]
-# TEACHERTEXT
+# Four lessons, row by row.
+#
+# - **Teacher = student** (momentum 0): k-NN and attention fall to the untrained level or below it. The entropies swing up and down: each update changes the question at once. The gap is open, so `diagnose` will call this run healthy; the rank of the features, in the table of section 8, says what is wrong. No single number sees every failure. Section 5.2 of the paper reports that a copy of the student as teacher does not converge. Center and sharpening avoid collapse *in the presence of a momentum teacher*; without one they are not enough.
+# - **Momentum 0.998**: the half-life is 346 updates, and the run has 100. The teacher hardly moves, and its KL stays large.
+# - **Frozen random teacher**: it can't collapse, for its answers never change. The student learns to agree with a random network, which is a lesson of its own: two views of a picture have to get one answer. The KL stays highest of the teachers that follow slowly or not at all. There is no second lesson, since the teacher never gets better.
+# - **No stop-gradient**: the targets end *uniform*, though a free gradient would make them sure. Look at the loss: it lies far above ln K. The student itself has become sure of one prototype. The center follows behind, subtracts that prototype from the targets, and makes them flat. The center hides one collapse under another.
 
 # %% [markdown] tags=["note"]
 # **Teacher's note · 10 minutes.** The misconception: "the stop-gradient only saves memory". Ask what the loss rewards if it may also change the question: an easy question. Then ask why the frozen teacher does not collapse (its answers can't move), and why that is no way to learn for long.
@@ -543,7 +567,7 @@ settle(guess, {"a": "fewer", "b": "about as many", "c": "more"},
 show_run("healthy", "Sinkhorn")
 
 # %% [markdown]
-# SINKTEXT
+# The entropy of the mean lies at ln K from the first update on: balance is not learned, it is enforced in each batch. The targets can't all be the same, and so the third line, the gap, is safe. The healthy run's center only *pulls* towards balance, and many prototypes stay unused.
 
 # %% [markdown]
 # ## 8. What differs by more than the seeds do?
@@ -573,7 +597,7 @@ beyond_seeds = checks.beyond_seeds(beyond_seeds)
 # With three seeds a value within ±2 says nothing, and one beyond ±4 says something. The whole ledger, each variant against the healthy one:
 
 # %%
-print(f"{'three seeds':26}{'diagnosis':>18}{'used':>6}{'rank':>6}{'k-NN':>14}{'vs healthy':>11}{'above':>14}{'vs healthy':>11}")
+print(f"{'means over the seeds':26}{'diagnosis':>18}{'used':>6}{'rank':>6}{'k-NN':>14}{'vs healthy':>11}{'above':>14}{'vs healthy':>11}")
 for name in lab.VARIANTS:
     setting = lab.VARIANTS[name]
     kinds = [diagnose(one, mean, setting.out_dim)
@@ -582,8 +606,8 @@ for name in lab.VARIANTS:
     line = f"{name:26}{kind:>18}{np.mean(scores_of(name, 'used')):6.0f}{np.mean(scores_of(name, 'rank')):6.1f}"
     for key in ("knn", "above_blind"):
         values, healthy_values = scores_of(name, key), scores_of("healthy", key)
-        apart = f"{beyond_seeds(healthy_values, values):+.1f}" if name != "healthy" else ""
-        line += f"{np.mean(values):9.2f} ±{np.std(values, ddof=1):4.2f}{apart:>11}"
+        apart = f"{beyond_seeds(healthy_values, values):+.1f}" if name != "healthy" and len(values) > 1 else ""
+        line += f"{np.mean(values):9.2f} ±{spread(values):4.2f}{apart:>11}"
     print(line)
 
 # %%
@@ -592,7 +616,7 @@ figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.6), sharey=True, layout="const
 for axis, key, title in zip(axes, ["knn", "above_blind"], ["20-NN accuracy", "attention above blind"]):
     for row, name in enumerate(names):
         values = scores_of(name, key)
-        axis.errorbar(np.mean(values), row, xerr=np.std(values, ddof=1), fmt="|", color="0.4",
+        axis.errorbar(np.mean(values), row, xerr=np.nan_to_num(spread(values)), fmt="|", color="0.4",
                       ms=14, capsize=3)
         axis.plot(values, [row] * len(values), "o", ms=5, alpha=0.8,
                   color="tab:blue" if name == "healthy" else "0.6" if name == "untrained" else "tab:orange")
@@ -605,7 +629,7 @@ axes[0].set_yticks(range(len(names)), names, fontsize=9)
 axes[0].invert_yaxis()
 
 # %% [markdown]
-# LEDGERTEXT
+# Read the table with the column "vs healthy" in mind. Most k-NN differences are no larger than what a seed does. What stands out is the same in k-NN and in attention: the student as its own teacher, no stop-gradient, and no batch norm in the head. The attention also tells the collapses of section 5 from the healthy run.
 
 # %% [markdown] tags=["note"]
 # **Teacher's note · 10 minutes.** Ask each reader for one row that they may *not* draw a conclusion from. Three seeds give a rough spread only. The misconception: "the mean is higher, so the variant is better".
@@ -622,7 +646,14 @@ axes[0].invert_yaxis()
 # | Sinkhorn-Knopp in place of the center, with momentum | 72.2 | Sinkhorn |
 # | no multi-crop | 67.9 | no multi-crop |
 #
-# PAPERTEXT
+# What agrees, and what doesn't:
+#
+# - **The student as its own teacher** fails in both. At ImageNet's length it ends at chance; after 100 updates it ends near the untrained network.
+# - **Sinkhorn** is as good as the center in both, with a momentum teacher.
+# - **No multi-crop** costs five points in the paper, and nothing that three seeds can show here. A small view has 8 pixels; the pictures at the top show that many hold no creature. And 100 updates are too few for the finer things that small views teach.
+# - **Batch norm**: the paper's head has none and trains well. Here the run without it becomes uniform. The tiny network needs batch norm to spread its features in the first updates; the paper has tens of thousands of updates for it. (The convolutional stem has batch norm in all rows.)
+# - **K**: the paper gains a little from more prototypes, up to 65,536. Here 8, 128 and 1,024 differ by little: ten kinds of creatures need few.
+# - **One low temperature** (0.06 for both) becomes uniform as well: what counts is that the teacher is *sharper than the student*, not that it is sharp.
 
 # %% [markdown]
 # ## 10. What a collapsed network looks at
@@ -646,12 +677,17 @@ for axis in axes.flat:
     axis.set_xticks([]), axis.set_yticks([])
 
 # %% [markdown]
-# CLOSINGTEXT
+# The untrained maps show no creature. The healthy network's maps lie on it in most pictures. The collapsed networks lie between: they had learned something before their answers became the same. The white line is the creature's outline, which no network has seen.
 
 # %% [markdown]
 # ## Summary
 #
-# SUMMARYTEXT
+# - A collapse is an answer that doesn't depend on the picture. There are three: one prototype, uniform, one mixed answer. The gap between two entropies shows all three; the loss shows none. Bad features behind an open gap show in their rank and in k-NN.
+# - The center works against one prototype, the sharpening against uniform. Each alone goes too far.
+# - Both need a teacher that is not the student. The stop-gradient and the slow average keep the question fixed while the student learns to answer it.
+# - Sinkhorn balances each batch by force and works as well as the center.
+# - A head can collapse while k-NN still looks fair. Watch the entropies from the first update.
+# - One seed is an anecdote. Three seeds are a rough spread.
 #
 # ## Exercises
 
@@ -702,4 +738,4 @@ for axis, key, title in zip(axes, ["of_one", "of_mean", "kl"], ["entropy of one"
 axes[0].legend(fontsize=8)
 
 # %% [markdown]
-# HALFTEXT
+# With a half-life of 1 the teacher is nearly the student: the curves swing. With 1,000 the teacher stays where it was, its entropies hardly move, and the student runs after a fixed target. Between them lies a teacher that moves and still lasts for some updates. Change the three half-lives and run the cells again: where does the swing begin?
