@@ -5,7 +5,7 @@
 #
 # **You will** take DINO apart, one part at a time, on a network so small that a run takes seconds: centering, sharpening, the moving average, the stop-gradient, the small views, the number of prototypes, batch norm in the head. Before each run you predict what will happen. A table, the *ledger*, keeps what the runs say.
 #
-# **You need** the loss of [notebook 03](03_loss.ipynb) and the teacher of [notebook 04](04_teacher.ipynb). You write eight pieces in about 55 minutes. The notebook itself runs in about TIME on two CPU cores.
+# **You need** the loss of [notebook 03](03_loss.ipynb) and the teacher of [notebook 04](04_teacher.ipynb). You write eight pieces in about 56 minutes. The notebook itself took 75 seconds of CPU time, measured on a machine busy with other work.
 #
 # Before: [06 · Attention](06_attention.ipynb).
 
@@ -444,7 +444,7 @@ show_scores(["untrained", "healthy", "no center", "no sharpening", "neither"])
 # %% [markdown]
 # This is the paper's figure 7, on a network that trains in seconds. The paper says: if one operation is missing, the KL goes to 0, which means a collapse; the entropy goes to 0 without centering and to ln K without sharpening. The lines here do the same, with one exception: without a center one seed has not collapsed by update 100, only narrowed; notebook 03 met such seeds too. The fourth panel has neither. Its two entropies lie on each other below ln K: one mixed answer, the third collapse. Center and sharpening pull in opposite directions, and each one alone goes too far.
 #
-# One thing differs from the paper. There a collapsed run ends at chance. Here the k-NN is still a little above the untrained network. The head has collapsed; the backbone has only stopped. Where teacher and student agree, the loss has no gradient, so the backbone keeps what it learned before. The attention shows the damage better: it is below the healthy run in all three.
+# One thing differs from the paper. There a collapsed run ends at chance. Here the k-NN stays near that of the healthy run, and the attention far above the untrained network's. The head has collapsed; the backbone has only stopped. Where teacher and student agree, there is hardly a gradient, so the backbone keeps what it learned before. After 100 updates the entropies show a collapse, and the k-NN doesn't yet.
 
 # %% [markdown] tags=["note"]
 # **Teacher's note · 15 minutes.** Show the paper's figure 7 beside the four panels. Then ask: "If the head has collapsed, why is the k-NN not at chance?" Let them look at the gradient: where teacher and student agree, the KL is 0 and there is nothing to learn from. The backbone stops where it is; nothing destroys it in 100 updates.
@@ -492,10 +492,10 @@ show_scores(["untrained", *TEACHERS])
 # %% [markdown]
 # Four lessons, row by row.
 #
-# - **Teacher = student** (momentum 0): k-NN and attention fall to the untrained level or below it. The entropies swing up and down: each update changes the question at once. The gap is open, so `diagnose` will call this run healthy; the rank of the features, in the table of section 8, says what is wrong. No single number sees every failure. Section 5.2 of the paper reports that a copy of the student as teacher does not converge. Center and sharpening avoid collapse *in the presence of a momentum teacher*; without one they are not enough.
+# - **Teacher = student** (momentum 0): the k-NN falls below that of the untrained network, and the attention depends on the seed. The entropies swing up and down: each update changes the question at once. The gap is open, so `diagnose` will call this run healthy; the rank of the features, in the table of section 8, says what is wrong. No single number sees every failure. Section 5.2 of the paper reports that a copy of the student as teacher does not converge. Center and sharpening avoid collapse *in the presence of a momentum teacher*; without one they are not enough.
 # - **Momentum 0.998**: the half-life is 346 updates, and the run has 100. The teacher hardly moves, and its KL stays large.
 # - **Frozen random teacher**: it can't collapse, for its answers never change. The student learns to agree with a random network, which is a lesson of its own: two views of a picture have to get one answer. The KL stays highest of the teachers that follow slowly or not at all. There is no second lesson, since the teacher never gets better.
-# - **No stop-gradient**: the targets end *uniform*, though a free gradient would make them sure. Look at the loss: it lies far above ln K. The student itself has become sure of one prototype. The center follows behind, subtracts that prototype from the targets, and makes them flat. The center hides one collapse under another.
+# - **No stop-gradient**: the targets end *uniform*, though a free gradient would make them sure. Look at the loss: it lies far above ln K. The student's own answers use only a few prototypes, as the cell above shows. The targets come from the same answers, but the center has been subtracted from them, and little is left. The center hides one collapse under another.
 
 # %% [markdown] tags=["note"]
 # **Teacher's note · 10 minutes.** The misconception: "the stop-gradient only saves memory". Ask what the loss rewards if it may also change the question: an easy question. Then ask why the frozen teacher does not collapse (its answers can't move), and why that is no way to learn for long.
@@ -594,7 +594,7 @@ def beyond_seeds(a, b):
 beyond_seeds = checks.beyond_seeds(beyond_seeds)
 
 # %% [markdown]
-# With three seeds a value within ±2 says nothing, and one beyond ±4 says something. The whole ledger, each variant against the healthy one:
+# With so few seeds a value within ±2 says nothing, and one beyond ±4 says something. The whole ledger, each variant against the healthy one:
 
 # %%
 print(f"{'means over the seeds':26}{'diagnosis':>18}{'used':>6}{'rank':>6}{'k-NN':>14}{'vs healthy':>11}{'above':>14}{'vs healthy':>11}")
@@ -629,10 +629,10 @@ axes[0].set_yticks(range(len(names)), names, fontsize=9)
 axes[0].invert_yaxis()
 
 # %% [markdown]
-# Read the table with the column "vs healthy" in mind. Most k-NN differences are no larger than what a seed does. What stands out is the same in k-NN and in attention: the student as its own teacher, no stop-gradient, and no batch norm in the head. The attention also tells the collapses of section 5 from the healthy run.
+# Read the table with the column "vs healthy" in mind. Most k-NN differences are no larger than what a seed does. The student as its own teacher stands out: its k-NN is below the untrained network's. In the picture no stop-gradient and no batch norm in the head lie low in both columns too.
 
 # %% [markdown] tags=["note"]
-# **Teacher's note · 10 minutes.** Ask each reader for one row that they may *not* draw a conclusion from. Three seeds give a rough spread only. The misconception: "the mean is higher, so the variant is better".
+# **Teacher's note · 10 minutes.** Ask each reader for one row that they may *not* draw a conclusion from. So few seeds give a rough spread only. The misconception: "the mean is higher, so the variant is better".
 
 # %% [markdown]
 # ## 9. Beside the paper
@@ -648,9 +648,9 @@ axes[0].invert_yaxis()
 #
 # What agrees, and what doesn't:
 #
-# - **The student as its own teacher** fails in both. At ImageNet's length it ends at chance; after 100 updates it ends near the untrained network.
-# - **Sinkhorn** is as good as the center in both, with a momentum teacher.
-# - **No multi-crop** costs five points in the paper, and nothing that three seeds can show here. A small view has 8 pixels; the pictures at the top show that many hold no creature. And 100 updates are too few for the finer things that small views teach.
+# - **The student as its own teacher** fails in both. At ImageNet's length it ends at chance; after 100 updates its k-NN is below that of the untrained network.
+# - **Sinkhorn** does as well as the center in both, with a momentum teacher.
+# - **No multi-crop** costs five points in the paper, and nothing that can be seen here. A small view has 8 pixels; the pictures at the top show that many hold no creature. And 100 updates are too few for the finer things that small views teach.
 # - **Batch norm**: the paper's head has none and trains well. Here the run without it becomes uniform. The tiny network needs batch norm to spread its features in the first updates; the paper has tens of thousands of updates for it. (The convolutional stem has batch norm in all rows.)
 # - **K**: the paper gains a little from more prototypes, up to 65,536. Here 8, 128 and 1,024 differ by little: ten kinds of creatures need few.
 # - **One low temperature** (0.06 for both) becomes uniform as well: what counts is that the teacher is *sharper than the student*, not that it is sharp.
@@ -687,7 +687,7 @@ for axis in axes.flat:
 # - Both need a teacher that is not the student. The stop-gradient and the slow average keep the question fixed while the student learns to answer it.
 # - Sinkhorn balances each batch by force and works as well as the center.
 # - A head can collapse while k-NN still looks fair. Watch the entropies from the first update.
-# - One seed is an anecdote. Three seeds are a rough spread.
+# - One seed is an anecdote; a few seeds give a rough spread.
 #
 # ## Exercises
 
