@@ -9,7 +9,7 @@ INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip in
 
 # two processes of one thread each: the networks are too small to share. The notebooks that train
 # have both cores
-LIVE := $(wildcard notebooks/03_* notebooks/04_* notebooks/05_*)
+LIVE := $(wildcard notebooks/03_* notebooks/04_* notebooks/05_* notebooks/07_*)
 OTHERS := $(filter-out $(LIVE), $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb))
 
 .PHONY: help setup demo test lab figures bench gpu browser clean

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-BREAKS = {"01": {}, "02": {}, "03": {}, "04": {}, "05": {}, "06": {}, "A1": {}}
+BREAKS = {"01": {}, "02": {}, "03": {}, "04": {}, "05": {}, "06": {}, "07": {}, "A1": {}}
 
 
 def breaks(what, *notebooks):
@@ -340,16 +340,16 @@ def _break_loss(what, *notebooks, **changed):
         change_method("DINOLoss", "forward", lambda right, *a, **k: _loss(*a, **k, **changed))
 
 
-_break_loss("the center is not subtracted", "03", "05", center=0.0)
-_break_loss("a view predicts itself too", "03", pairs=lambda i, v: True)
+_break_loss("the center is not subtracted", "03", "05", "07", center=0.0)
+_break_loss("a view predicts itself too", "03", "07", pairs=lambda i, v: True)
 _break_loss("a global view predicts itself alone", "03", pairs=lambda i, v: v > 1 or i == v)
 _break_loss("summed over the batch", "03", batch_mean=False)
 _break_loss("summed over the pairs", "03", mean=False)
 _break_loss("the student's temperature is the doubled one", "03", student_temp=0.2)
-_break_loss("the teacher gets a gradient", "03", detach=False)
+_break_loss("the teacher gets a gradient", "03", "07", detach=False)
 
 
-@breaks("the temperatures are swapped", "03")
+@breaks("the temperatures are swapped", "03", "07")
 def _():
     def wrong(right, self, student, teacher, teacher_temp, **kwargs):
         return _loss(self, student, teacher, self.student_temp, student_temp=teacher_temp, **kwargs)
@@ -650,6 +650,39 @@ def _():
 @breaks("the background beats the object", "06")
 def _():
     change("auc", lambda right, maps, masks: 1 - right(maps, masks))
+
+
+# --- 07: the collapse lab ---------------------------------------------------------------------
+
+
+@breaks("the two entropies are swapped", "07")
+def _():
+    change("teacher_entropies", lambda right, probs: right(probs)[::-1])
+
+
+@breaks("the mean target is taken for each view", "07")
+def _():
+    def wrong(right, probs):
+        return right(probs)[0], torch.special.entr(probs.mean(1)).sum(-1).mean().item()
+
+    change("teacher_entropies", wrong)
+
+
+@breaks("the rank is that of centred features", "07")
+def _():
+    change("feature_rank", lambda right, x: right(x - x.mean(0)))
+
+
+@breaks("Sinkhorn ends on the columns", "07")
+def _():
+    def wrong(logits, temp, n_iterations=3):
+        q = torch.exp(logits / temp)
+        for _ in range(n_iterations):
+            q = q / q.sum(1, keepdim=True)
+            q = q / q.sum(0, keepdim=True)
+        return q
+
+    sys.modules["dino_lib.course.collapse_runs"].sinkhorn = wrong
 
 
 def smaller():

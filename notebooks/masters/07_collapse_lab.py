@@ -1,0 +1,741 @@
+# %% [markdown]
+# # 07 · The collapse lab: take one part out, see what it was for
+#
+# <!-- badge -->
+#
+# **You will** take DINO apart, one part at a time, on a network so small that a run takes seconds: centering, sharpening, the moving average, the stop-gradient, the small views, the number of prototypes, batch norm in the head. Before each run you predict what will happen. A table, the *ledger*, keeps what the runs say.
+#
+# **You need** the loss of [notebook 03](03_loss.ipynb) and the teacher of [notebook 04](04_teacher.ipynb). You write eight pieces in about 56 minutes. The notebook itself took 75 seconds of CPU time, measured on a machine busy with other work.
+#
+# Before: [06 · Attention](06_attention.ipynb).
+
+# %% tags=["setup"]
+# written by build.py
+
+# %% [markdown]
+# The paper is Caron et al. 2021, [arXiv 2104.14294](https://arxiv.org/abs/2104.14294). Section 5.1 and its table 7 take parts out; section 5.3 and its figure 7 show the two collapses.
+
+# %% tags=["equality"]
+import copy, math
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from dino_lib import DINOLoss, teacher_entropies
+from dino_lib.course import collapse as checks, collapse_runs as lab
+from dino_lib.course.prediction import settle
+from dino_lib.run.history import feature_rank
+
+# %%
+import inspect
+import matplotlib.pyplot as plt
+_ = torch.manual_seed(0)
+
+# %% [markdown]
+# ## 1. The lab
+#
+# A student that gives the same answer for every picture agrees with its teacher perfectly. It has learned nothing. This is a **collapse**, and the loss alone doesn't show it. DINO has several parts against it. Which of them are needed, and what does each one do?
+#
+# The lab has 1,000 embedded pictures of ten kinds of creatures, 24 pixels wide. A batch is 32 pictures; each gives two large views of 16 pixels and two small ones of 8. The network is a vision transformer of one block, 64 wide, with four attention heads. A run is 100 updates. These are the settings of the healthy run:
+
+# %%
+print(*str(lab.HEALTHY)[8:-1].split(", "), sep="\n")
+
+# %%
+gallery, queries = lab.pictures()
+large, small = lab.pool()
+mean, std = [torch.tensor(values)[:, None, None] for values in lab.IMAGENET]
+figure, axes = plt.subplots(3, 9, figsize=(9, 3.1), layout="constrained")
+for k in range(9):
+    shown = [gallery.images[k] / 255, large[0, k] * std + mean, small[0, k] * std + mean]
+    for axis, picture in zip(axes[:, k], shown):
+        axis.imshow(picture.permute(1, 2, 0).clamp(0, 1))
+        axis.set_xticks([]), axis.set_yticks([])
+for axis, name in zip(axes[:, 0], ["picture, 24 px", "large view, 16 px", "small view, 8 px"]):
+    axis.set_ylabel(name, fontsize=8)
+
+# %% [markdown] tags=["note"]
+# **Teacher's note · 5 minutes.** Ask: "How could the student make the loss zero without looking at the picture?" Let the room find the constant answer. The common wrong idea is that a low loss is a good sign. Keep the sentence "the loss alone doesn't show it" on the board.
+
+# %% [markdown]
+# ## 2. Vital signs
+#
+# Four numbers tell how a run is doing. Take four pictures and four prototypes, and four teachers made by hand. Each row of a teacher is what it says of one picture: a distribution over the prototypes.
+
+# %%
+sure, unsure = torch.eye(4), torch.full((4, 4), 0.25)
+teachers = {"each its own": sure,
+            "all the same": sure[[2, 2, 2, 2]],
+            "all undecided": unsure,
+            "one mixed answer": torch.tensor([[0.5, 0.5, 0, 0]]).repeat(4, 1)}
+for name, rows in teachers.items():
+    of_one = torch.special.entr(rows).sum(-1).mean()
+    of_mean = torch.special.entr(rows.mean(0)).sum()
+    print(f"{name:17} entropy of one row {of_one:.2f}   of the mean row {of_mean:.2f}   gap {of_mean - of_one:.2f}")
+print(f"{'':17} the largest possible is ln 4 = {math.log(4):.2f}")
+
+# %% [markdown]
+# The *entropy* of a distribution says how undecided it is: 0 for one sure choice, ln K for K equal ones. The **gap** between the two entropies tells the first teacher from the other three. It says how much a row depends on the picture. Three teachers have no gap, and they are the three collapses:
+#
+# - **one prototype**: sure, and the same for every picture;
+# - **uniform**: undecided about every picture;
+# - **one mixed answer**: something between, still the same for every picture.
+
+# %% [markdown]
+# **Your turn 1 · easy · 3 minutes · prototypes used.** Count how many prototypes are the first choice of at least one view. `q` holds probabilities in its last dimension, (..., K). What should come out: 4 for the first teacher above, 1 for the second.
+#
+# <details><summary>Hint</summary>
+#
+# `argmax(-1)` gives each row's first choice; `unique()` drops the repetitions.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def used_prototypes(q):
+    """q (..., K), probabilities -> the number of different first choices."""
+    ### BEGIN SOLUTION
+    return len(q.argmax(-1).unique())
+    ### END SOLUTION
+
+used_prototypes = checks.used_prototypes(used_prototypes)
+
+# %% [markdown]
+# The fourth number is the Kullback-Leibler divergence, **KL** for short. It says how far the student's answer is from the teacher's: 0 where they agree. The loss, a cross-entropy, is the sum of the two:
+#
+# $$\underbrace{-\sum_k q_k \log p_k}_{\text{loss}} \;=\; \underbrace{-\sum_k q_k \log q_k}_{\text{entropy of the teacher}} \;+\; \underbrace{\sum_k q_k \log \frac{q_k}{p_k}}_{\text{KL}}$$
+
+# %%
+q, p = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.5, 0.25, 0.25])
+loss, entropy, kl = -(q * p.log()).sum(), -(q * q.log()).sum(), (q * (q / p).log()).sum()
+print(f"loss {loss:.3f} = entropy {entropy:.3f} + KL {kl:.3f}")
+
+# %% [markdown]
+# **Your turn 2 · medium · 8 minutes · the vital signs.** Write the three numbers for a whole batch: the entropy of one target (the mean over views and pictures), the entropy of the mean target, and the KL (the mean over pictures and over the pairs of a teacher view i and a student view v ≠ i). `q` (2, B, K) are the targets, `log_p` (V, B, K) the logarithms of the student's probabilities. What should come out: three numbers. A target may hold zeros, and then no `nan`.
+#
+# <details><summary>Hint</summary>
+#
+# `torch.special.entr(q)` is −q log q, and 0 at q = 0. The KL is the loss less the first entropy; for the loss collect one term for each pair (i, v).
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def vital_signs(q, log_p):
+    """q (2, B, K), log_p (V, B, K) -> (entropy of one, entropy of the mean, KL), in nats."""
+    ### BEGIN SOLUTION
+    of_one = torch.special.entr(q).sum(-1).mean()
+    of_mean = torch.special.entr(q.mean((0, 1))).sum()
+    terms = []
+    for i in range(2):
+        for v in range(len(log_p)):
+            if v != i:
+                terms.append(-(q[i] * log_p[v]).sum(-1).mean())
+    return of_one, of_mean, torch.stack(terms).mean() - of_one
+    ### END SOLUTION
+
+vital_signs = checks.vital_signs(vital_signs)
+
+# %% [markdown]
+# The library takes the two entropies too, and PyTorch has a divergence. Is yours the same?
+
+# %% tags=["equality"]
+generator = torch.Generator().manual_seed(0)
+s, t = torch.randn(4, 8, 16, generator=generator), torch.randn(2, 8, 16, generator=generator)
+q, log_p = (t / 0.5).softmax(-1), s.log_softmax(-1)
+of_one, of_mean, kl = vital_signs(q, log_p)
+np.testing.assert_allclose([of_one, of_mean], teacher_entropies(q), rtol=1e-5)
+pairs = [F.kl_div(log_p[v], q[i], reduction="batchmean") for i in range(2) for v in range(4) if v != i]
+torch.testing.assert_close(kl, torch.stack(pairs).mean())
+print(f"equal: {of_one:.3f}, {of_mean:.3f} and {kl:.3f}")
+
+# %% [markdown]
+# **Your turn 3 · easy · 5 minutes · the diagnosis.** Say which kind of teacher it is, by four questions in this order. Is the gap above a tenth of ln K: `"healthy"`. Else, is the entropy of the mean below a fifth of ln K: `"one prototype"`. Else, is the entropy of one above nine tenths of ln K: `"uniform"`. Else `"one mixed answer"`. What should come out: one of these four texts.
+#
+# <details><summary>Hint</summary>
+#
+# Work out `most = math.log(n_prototypes)` first. The gap is `of_mean - of_one`.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def diagnose(of_one, of_mean, n_prototypes):
+    """Two entropies in nats, and K -> "healthy", "one prototype", "uniform" or "one mixed answer"."""
+    ### BEGIN SOLUTION
+    most = math.log(n_prototypes)
+    if of_mean - of_one > 0.1 * most:
+        return "healthy"
+    if of_mean < 0.2 * most:
+        return "one prototype"
+    if of_one > 0.9 * most:
+        return "uniform"
+    return "one mixed answer"
+    ### END SOLUTION
+
+diagnose = checks.diagnose(diagnose)
+
+# %%
+for name, rows in teachers.items():
+    of_one, of_mean, _ = vital_signs(rows.repeat(2, 1, 1), (rows + 1e-9).log().repeat(2, 1, 1))
+    print(f"{name:17} {used_prototypes(rows)} used: {diagnose(of_one, of_mean, 4)}")
+
+# %% [markdown]
+# The signs so far judge the *head*. What a user of the network takes are the **features**: what the backbone gives before the head. They can lie in a few directions only. The *effective rank* counts directions, each by its weight: with $\sigma_j$ the singular values of the features and $s_j = \sigma_j / \sum \sigma$ their shares, it is $e^{-\sum s_j \ln s_j}$.
+
+# %%
+for singular in ([1.0, 1, 1, 1], [8.0, 1, 1, 1], [1.0, 0, 0, 0]):
+    shares = torch.tensor(singular) / sum(singular)
+    print(singular, f"effective rank {torch.special.entr(shares).sum().exp():.2f}")
+
+# %% [markdown]
+# **Your turn 4 · medium · 5 minutes · the effective rank.** Write it for features (N, D). What should come out: a number between 1 and min(N, D).
+#
+# <details><summary>Hint</summary>
+#
+# `torch.linalg.svdvals` gives the singular values. Divide by their sum, take the entropy, then `exp`.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def effective_rank(features):
+    """features (N, D) -> e to the entropy of the singular values' shares."""
+    ### BEGIN SOLUTION
+    singular = torch.linalg.svdvals(features.double())
+    shares = singular / singular.sum()
+    return torch.special.entr(shares).sum().exp()
+    ### END SOLUTION
+
+effective_rank = checks.effective_rank(effective_rank)
+
+# %% [markdown]
+# The library calls it `feature_rank` and works it out from the eigenvalues of the products of features. It's the same number:
+
+# %% tags=["equality"]
+x = torch.randn(60, 10, generator=generator) * torch.arange(1.0, 11)
+np.testing.assert_allclose(float(effective_rank(x)), feature_rank(x), rtol=1e-4)
+print(f"equal: {effective_rank(x):.2f} of 10 directions")
+
+# %% [markdown] tags=["note"]
+# **Teacher's note · 20 minutes.** The misconception here: "entropy near 0 means collapse". A sure teacher is fine if it is sure of different things. Draw the four hand-made teachers as 4 × 4 grids and ask which of them know the picture. The gap is the mutual information between picture and prototype; say so if the room knows the word.
+
+# %% [markdown]
+# ## 3. A loss with a switch
+#
+# Two parts stand inside the loss: the *center*, which is subtracted from the teacher's logits, and the *sharpening*, a teacher temperature below the student's. A third is the stop-gradient: targets carry no gradient. The lab's loss has a switch for it.
+
+# %% [markdown]
+# **Your turn 5 · medium · 10 minutes · a loss with a switch.** Write DINO's loss for logits `student` (V, B, K) and `teacher` (2, B, K): targets softmax((teacher − center) / teacher_temp), cross-entropy with the student at its own temperature, the mean over pictures and over the pairs i, v with v ≠ i. With `stop_gradient=True` no gradient flows into the teacher's logits; with `False` it does. What should come out: one number that `backward` works on.
+#
+# <details><summary>Hint</summary>
+#
+# `teacher.detach()` has the same values and no gradient. `F.log_softmax(student / student_temp, dim=-1)` is the student's part. The pairs are those of `vital_signs`.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def lab_loss(student, teacher, center, student_temp, teacher_temp, stop_gradient=True):
+    """Logits (V, B, K) and (2, B, K), center (K,) -> the mean cross-entropy over the pairs."""
+    ### BEGIN SOLUTION
+    if stop_gradient:
+        teacher = teacher.detach()
+    q = F.softmax((teacher - center) / teacher_temp, dim=-1)
+    log_p = F.log_softmax(student / student_temp, dim=-1)
+    terms = []
+    for i in range(2):
+        for v in range(len(student)):
+            if v != i:
+                terms.append(-(q[i] * log_p[v]).sum(-1).mean())
+    return torch.stack(terms).mean()
+    ### END SOLUTION
+
+lab_loss = checks.lab_loss(lab_loss)
+
+# %% [markdown]
+# With the stop-gradient it has to be the library's loss, in value and in gradient.
+
+# %% tags=["equality"]
+s = torch.randn(4, 8, 16, generator=generator).requires_grad_()
+t = torch.randn(2, 8, 16, generator=generator).requires_grad_()
+theirs = DINOLoss(16)
+theirs.center.copy_(torch.randn(16, generator=generator))
+mine = lab_loss(s, t, theirs.center.clone(), 0.1, 0.06)
+wanted = theirs(s, t, 0.06)
+torch.testing.assert_close(mine, wanted)
+mine, wanted = [torch.autograd.grad(value, [s, t], allow_unused=True) for value in (mine, wanted)]
+torch.testing.assert_close(mine[0], wanted[0])
+assert mine[1] is None and wanted[1] is None
+print(f"equal, and so is the student's gradient, of norm {mine[0].norm():.3f}; the teacher has none")
+
+# %% [markdown]
+# ## 4. The healthy run
+#
+# This is the whole loop of the lab. It takes your `lab_loss` and your `vital_signs`.
+
+# %%
+source = inspect.getsource(lab.run)
+print(source[source.index("    student = build"):source.index("    scores =")])
+
+# %% [markdown]
+# The ledger starts with what knows nothing. **Untrained** is the student before its first update. The colour histogram looks at colours alone. *k-NN* is the accuracy of guessing a picture's kind from its 20 nearest neighbours among 1,000 pictures; chance is 0.10. *Above blind* says how well the attention finds the creature, the mean of the four heads: 0 for a map that doesn't depend on the picture, 1 for the creature's own outline. Both are measured on 500 other pictures (attention: 200).
+
+# %%
+ledger, live = [], {}
+
+def enter(name, one=None, scores=None, setting=lab.HEALTHY):
+    """A line of the ledger: a run made here, or scores alone."""
+    scores = dict(scores or one["scores"])
+    if one is not None:
+        live[name] = one
+        scores["used"] = used_prototypes(one["targets"])
+        scores["rank"] = float(effective_rank(lab.features_of(one["student"], queries)))
+        scores["is"] = diagnose(scores["of_one_end"], scores["of_mean_end"], setting.out_dim)
+    ledger.append((name, scores))
+    show_ledger()
+
+COLUMNS = {"loss_end": "loss", "of_one_end": "H one", "of_mean_end": "H mean", "kl_end": "KL",
+           "used": "used", "rank": "rank", "knn": "k-NN", "above_blind": "above"}
+
+def show_ledger():
+    print(f"{'':22}" + "".join(f"{title:>8}" for title in COLUMNS.values()) + "  diagnosis")
+    for name, scores in ledger:
+        digits = {"used": 0, "rank": 1}
+        cells = [f"{scores[c]:8.{digits.get(c, 2)}f}" if c in scores else " " * 8 for c in COLUMNS]
+        print(f"{name:22}" + "".join(cells) + "  " + scores.get("is", ""))
+
+# %% tags=["nbval-ignore-output"]
+ledger.append(("colour histogram", {"knn": lab.histogram_knn()}))
+enter("untrained", scores=lab.measure(lab.build(lab.HEALTHY, seed=0)))
+
+# %%
+def train(name, setting, **pieces):
+    """Train with the pieces that you wrote, and enter the run into the ledger."""
+    one = lab.run(setting, seed=0, updates=60, loss=lab_loss, signs=vital_signs, **pieces)
+    enter(name, one, setting=setting)
+    return one
+
+# %% tags=["nbval-ignore-output"]
+healthy = train("healthy", lab.HEALTHY)
+
+# %%
+def show_run(*names):
+    """Loss, both entropies and KL of runs made here, a panel a run."""
+    figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names), 2.8), sharey=True,
+                                squeeze=False, layout="constrained")
+    for axis, name in zip(axes[0], names):
+        labels = ["loss", "entropy of one", "entropy of the mean", "KL"]
+        for key, label in zip(live[name]["log"], labels):
+            axis.plot(live[name]["log"][key], label=label, lw=2.5 if key == "loss" else 1.5)
+        axis.axhline(math.log(lab.HEALTHY.out_dim), color="gray", ls=":", label="ln K")
+        axis.set(title=name, xlabel="update", ylim=(-0.1, 5.2))
+    axes[0, 0].set_ylabel("nats")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+
+show_run("healthy")
+
+# %% [markdown]
+# The loss falls, and the gap between the entropies stays open: the targets differ from picture to picture. The KL falls too, but not to 0: something is left to learn. The features beat the untrained ones, and the attention goes from blind to well above it.
+#
+# The colour histogram stays ahead in k-NN. This network is tiny and has seen 60 batches. So the lab compares variants with each other and with the untrained network; it says nothing about the best that DINO can do.
+
+# %% [markdown] tags=["note"]
+# **Teacher's note · 10 minutes.** At the picture ask: "Where is the gap, and where is the KL?" The loss lies on the entropy of one plus the KL. The misconception: "the KL should reach 0". Where it does, teacher and student agree on everything, and there is nothing left to learn from.
+
+# %% [markdown]
+# ## 5. Without the center, without sharpening
+#
+# The center makes each prototype equally popular on average. The sharpening makes each target surer than the student. Take out one at a time. "No sharpening" gives teacher and student one temperature, 0.1.
+
+# %% [markdown]
+# **Predict.** The center is gone, and everything else stays. What happens?
+#
+# - a: one prototype wins: both entropies go to 0;
+# - b: the targets become uniform: both entropies go to ln K;
+# - c: the run stays healthy, with fewer prototypes.
+
+# %%
+guess = "?"  # a, b or c
+
+# %% tags=["nbval-ignore-output"]
+no_center = train("no center", lab.VARIANTS["no center"])
+found = ledger[-1][1]["is"]
+settle(guess, {"a": "one prototype wins", "b": "the targets become uniform",
+               "c": "the gap stays open"},
+       {"one prototype": "a", "uniform": "b"}.get(found, "c"))
+
+# %% [markdown]
+# **Predict.** Now the center is back, and the teacher's temperature is the student's, 0.1. What happens?
+#
+# - a: one prototype wins;
+# - b: the targets become uniform;
+# - c: the run stays healthy.
+
+# %%
+guess = "?"  # a, b or c
+
+# %% tags=["nbval-ignore-output"]
+no_sharpening = train("no sharpening", lab.VARIANTS["no sharpening"])
+found = ledger[-1][1]["is"]
+settle(guess, {"a": "one prototype wins", "b": "the targets become uniform", "c": "the gap stays open"},
+       {"one prototype": "a", "uniform": "b"}.get(found, "c"))
+
+# %%
+show_run("no center", "no sharpening")
+
+# %% [markdown]
+# Two different ends. Without the center both entropies go to 0: every picture gets the same prototype. Without sharpening both go to ln K: every picture gets all prototypes. In both the gap closes and the KL goes to 0. And the run without a center has the lowest loss in this notebook. **A low loss is no sign of health.**
+
+# %% [markdown]
+# One seed may be luck. The script `benchmarks/collapse.py` trained each variant of this notebook with several seeds, once, and its numbers ship with the package. Here are the four combinations of center and sharpening: one thin line a seed.
+
+# %%
+measured = lab.read_measured()
+
+def curves(name, key):
+    return np.array([one["curves"][key] for one in measured["runs"][name].values()])
+
+def scores_of(name, key):
+    if name == "untrained":
+        return [scores[key] for scores in measured["untrained"]]
+    return [one["scores"][key] for one in measured["runs"][name].values()]
+
+def spread(values):
+    """The standard deviation over the seeds; not a number for one seed alone."""
+    return np.std(values, ddof=1) if len(values) > 1 else math.nan
+
+n_seeds = [len(runs) for runs in measured["runs"].values()]
+print(f"{len(n_seeds)} variants, {min(n_seeds)} to {max(n_seeds)} seeds each, "
+      f"{measured['about']['updates']} updates, {measured['about']['machine']}")
+
+# %%
+def show_three(names):
+    """Entropies and KL, a line a seed, a panel a variant."""
+    figure, axes = plt.subplots(1, len(names), figsize=(2.4 * len(names), 2.8), sharey=True,
+                                layout="constrained")
+    for axis, name in zip(axes, names):
+        for key, label, color in [("of_one", "entropy of one", "tab:orange"),
+                                  ("of_mean", "entropy of the mean", "tab:green"),
+                                  ("kl", "KL", "tab:red")]:
+            updates = measured["about"]["every"] * (0.5 + np.arange(curves(name, key).shape[1]))
+            lines = axis.plot(updates, curves(name, key).T, color=color, lw=1)
+            lines[0].set_label(label)
+        most = math.log(lab.VARIANTS[name].out_dim)
+        axis.axhline(most, color="gray", ls=":", label="ln K")
+        axis.set_title(name, fontsize=9)
+        axis.set(xlabel="update", ylim=(-0.15, 7.2 if most > 5 else 5.2))
+    axes[0].set_ylabel("nats")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=4, fontsize=8)
+
+show_three(["healthy", "no center", "no sharpening", "neither"])
+
+# %%
+def show_scores(names):
+    """Mean and standard deviation over the seeds."""
+    print(f"{'':26}" + "".join(f"{title:>14}" for title in ["H one", "H mean", "KL", "k-NN", "above"]))
+    for name in names:
+        cells = []
+        for key in ("of_one_end", "of_mean_end", "kl_end", "knn", "above_blind"):
+            if name == "untrained" and key.endswith("end"):
+                cells.append(" " * 14)
+                continue
+            values = scores_of(name, key)
+            cells.append(f"{np.mean(values):8.2f} ± {spread(values):.2f}"[-14:].rjust(14))
+        print(f"{name:26}" + "".join(cells))
+
+show_scores(["untrained", "healthy", "no center", "no sharpening", "neither"])
+
+# %% [markdown]
+# This is the paper's figure 7, on a network that trains in seconds. The paper says: if one operation is missing, the KL goes to 0, which means a collapse; the entropy goes to 0 without centering and to ln K without sharpening. The lines here do the same, with one exception: without a center one seed has not collapsed by update 100, only narrowed; notebook 03 met such seeds too. The fourth panel has neither. Its two entropies lie on each other below ln K: one mixed answer, the third collapse. Center and sharpening pull in opposite directions, and each one alone goes too far.
+#
+# One thing differs from the paper. There a collapsed run ends at chance. Here the k-NN stays near that of the healthy run, and the attention far above the untrained network's. The head has collapsed; the backbone has only stopped. Where teacher and student agree, there is hardly a gradient, so the backbone keeps what it learned before. After 100 updates the entropies show a collapse, and the k-NN doesn't yet.
+
+# %% [markdown] tags=["note"]
+# **Teacher's note · 15 minutes.** Show the paper's figure 7 beside the four panels. Then ask: "If the head has collapsed, why is the k-NN not at chance?" Let them look at the gradient: where teacher and student agree, the KL is 0 and there is nothing to learn from. The backbone stops where it is; nothing destroys it in 100 updates.
+
+# %% [markdown]
+# ## 6. The teacher, and the stop-gradient
+#
+# The teacher follows the student slowly. What if it *is* the student (momentum 0)? What if it never moves (momentum 1), and stays a random network? And what if the gradient flows into the targets as well?
+#
+# **Predict.** The teacher is the student itself, and the stop-gradient is gone: the loss may change question and answer together. What happens to the targets?
+#
+# - a: they become sure, since a sure target has the smallest entropy;
+# - b: they become uniform;
+# - c: the center holds them where they are.
+
+# %%
+guess = "?"  # a, b or c
+
+# %% tags=["nbval-ignore-output"]
+no_stop = train("no stop-gradient", lab.VARIANTS["no stop-gradient"])
+with_stop, without = [one["scores"]["of_one_end"] for one in (healthy, no_stop)]
+settle(guess, {"a": "the targets are surer than in the healthy run",
+               "b": "the targets are uniform", "c": "nothing much changes"},
+       "a" if without < 0.5 * with_stop else "b" if without > 0.9 * math.log(128) else "c")
+
+# %% [markdown]
+# Those are the targets. And the student's own answers, for one batch of views?
+
+# %% tags=["nbval-ignore-output"]
+views = lab.draw_views(2, torch.Generator().manual_seed(0))
+for name in ("healthy", "no stop-gradient"):
+    with torch.no_grad():
+        p = (live[name]["student"](views) / 0.1).softmax(-1)
+    of_mean = torch.special.entr(p.mean((0, 1))).sum()
+    print(f"{name:17} the student uses {used_prototypes(p)} prototypes; the entropy of its mean answer is {of_mean:.2f}")
+
+# %%
+TEACHERS = ["healthy", "teacher = student", "momentum 0.5", "momentum 0.998",
+            "frozen random teacher", "no stop-gradient"]
+show_three(["teacher = student", "momentum 0.998", "frozen random teacher", "no stop-gradient"])
+
+# %%
+show_scores(["untrained", *TEACHERS])
+
+# %% [markdown]
+# Four lessons, row by row.
+#
+# - **Teacher = student** (momentum 0): the k-NN falls below that of the untrained network, and the attention depends on the seed. The entropies swing up and down: each update changes the question at once. The gap is open, so `diagnose` will call this run healthy; the rank of the features, in the table of section 8, says what is wrong. No single number sees every failure. Section 5.2 of the paper reports that a copy of the student as teacher does not converge. Center and sharpening avoid collapse *in the presence of a momentum teacher*; without one they are not enough.
+# - **Momentum 0.998**: the half-life is 346 updates, and the run has 100. The teacher hardly moves, and its KL stays large.
+# - **Frozen random teacher**: it can't collapse, for its answers never change. The student learns to agree with a random network, which is a lesson of its own: two views of a picture have to get one answer. The KL stays highest of the teachers that follow slowly or not at all. There is no second lesson, since the teacher never gets better.
+# - **No stop-gradient**: the targets end *uniform*, though a free gradient would make them sure. Look at the loss: it lies far above ln K. The student's own answers use only a few prototypes, as the cell above shows. The targets come from the same answers, but the center has been subtracted from them, and little is left. The center hides one collapse under another.
+
+# %% [markdown] tags=["note"]
+# **Teacher's note · 10 minutes.** The misconception: "the stop-gradient only saves memory". Ask what the loss rewards if it may also change the question: an easy question. Then ask why the frozen teacher does not collapse (its answers can't move), and why that is no way to learn for long.
+
+# %% [markdown]
+# ## 7. Sinkhorn in place of the center
+#
+# The center balances the prototypes slowly, over many batches. SwAV, and later DINOv2, balance them within each batch. Take $e^{t/\tau}$ for every view and prototype. Divide each column by its sum, so that all prototypes get the same weight. Divide each row by its sum, so that each view has a distribution again. The second step disturbs the first a little; so repeat both. This is the **Sinkhorn-Knopp** algorithm.
+
+# %%
+logits = torch.tensor([[2.0, 1.0, 0.0], [2.0, 0.0, 0.5], [1.5, 0.2, 0.0]])
+q = torch.exp(logits)
+for step in range(3):
+    q = q / q.sum(0, keepdim=True)
+    q = q / q.sum(1, keepdim=True)
+    print(f"round {step + 1}: the columns sum to", [round(x, 2) for x in q.sum(0).tolist()])
+print("softmax alone:            ", [round(x, 2) for x in logits.softmax(-1).sum(0).tolist()])
+
+# %% [markdown]
+# **Your turn 6 · hard · 10 minutes · Sinkhorn-Knopp.** Write it for `logits` (N, K) with a temperature. Start from exp(logits / temp), without a softmax. In each round first the columns, then the rows. What should come out: (N, K), each row sums to 1.
+#
+# <details><summary>Hint</summary>
+#
+# `q.sum(0, keepdim=True)` holds the sums of the columns, one for each prototype; `q.sum(1, keepdim=True)` those of the rows.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def sinkhorn(logits, temp, n_iterations=3):
+    """logits (N, K) -> targets (N, K): rows sum to 1, columns to about N / K."""
+    ### BEGIN SOLUTION
+    q = torch.exp(logits / temp)
+    for _ in range(n_iterations):
+        q = q / q.sum(0, keepdim=True)
+        q = q / q.sum(1, keepdim=True)
+    return q
+    ### END SOLUTION
+
+sinkhorn = checks.sinkhorn(sinkhorn)
+
+# %% [markdown]
+# It agrees with the lab's. With many rounds the columns come out even: 12 views, 4 prototypes, 3 for each.
+
+# %% tags=["equality"]
+logits = torch.randn(12, 4, generator=generator)
+torch.testing.assert_close(sinkhorn(logits, 0.5), lab.sinkhorn(logits, 0.5))
+many = sinkhorn(logits, 0.5, 50)
+torch.testing.assert_close(many.sum(1), torch.ones(12))
+torch.testing.assert_close(many.sum(0), torch.full((4,), 3.0), rtol=1e-3, atol=1e-3)
+print("columns after 50 rounds:", [round(x, 2) for x in many.sum(0).tolist()])
+
+# %% [markdown]
+# **Predict.** Sinkhorn stands in place of the center; a batch has 64 target rows for 128 prototypes. How many prototypes does the teacher use, compared with the healthy run?
+#
+# - a: fewer;
+# - b: about as many (within a quarter);
+# - c: more.
+
+# %%
+guess = "?"  # a, b or c
+
+# %% tags=["nbval-ignore-output"]
+balanced = train("Sinkhorn", lab.VARIANTS["Sinkhorn"], sinkhorn=sinkhorn)
+ratio = used_prototypes(balanced["targets"]) / used_prototypes(healthy["targets"])
+settle(guess, {"a": "fewer", "b": "about as many", "c": "more"},
+       "a" if ratio < 0.75 else "c" if ratio > 1.25 else "b")
+
+# %%
+show_run("healthy", "Sinkhorn")
+
+# %% [markdown]
+# The entropy of the mean lies at ln K from the first update on: balance is not learned, it is enforced in each batch. The targets can't all be the same, and so the third line, the gap, is safe. The healthy run's center only *pulls* towards balance, and many prototypes stay unused.
+
+# %% [markdown]
+# ## 8. What differs by more than the seeds do?
+#
+# The shipped table also holds the variants that were not run here: no small views, another number of prototypes, no batch norm in the head, one low temperature for both networks. Before you read it: a difference between two variants counts only if it is larger than what another seed does.
+
+# %% [markdown]
+# **Your turn 7 · easy · 5 minutes · beyond the seeds.** `a` and `b` are lists of one number a seed. Give the difference of the means, b less a, divided by the spread of a single run: the root of the mean of the two variances, each with n − 1 (`ddof=1`). What should come out: about 2 for `[1, 2, 3]` and `[3, 4, 5]`.
+#
+# <details><summary>Hint</summary>
+#
+# `np.var(a, ddof=1)` is the variance with n − 1. Average the two, then take the root.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def beyond_seeds(a, b):
+    """Two lists of one number a seed -> (mean of b - mean of a) / spread of a run."""
+    ### BEGIN SOLUTION
+    spread = math.sqrt((np.var(a, ddof=1) + np.var(b, ddof=1)) / 2)
+    return (np.mean(b) - np.mean(a)) / spread
+    ### END SOLUTION
+
+beyond_seeds = checks.beyond_seeds(beyond_seeds)
+
+# %% [markdown]
+# With so few seeds a value within ±2 says nothing, and one beyond ±4 says something. The whole ledger, each variant against the healthy one:
+
+# %%
+print(f"{'means over the seeds':26}{'diagnosis':>18}{'used':>6}{'rank':>6}{'k-NN':>14}{'vs healthy':>11}{'above':>14}{'vs healthy':>11}")
+for name in lab.VARIANTS:
+    setting = lab.VARIANTS[name]
+    kinds = [diagnose(one, mean, setting.out_dim)
+             for one, mean in zip(scores_of(name, "of_one_end"), scores_of(name, "of_mean_end"))]
+    kind = kinds[0] if len(set(kinds)) == 1 else "differs by seed"
+    line = f"{name:26}{kind:>18}{np.mean(scores_of(name, 'used')):6.0f}{np.mean(scores_of(name, 'rank')):6.1f}"
+    for key in ("knn", "above_blind"):
+        values, healthy_values = scores_of(name, key), scores_of("healthy", key)
+        apart = f"{beyond_seeds(healthy_values, values):+.1f}" if name != "healthy" and len(values) > 1 else ""
+        line += f"{np.mean(values):9.2f} ±{spread(values):4.2f}{apart:>11}"
+    print(line)
+
+# %%
+names = ["untrained", *lab.VARIANTS]
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.6), sharey=True, layout="constrained")
+for axis, key, title in zip(axes, ["knn", "above_blind"], ["20-NN accuracy", "attention above blind"]):
+    for row, name in enumerate(names):
+        values = scores_of(name, key)
+        axis.errorbar(np.mean(values), row, xerr=np.nan_to_num(spread(values)), fmt="|", color="0.4",
+                      ms=14, capsize=3)
+        axis.plot(values, [row] * len(values), "o", ms=5, alpha=0.8,
+                  color="tab:blue" if name == "healthy" else "0.6" if name == "untrained" else "tab:orange")
+    axis.axvline(np.mean(scores_of("untrained", key)), color="gray", ls=":", lw=1)
+    axis.axvline(np.mean(scores_of("healthy", key)), color="tab:blue", ls=":", lw=1)
+    axis.set_title(title, fontsize=10)
+axes[0].axvline(measured["histogram"], color="tab:red", ls="--", lw=1, label="colour histogram")
+axes[0].legend(fontsize=8, loc="lower left")
+axes[0].set_yticks(range(len(names)), names, fontsize=9)
+axes[0].invert_yaxis()
+
+# %% [markdown]
+# Read the table with the column "vs healthy" in mind. Most k-NN differences are no larger than what a seed does. The student as its own teacher stands out: its k-NN is below the untrained network's. In the picture no stop-gradient and no batch norm in the head lie low in both columns too.
+
+# %% [markdown] tags=["note"]
+# **Teacher's note · 10 minutes.** Ask each reader for one row that they may *not* draw a conclusion from. So few seeds give a rough spread only. The misconception: "the mean is higher, so the variant is better".
+
+# %% [markdown]
+# ## 9. Beside the paper
+#
+# The paper's table 7 (ViT-S/16, ImageNet, 300 epochs, k-NN), and its figure 6 for the student as teacher:
+#
+# | part | paper, k-NN | here |
+# | --- | --- | --- |
+# | DINO as it is | 72.8 | healthy |
+# | no momentum (the teacher is a copy of the student) | 0.1 | teacher = student |
+# | Sinkhorn-Knopp in place of the center, with momentum | 72.2 | Sinkhorn |
+# | no multi-crop | 67.9 | no multi-crop |
+#
+# What agrees, and what doesn't:
+#
+# - **The student as its own teacher** fails in both. At ImageNet's length it ends at chance; after 100 updates its k-NN is below that of the untrained network.
+# - **Sinkhorn** does as well as the center in both, with a momentum teacher.
+# - **No multi-crop** costs five points in the paper, and nothing that can be seen here. A small view has 8 pixels; the pictures at the top show that many hold no creature. And 100 updates are too few for the finer things that small views teach.
+# - **Batch norm**: the paper's head has none and trains well. Here the run without it becomes uniform. The tiny network needs batch norm to spread its features in the first updates; the paper has tens of thousands of updates for it. (The convolutional stem has batch norm in all rows.)
+# - **K**: the paper gains a little from more prototypes, up to 65,536. Here 8, 128 and 1,024 differ by little: ten kinds of creatures need few.
+# - **One low temperature** (0.06 for both) becomes uniform as well: what counts is that the teacher is *sharper than the student*, not that it is sharp.
+
+# %% [markdown]
+# ## 10. What a collapsed network looks at
+#
+# One closing picture: eight pictures that no network was trained on, and the attention of four networks from this notebook, the mean of their four heads.
+
+# %% tags=["nbval-ignore-output"]
+rows = {"untrained": lab.build(lab.HEALTHY, seed=0), "healthy": healthy["student"],
+        "no center": no_center["student"], "no sharpening": no_sharpening["student"]}
+figure, axes = plt.subplots(5, 8, figsize=(9, 5.6), layout="constrained")
+for k in range(8):
+    axes[0, k].imshow(queries.images[k].permute(1, 2, 0))
+for axis_row, (name, network) in zip(axes[1:], rows.items()):
+    maps = lab.attention_of(network, queries, 8).mean(1)
+    for k in range(8):
+        axis_row[k].imshow(maps[k], cmap="inferno")
+        axis_row[k].contour(np.linspace(-0.5, 5.5, 24), np.linspace(-0.5, 5.5, 24),
+                            queries.masks[k].float(), levels=[0.5], colors="white", linewidths=0.8)
+    axis_row[0].set_ylabel(name, fontsize=9)
+for axis in axes.flat:
+    axis.set_xticks([]), axis.set_yticks([])
+
+# %% [markdown]
+# The untrained maps show no creature. The healthy network's maps lie on it in most pictures. The collapsed networks lie between: they had learned something before their answers became the same. The white line is the creature's outline, which no network has seen.
+
+# %% [markdown]
+# ## Summary
+#
+# - A collapse is an answer that doesn't depend on the picture. There are three: one prototype, uniform, one mixed answer. The gap between two entropies shows all three; the loss shows none. Bad features behind an open gap show in their rank and in k-NN.
+# - The center works against one prototype, the sharpening against uniform. Each alone goes too far.
+# - Both need a teacher that is not the student. The stop-gradient and the slow average keep the question fixed while the student learns to answer it.
+# - Sinkhorn balances each batch by force and works as well as the center.
+# - A head can collapse while k-NN still looks fair. Watch the entropies from the first update.
+# - One seed is an anecdote; a few seeds give a rough spread.
+#
+# ## Exercises
+
+# %% [markdown]
+# **Exercise 8 · medium · 10 minutes · half-lives.** Notebook 04 said that the teacher's half-life must fit the run. Write a function that gives a `Setting` like the one it gets, but with a constant momentum whose half-life is `updates`: after so many updates half of the old teacher is left. What should come out: for a half-life of 1 the `momentum` and the `momentum_end` are 0.5. Below it, three teachers train for 40 updates each.
+#
+# <details><summary>Hint</summary>
+#
+# `dataclasses.replace(setting, momentum=..., momentum_end=...)` gives a changed copy; import `dataclasses` inside your function. Solve $m^{\text{updates}} = \tfrac12$.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def with_half_life(setting, updates):
+    """A Setting with a constant momentum: half of the teacher is left after so many updates."""
+    ### BEGIN SOLUTION
+    import dataclasses
+    momentum = 0.5 ** (1 / updates)
+    return dataclasses.replace(setting, momentum=momentum, momentum_end=momentum)
+    ### END SOLUTION
+
+with_half_life = checks.with_half_life(with_half_life)
+
+# %% [markdown]
+# **Predict.** Half-lives of 1, 10 and 1,000 updates, in runs of 40. In which run is the KL largest at the end, and so the most left to learn from?
+#
+# - a: half-life 1; - b: half-life 10; - c: half-life 1,000.
+
+# %%
+guess = "?"  # a, b or c
+
+# %% tags=["nbval-ignore-output"]
+sweep = {}
+for half_life in (1, 10, 1000):
+    setting = with_half_life(lab.HEALTHY, half_life)
+    sweep[half_life] = lab.run(setting, seed=0, updates=40, loss=lab_loss, signs=vital_signs)
+ends = {h: one["scores"]["kl_end"] for h, one in sweep.items()}
+answers = {"a": 1, "b": 10, "c": 1000}
+settle(guess, {letter: f"half-life {h}, KL {ends[h]:.2f}" for letter, h in answers.items()},
+       max(answers, key=lambda letter: ends[answers[letter]]))
+
+# %% tags=["nbval-ignore-output"]
+figure, axes = plt.subplots(1, 3, figsize=(9.5, 2.8), layout="constrained")
+for axis, key, title in zip(axes, ["of_one", "of_mean", "kl"], ["entropy of one", "entropy of the mean", "KL"]):
+    for half_life, one in sweep.items():
+        axis.plot(one["log"][key], label=f"half-life {half_life}")
+    axis.set(title=title, xlabel="update", ylim=(0, None))
+axes[0].legend(fontsize=8)
+
+# %% [markdown]
+# With a half-life of 1 the teacher is nearly the student: the curves swing. With 1,000 the teacher stays where it was, its entropies hardly move, and the student runs after a fixed target. Between them lies a teacher that moves and still lasts for some updates. Change the three half-lives and run the cells again: where does the swing begin?
