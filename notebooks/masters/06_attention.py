@@ -23,6 +23,9 @@
 # %% tags=["setup"]
 # written by build.py
 
+# %%
+# %config InlineBackend.print_figure_kwargs = {"dpi": 80}
+
 # %% tags=["equality"]
 import copy
 import math
