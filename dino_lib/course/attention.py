@@ -162,7 +162,8 @@ def knn(yours: Callable) -> Callable:
     def finished(gallery, labels, queries, k=20, temperature=0.07):
         return knn_predict(gallery, labels, queries, k=k, temperature=temperature)
 
-    def votes(gallery, labels, queries, k=20, temperature=0.07, unit=lambda x: F.normalize(x, dim=-1),
+    def votes(gallery, labels, queries, k=20, temperature=0.07,
+              unit=lambda x: F.normalize(x, dim=-1),
               weight=lambda cosine, t: (cosine / t).exp(), largest=True, choose=Tensor.argmax):
         similar = unit(queries) @ unit(gallery).T
         cosine, index = similar.topk(k, largest=largest)

@@ -15,10 +15,10 @@
 # **You need** a vision transformer with a class token (notebook 02). You train nothing: two teachers
 # ship with the course.
 #
-# **Time:** 33 minutes of *your turn*, 55 more for the exercises at the end. The cells themselves
-# take about half a minute on two idle CPU cores.
+# **Time:** 30 minutes of *your turn*, 55 more for the exercises at the end. The cells themselves
+# take about half a minute on two idle CPU cores (estimated from the processor time on a busy one).
 #
-# [Before: 05, training](05_training.ipynb) · after: [07, the collapse lab](07_collapse.ipynb)
+# [Before: 05, training](05_training.ipynb) · after: [07, the collapse lab](07_collapse_lab.ipynb)
 
 # %% tags=["setup"]
 # written by build.py

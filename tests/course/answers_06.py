@@ -37,8 +37,10 @@ def row_no_root(q, k, grid):
 
 def row_patches_only(q, k, grid):
     n = grid[0] * grid[1]
-    return (q[:, :, :1] @ k[:, :, -n:].mT / q.shape[-1] ** 0.5).softmax(-1)[:, :, 0].unflatten(
-        -1, grid
+    return (
+        (q[:, :, :1] @ k[:, :, -n:].mT / q.shape[-1] ** 0.5)
+        .softmax(-1)[:, :, 0]
+        .unflatten(-1, grid)
     )
 
 

@@ -19,6 +19,7 @@ import torch
 
 from dino_lib import PRESETS, create_backbone, train
 from dino_lib.data.images import PHOTOS
+from dino_lib.run import build
 from dino_lib.teachers import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,11 +30,23 @@ SETTINGS = 'TEACHER = "demo"\nPHOTO = PHOTOS / "llama.jpg"'
 FEWER = ("limit=400", "limit=24")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once():
+    """Drawing the embedded pictures takes seconds, and they are the same each time."""
+    probes = build.open_probes(PRESETS["demo"], limit=24)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "open_probes", lambda config, limit: probes)
+        yield
+
+
 def run(teacher, photo):
     """What the cells print, and their names, with this teacher and this photograph."""
     names, said = {"__name__": "notebook"}, io.StringIO()
-    sources = [c.source for c in make_copy(read_master(MASTERS / "06_attention.py"), "student").cells
-               if c.cell_type == "code" and "\n%" not in f"\n{c.source}"]
+    sources = [
+        c.source
+        for c in make_copy(read_master(MASTERS / "06_attention.py"), "student").cells
+        if c.cell_type == "code" and "\n%" not in f"\n{c.source}"
+    ]
     text = "\n\n".join(sources)
     assert text.count(SETTINGS) == 1 and text.count(FEWER[0]) == 1
     text = text.replace(SETTINGS, f"TEACHER = {str(teacher)!r}\nPHOTO = {str(photo)!r}")
@@ -48,8 +61,9 @@ def official(folder, **options):
     """The weights of a random ViT under the official names; pos_embed has the CLS token's place."""
     torch.manual_seed(0)
     vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64, **options)
-    state = {name: value + 0.02 * torch.randn_like(value) for name, value in
-             vit.state_dict().items()}
+    state = {
+        name: value + 0.02 * torch.randn_like(value) for name, value in vit.state_dict().items()
+    }
     if "reg_token" in state:
         state["register_tokens"] = state.pop("reg_token")
         cls = torch.zeros_like(state["pos_embed"][:, :1])
@@ -60,7 +74,9 @@ def official(folder, **options):
     return path
 
 
-@pytest.mark.parametrize(("name", "photo", "heads"), [("demo", "panda", 8), ("photos", "car_side", 8)])
+@pytest.mark.parametrize(
+    ("name", "photo", "heads"), [("demo", "panda", 8), ("photos", "car_side", 8)]
+)
 def test_teachers_that_ship(name, photo, heads):
     names, _ = run(name, PHOTOS / f"{photo}.jpg")
     assert names["n_heads"] == heads
@@ -89,7 +105,9 @@ def test_a_file_of_dinov2_with_twelve_heads_and_four_registers(tmp_path):
     assert "5 token(s) before those of the patches" in said
 
 
-@pytest.mark.parametrize("name", ["vit_small_patch16_224.dino", "vit_small_patch16_dinov3.lvd1689m"])
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch16_224.dino", "vit_small_patch16_dinov3.lvd1689m"]
+)
 def test_timms_names(name, monkeypatch):
     def random_weights(name, *, pretrained):
         torch.manual_seed(0)
