@@ -13,7 +13,8 @@ from dino_lib.course.check import Case, check, on
 from dino_lib.measure import masks
 from dino_lib.measure.knn import knn_predict
 
-__all__ = ["attention_row", "head_entropy", "knn", "mask_to_box", "mass_mask", "patch_row", "rollout"]
+__all__ = ["attention_row", "head_entropy", "knn", "mask_to_box", "mass_mask", "patch_row",
+           "rollout"]
 
 
 def attention_row(yours: Callable) -> Callable:
