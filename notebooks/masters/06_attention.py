@@ -936,7 +936,7 @@ print(f"{page.path.name}: {page.path.stat().st_size / 1e6:.1f} MB")
 # ## Exercises
 
 # %% [markdown]
-# **Exercise 4 · easy · 10 minutes · how spread is a head?** The entropy in nats of each head's map, averaged over the pictures. The prefix tokens' share is no part of a map, so make each map sum to 1 first. What should come out: one number a head, at most the logarithm of the number of patches.
+# **Exercise 4 · easy · 10 minutes · the spread of a head.** The entropy in nats of each head's map, averaged over the pictures. The prefix tokens' share is no part of a map, so make each map sum to 1 first. What should come out: one number a head, at most the logarithm of the number of patches.
 #
 # <details><summary>Hint</summary>
 #
@@ -976,7 +976,7 @@ def mask_to_box(mask, patch_size):
 mask_to_box = checks.mask_to_box(mask_to_box)
 
 # %% [markdown]
-# **Exercise 6 · medium · 10 minutes · what does a patch attend to?** From the whole matrix of one picture, prefix tokens first, take the row of the patch at (row, col) of the grid, over the patches. What should come out: (heads, h, w), the entries as they are.
+# **Exercise 6 · medium · 10 minutes · what a patch attends to.** From the whole matrix of one picture, prefix tokens first, take the row of the patch at (row, col) of the grid, over the patches. What should come out: (heads, h, w), the entries as they are.
 #
 # <details><summary>Hint</summary>
 #
