@@ -1,172 +1,254 @@
-"""The self-checks of notebook 06: attention."""
+"""The self-checks of notebook 06: attention. Those of its closing exercises are beside it, in
+`attention_exercises`.
+"""
 
-import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from dino_lib.course.verdict import each, verdict
+from dino_lib.course.attention_exercises import head_entropy, mask_to_box, patch_row, rollout
+from dino_lib.course.check import Case, check, on
+from dino_lib.measure import masks
+from dino_lib.measure.knn import knn_predict
 
-
-def check_head_entropy(your_function: Callable) -> None:
-    """your_function(maps (B, heads, h, w)) -> (heads,): the entropy in nats of a head's maps,
-    averaged over B.
-    """
-    maps = 0.9 * torch.randn(5, 3, 4, 6, generator=torch.Generator().manual_seed(0)).flatten(
-        2
-    ).softmax(-1)
-    maps[0, 0, 0] = 0  # 0 ln 0 counts 0
-    p = maps / maps.sum(-1, keepdim=True)
-    entropy = torch.special.entr(p).sum(-1)  # (B, heads)
-    verdict(
-        "head_entropy",
-        your_function(maps.unflatten(-1, (4, 6))),
-        entropy.mean(0),
-        {
-            "the maps don't sum to 1 yet: divide out what the prefix tokens "
-            "hold": torch.special.entr(maps).sum(-1).mean(0),
-            "these are bits: take the natural logarithm": entropy.mean(0) / math.log(2),
-            "an entropy has a minus sign in front": -entropy.mean(0),
-            "the entropies are summed over the pictures, not averaged": entropy.sum(0),
-            "that is the entropy of the mean map: average the entropies, not the "
-            "maps": torch.special.entr(p.mean(0)).sum(-1),
-            "an entropy sums over the patches, not averages": entropy.mean(0) / 24,
-            "that is one number a picture: average over the pictures, keep the heads": entropy.mean(
-                1
-            ),
-            "each map sums to 1 by itself, not all the heads of a picture "
-            "together": torch.special.entr(maps / maps.sum((1, 2), keepdim=True)).sum(-1).mean(0),
-        },
-    )
+__all__ = ["attention_row", "head_entropy", "knn", "mask_to_box", "mass_mask", "patch_row",
+           "rollout"]
 
 
-def check_mask_to_box(your_function: Callable) -> None:
-    """your_function(mask bool (h, w), patch_size) -> (top, left, height, width) in pixels."""
-    cases = []
-    for seed, patch in enumerate((8, 6, 14)):
-        mask = torch.zeros(7, 9, dtype=torch.bool)
-        mask[seed + 1 : 5, 2 : 8 - seed] = (
-            torch.rand(4 - seed, 6 - seed, generator=torch.Generator().manual_seed(seed)) > 0.6
-        )
-        cases.append((mask, patch))
+def attention_row(yours: Callable) -> Callable:
+    """`yours(q, k, grid)`: the class token's row over the patches, (B, heads, h, w)."""
 
-    def ends(mask, axis):
-        found = mask.any(1 - axis).nonzero()[:, 0]
-        return found[0].item(), found[-1].item() + 1
+    def row(q, k, grid, ask=lambda s: s[:, :, 0], power=0.5, start=None, scale=None):
+        n_patches = grid[0] * grid[1]
+        scores = q @ k.transpose(-2, -1)  # (B, heads, T, T)
+        scores = scores / q.shape[-1] ** power if scale is None else scores * scale(q, grid)
+        found = ask(scores)
+        start = found.shape[-1] - n_patches if start is None else start
+        return found[..., start : start + n_patches].unflatten(-1, tuple(grid))
 
-    def boxes(box):
-        return [
-            [value * patch for value in box(*ends(mask, 0), *ends(mask, 1))]
-            for mask, patch in cases
-        ]
+    def finished(q, k, grid):
+        return row(q, k, grid, lambda s: s.softmax(-1)[:, :, 0])
 
-    right = boxes(lambda top, bottom, left, end: (top, left, bottom - top, end - left))
-    verdict(
-        "mask_to_box",
-        each(your_function, cases),
-        right,
-        {
-            "height and width are one patch short: the last patch belongs to the box": boxes(
-                lambda top, bottom, left, end: (top, left, bottom - top - 1, end - left - 1)
-            ),
-            "these are patches: multiply by the patch size": [
-                [value // patch for value in box]
-                for box, (_, patch) in zip(right, cases, strict=True)
-            ],
-            "rows and columns look exchanged: top and height go with rows": boxes(
-                lambda top, bottom, left, end: (left, top, end - left, bottom - top)
-            ),
-            "these look like corners: give height and width, not bottom and right": boxes(
-                lambda top, bottom, left, end: (top, left, bottom, end)
-            ),
-            "these look like corners, one patch short: give height and width": boxes(
-                lambda top, bottom, left, end: (top, left, bottom - 1, end - 1)
-            ),
-            "that is the whole picture: only the True patches count": [
-                [0, 0, 7 * patch, 9 * patch] for _, patch in cases
-            ],
-        },
-    )
+    def wrong(ask=lambda s: s.softmax(-1)[:, :, 0], **changed):
+        return lambda q, k, grid: row(q, k, grid, ask, **changed)
 
-
-def check_patch_row(your_function: Callable) -> None:
-    """your_function(matrix (heads, T, T), row, col, grid, n_prefix) -> (heads, h, w)."""
-    cases = []
-    for seed, (grid, n_prefix, row, col) in enumerate([((3, 5), 1, 1, 2), ((4, 3), 5, 2, 1)]):
-        tokens = n_prefix + grid[0] * grid[1]
-        matrix = torch.randn(
-            2, tokens, tokens, generator=torch.Generator().manual_seed(seed)
-        ).softmax(-1)
-        cases.append((matrix, row, col, grid, n_prefix))
-
-    def rows(take):
-        return [take(*case) for case in cases]
-
-    verdict(
-        "patch_row",
-        each(your_function, cases),
-        rows(lambda m, r, c, g, n: m[:, n + r * g[1] + c, n:].unflatten(-1, g)),
-        {
-            "the prefix tokens come first, so the patch's number must be moved on by them": rows(
-                lambda m, r, c, g, n: m[:, r * g[1] + c, n:].unflatten(-1, g)
-            ),
-            "a row of the grid has as many patches as the grid is wide": rows(
-                lambda m, r, c, g, n: m[:, n + r * g[0] + c, n:].unflatten(-1, g)
-            ),
-            "row and col look exchanged": rows(
-                lambda m, r, c, g, n: m[:, n + c * g[1] + r, n:].unflatten(-1, g)
-            ),
-            "that is a column of the matrix, who attends to the patch; its row says what it "
-            "attends to": rows(lambda m, r, c, g, n: m[:, n:, n + r * g[1] + c].unflatten(-1, g)),
-            "the map still begins with prefix tokens: leave them out": rows(
-                lambda m, r, c, g, n: m[:, n + r * g[1] + c, : g[0] * g[1]].unflatten(-1, g)
-            ),
-            "only CLS is skipped; registers come before the patches too": rows(
-                lambda m, r, c, g, n: m[:, n + r * g[1] + c, 1 : 1 + g[0] * g[1]].unflatten(-1, g)
-            ),
-            "that is the CLS token's row": rows(lambda m, r, c, g, n: m[:, 0, n:].unflatten(-1, g)),
-            "the map was made to sum to 1; give the entries as they are": rows(
-                lambda m, r, c, g, n: (
-                    m[:, n + r * g[1] + c, n:] / m[:, n + r * g[1] + c, n:].sum(-1, keepdim=True)
-                ).unflatten(-1, g)
-            ),
-        },
-    )
+    cases = [on(*_queries_keys(2, 3, 1, (3, 5), 8)), on(*_queries_keys(1, 2, 5, (4, 2), 16)),
+             on(*_queries_keys(3, 1, 1, (2, 2), 4))]
+    return check("attention_row", yours, finished, cases, {
+        "the scores have to be divided by the root of d, the length of a query": wrong(power=0),
+        "divide by the root of d, not by d": wrong(power=1),
+        "the scores have to be multiplied by 1 / root of d, not by the root": wrong(power=-0.5),
+        "d is the length of a query in one head, not that of all heads together":
+            wrong(scale=lambda q, grid: (q.shape[1] * q.shape[-1]) ** -0.5),
+        "d is the length of a query, not the number of tokens":
+            wrong(scale=lambda q, grid: q.shape[2] ** -0.5),
+        "d is the length of a query, not the number of heads":
+            wrong(scale=lambda q, grid: q.shape[1] ** -0.5),
+        "these are scores: the softmax is missing": wrong(lambda s: s[:, :, 0]),
+        "these are logarithms: take the softmax": wrong(lambda s: s.log_softmax(-1)[:, :, 0]),
+        "the prefix tokens take part in the softmax: cut them off afterwards":
+            lambda q, k, grid: row(q, k[:, :, -grid[0] * grid[1]:], grid,
+                                   lambda s: s.softmax(-1)[:, :, 0]),
+        "the registers take part in the softmax too: cut them off afterwards":
+            lambda q, k, grid: row(
+                q, torch.cat([k[:, :, :1], k[:, :, -grid[0] * grid[1]:]], 2), grid,
+                lambda s: s.softmax(-1)[:, :, 0]),
+        "the map was made to sum to 1; give the entries as they are":
+            lambda q, k, grid: (m := finished(q, k, grid)) / m.sum((-2, -1), keepdim=True),
+        "the patches come last: registers may stand between CLS and them": wrong(start=1),
+        "the patches come last: the map starts with the prefix tokens": wrong(start=0),
+        "the softmax goes over the keys, the last axis, not over the queries":
+            wrong(lambda s: s.softmax(-2)[:, :, 0]),
+        "that is a column, how much each token reads CLS; CLS's own row is asked for":
+            wrong(lambda s: s.softmax(-1)[..., 0]),
+        "CLS is token 0; that is the row of another token": wrong(lambda s: s.softmax(-1)[:, :, 1]),
+        "CLS is token 0; that is the last token's row": wrong(lambda s: s.softmax(-1)[:, :, -1]),
+        "that is the mean row of all tokens; CLS is token 0":
+            wrong(lambda s: s.softmax(-1).mean(2)),
+        "the heads stay apart: give one map a head, not their mean":
+            wrong(lambda s: s.softmax(-1)[:, :, 0].mean(1)),
+        "queries and keys are swapped: the query of CLS meets all keys":
+            lambda q, k, grid: finished(k, q, grid),
+        "keep the grid: h rows of w patches":
+            lambda q, k, grid: finished(q, k, grid).flatten(2),
+        "the grid is (h, w), rows first; the patches come row by row":
+            lambda q, k, grid: finished(q, k, grid[::-1]),
+        "the sign of the scores is turned: large products get much":
+            wrong(lambda s: (-s).softmax(-1)[:, :, 0]),
+        "the softmax goes over the keys, the last axis; over the one query everything is 1":
+            lambda q, k, grid: torch.ones(*q.shape[:2], *grid),
+        "the softmax goes over the keys alone, not over the heads":
+            wrong(lambda s: s.softmax(1)[:, :, 0]),
+    })
 
 
-def check_rollout(your_function: Callable) -> None:
-    """your_function([matrix (heads, T, T) of block 1, 2, ...]) -> (T,): the CLS token's row of the
-    rollout.
-    """
+def _queries_keys(n: int, heads: int, prefix: int, grid: tuple[int, int],
+                  d: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    generator = torch.Generator().manual_seed(d)
+    shape = (n, heads, prefix + grid[0] * grid[1], d)
+    q, k = [1.5 * torch.randn(shape, generator=generator) for _ in range(2)]
+    return q, k, grid
+
+
+def mass_mask(yours: Callable) -> Callable:
+    """`yours(maps (..., h, w), keep=0.6)`: bool, the smallest set with that share of the mass."""
+
+    def mask(maps, keep=0.6, inside=lambda larger, mass, all_of, keep: larger < keep * all_of,
+             descending=True, back=True):
+        flat = maps.flatten(-2)
+        mass, order = flat.sort(-1, descending=descending)
+        chosen = inside(mass.cumsum(-1) - mass, mass, flat.sum(-1, keepdim=True), keep)
+        chosen = torch.zeros_like(chosen).scatter(-1, order, chosen) if back else chosen
+        return chosen.view(maps.shape)
+
+    def wrong(inside=lambda larger, mass, all_of, keep: larger < keep * all_of, **changed):
+        return lambda maps, keep=0.6: mask(maps, keep, inside, **changed)
+
     generator = torch.Generator().manual_seed(0)
-    matrices = [(2 * torch.randn(3, 6, 6, generator=generator)).softmax(-1) for _ in range(3)]
-    identity = torch.eye(6)
+    maps = [scale * torch.rand(*shape, generator=generator) ** 3 for shape, scale in
+            [((2, 3, 4, 5), 0.02), ((3, 6, 3), 4.0), ((5, 4), 0.03)]]
+    exact = torch.tensor([[[1.0, 8], [2, 5]], [[4, 1], [2, 1]]])  # 8 of 16 and 4 of 8 are a half
+    cases = [on(maps[0]), on(maps[1], 0.9), on(maps[2], 0.3), on(maps[0][:1], keep=0.75),
+             on(exact, 0.5), on(exact, 0.51), on(exact[1], 0.75)]
+    return check("mass_mask", yours, masks.mass_mask, cases, {
+        "the smallest set is built from the largest patches: sort descending":
+            wrong(descending=False),
+        "it misses the patch that crosses the share: compare what the larger ones hold before it":
+            wrong(lambda larger, mass, all_of, keep: larger + mass < keep * all_of),
+        "it misses the patch that crosses the share (a set that holds exactly it stops there)":
+            wrong(lambda larger, mass, all_of, keep: larger + mass <= keep * all_of),
+        "where the larger ones hold exactly the share, the set is full: < and not <=":
+            wrong(lambda larger, mass, all_of, keep: larger <= keep * all_of),
+        "the maps don't sum to 1: compare with `keep` times their sum":
+            wrong(lambda larger, mass, all_of, keep: larger < keep),
+        "the maps don't sum to 1, and the patch that crosses the share is missing":
+            wrong(lambda larger, mass, all_of, keep: larger + mass < keep),
+        "`keep` is an argument: 0.6 is only its default":
+            lambda maps, keep=0.6: mask(maps, 0.6),
+        "that is the order of size: put the answers back into their places (scatter)":
+            wrong(back=False),
+        "that is the share of the patches, not of the mass":
+            wrong(lambda larger, mass, all_of, keep:
+                  (torch.arange(mass.shape[-1]) < keep * mass.shape[-1]).expand_as(mass)),
+        "that takes patches above a share of the largest; the mass has to be added up":
+            wrong(lambda larger, mass, all_of, keep: mass > keep * mass.amax(-1, keepdim=True)),
+        "that takes what the mask should leave out": wrong(
+            lambda larger, mass, all_of, keep: ~(larger < keep * all_of)),
+        "that keeps 1 - keep of the mass": wrong(
+            lambda larger, mass, all_of, keep: larger < (1 - keep) * all_of),
+        "each map has its own mass: sum over its own patches alone, not over all maps":
+            wrong(lambda larger, mass, all_of, keep: larger < keep * all_of.sum()),
+        "a mask says which patches, not how much they hold": lambda maps, keep=0.6:
+            mask(maps, keep) * maps,
+        "the sum goes over the patches, not their mean": wrong(
+            lambda larger, mass, all_of, keep: larger < keep * all_of / mass.shape[-1]),
+        "the mask has the maps' shape (..., h, w)": lambda maps, keep=0.6:
+            mask(maps, keep).flatten(-2),
+        "that is twice the share": wrong(
+            lambda larger, mass, all_of, keep: larger < 2 * keep * all_of),
+        "a patch counts what the larger ones hold, without itself": wrong(
+            lambda larger, mass, all_of, keep: larger + 2 * mass < keep * all_of),
+        "the sums are added up, not multiplied (cumsum)": wrong(
+            lambda larger, mass, all_of, keep: mass.cumprod(-1) - mass < keep * all_of),
+        "`scatter` takes the places first and the answers after them": wrong(
+            lambda larger, mass, all_of, keep: torch.zeros_like(mass, dtype=torch.bool)),
+    })
 
-    def product(kept=0.5, heads=lambda m: m.mean(0), last_first=False, which=3):
-        total = identity
-        for matrix in matrices[:which]:
-            step = (1 - kept) * heads(matrix) + kept * identity
-            total = total @ step if last_first else step @ total
-        return total
 
-    right = product()[0]
-    summed = torch.linalg.multi_dot([m.mean(0) + identity for m in reversed(matrices)])[0]
-    verdict(
-        "rollout",
-        your_function([matrix.clone() for matrix in matrices]),
-        right,
-        {
-            "the blocks are multiplied in the wrong order: the last one stands on the "
-            "left": product(last_first=True)[0],
-            "the residual connection is missing: add the identity to each mean": product(kept=0.0)[
-                0
-            ],
-            "each sum of mean and identity must be halved, or the rows don't sum to 1": summed,
-            "that is a column of the product; row 0 belongs to the CLS token": product()[:, 0],
-            "that is the whole product: give its row 0": product(),
-            "the heads are averaged; that is their maximum": product(heads=lambda m: m.amax(0))[0],
-            "the heads are averaged; that is the first one alone": product(heads=lambda m: m[0])[0],
-            "the heads are averaged, not summed": product(heads=lambda m: m.sum(0))[0],
-            "the last block is missing": product(which=2)[0],
-        },
-    )
+def knn(yours: Callable) -> Callable:
+    """`yours(gallery, labels, queries, k=20, temperature=0.07)`: a class for each query."""
+
+    def finished(gallery, labels, queries, k=20, temperature=0.07):
+        return knn_predict(gallery, labels, queries, k=k, temperature=temperature)
+
+    def votes(gallery, labels, queries, k=20, temperature=0.07,
+              unit=lambda x: F.normalize(x, dim=-1),
+              weight=lambda cosine, t: (cosine / t).exp(), largest=True, choose=Tensor.argmax):
+        similar = unit(queries) @ unit(gallery).T
+        cosine, index = similar.topk(k, largest=largest)
+        count = weight(cosine, temperature)[..., None] * F.one_hot(labels[index])
+        return choose(count.sum(1), -1)
+
+    def wrong(**changed):
+        return lambda *a, **k: votes(*a, **k, **changed)
+
+    cases = [_labelled(60, 400, 5), _labelled(30, 80, 3, k=5, temperature=1.0),
+             _labelled(60, 300, 4, temperature=1.0), _labelled(50, 80, 6, k=1),
+             _labelled(25, 40, 3, k=25, temperature=0.02)]
+    return check("knn", yours, finished, cases, {
+        "every neighbour has one vote; the nearer ones should count for more: exp(cosine / t)":
+            wrong(weight=lambda cosine, t: torch.ones_like(cosine)),
+        "the weight is exp(cosine / t), not the cosine": wrong(weight=lambda cosine, t: cosine),
+        "the weight is exp(cosine / t), not cosine / t": wrong(
+            weight=lambda cosine, t: cosine / t + 0 * t),
+        "divide the cosine by the temperature, don't multiply":
+            wrong(weight=lambda cosine, t: (cosine * t).exp()),
+        "the temperature is missing": wrong(weight=lambda cosine, t: cosine.exp()),
+        "`temperature` is an argument: 0.07 is only its default":
+            wrong(weight=lambda cosine, t: (cosine / 0.07).exp()),
+        "near neighbours should count for more, not for less":
+            wrong(weight=lambda cosine, t: (-cosine / t).exp()),
+        "both have to be normalised: these are products, not cosines": wrong(unit=lambda x: x),
+        "the gallery has to be normalised: a long feature is not a near one":
+            lambda g, labels, q, k=20, temperature=0.07: votes(
+                g, labels, F.normalize(q, dim=-1), k, temperature, unit=lambda x: x),
+        "the queries have to be normalised: their length changes the weights":
+            lambda g, labels, q, k=20, temperature=0.07: votes(
+                F.normalize(g, dim=-1), labels, q, k, temperature, unit=lambda x: x),
+        "normalise along the features, the last axis": wrong(unit=lambda x: F.normalize(x, dim=0)),
+        "these are the least similar ones": wrong(largest=False),
+        "that is the class of the nearest alone": lambda g, labels, q, k=20, temperature=0.07:
+            finished(g, labels, q, k=1),
+        "`k` is an argument: 20 is only its default": lambda g, labels, q, k=20, temperature=0.07:
+            finished(g, labels, q, k=min(20, len(g)), temperature=temperature),
+        "all of the gallery votes; only the k nearest should":
+            lambda g, labels, q, k=20, temperature=0.07:
+                finished(g, labels, q, k=len(g), temperature=temperature),
+        "that is the class with the fewest votes": wrong(choose=Tensor.argmin),
+        "that is the number of the nearest, not its class":
+            lambda g, labels, q, k=20, temperature=0.07:
+                (F.normalize(q, dim=-1) @ F.normalize(g, dim=-1).T).argmax(-1),
+        "one neighbour too many: k, and the query is not in the gallery":
+            lambda g, labels, q, k=20, temperature=0.07:
+                finished(g, labels, q, k=min(k + 1, len(g)), temperature=temperature),
+        "these are twice the neighbours": lambda g, labels, q, k=20, temperature=0.07:
+            finished(g, labels, q, k=min(2 * k, len(g)), temperature=temperature),
+        "the nearest is left out; a query is not in the gallery":
+            lambda g, labels, q, k=20, temperature=0.07: votes(
+                g, labels, q, min(k + 1, len(g)), temperature,
+                weight=lambda c, t: (c / t).exp() * (torch.arange(c.shape[1]) > 0)),
+        "the sum of the votes goes over the neighbours": wrong(
+            choose=lambda count, dim: torch.zeros(len(count), dtype=torch.long)),
+        "the votes of a class are added up, not averaged": lambda g, labels, q, k=20,
+            temperature=0.07: _mean_votes(g, labels, q, k, temperature),
+        "the weight is exp(cosine / t), not its logarithm": wrong(
+            weight=lambda cosine, t: (cosine / t).log()),
+        "normalise the gallery along the features, the last axis":
+            lambda g, labels, q, k=20, temperature=0.07: votes(
+                F.normalize(g, dim=0), labels, F.normalize(q, dim=-1), k, temperature, lambda x: x),
+        "normalise the queries along the features, the last axis":
+            lambda g, labels, q, k=20, temperature=0.07: votes(
+                F.normalize(g, dim=-1), labels, F.normalize(q, dim=0), k, temperature, lambda x: x),
+        "the exponent is doubled": wrong(weight=lambda cosine, t: (2 * cosine / t).exp()),
+    })
+
+
+def _mean_votes(gallery, labels, queries, k, temperature):
+    cosine, index = (F.normalize(queries, dim=-1) @ F.normalize(gallery, dim=-1).T).topk(k)
+    one_hot = F.one_hot(labels[index]).float()
+    count = ((cosine / temperature).exp()[..., None] * one_hot).sum(1)
+    return (count / one_hot.sum(1).clamp(min=1)).argmax(-1)
+
+
+def _labelled(n: int, m: int, classes: int, **options: float) -> Case:
+    """A gallery of n features of any length around the classes' directions, and m queries."""
+    generator = torch.Generator().manual_seed(n + classes)
+    centers = torch.randn(classes, 6, generator=generator)
+    labels = torch.randint(classes, (n,), generator=generator)
+    gallery = centers[labels] + 2 * torch.randn(n, 6, generator=generator)
+    gallery = gallery * (3 * torch.rand(n, 1, generator=generator)).exp()
+    queries = torch.randn(m, 6, generator=generator)
+    queries = queries * (3 * torch.rand(m, 1, generator=generator)).exp() / 4
+    return on(gallery, 2 * labels + 1, queries, **options)

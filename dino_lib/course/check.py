@@ -167,6 +167,8 @@ def _as(mine: list[Tensor], right: list[Tensor]) -> list[Tensor]:
         return mine
     if len(right) == 1 and len(mine) > 1 and len({m.shape for m in mine}) == 1:
         mine = [torch.stack(mine)]
+        if mine[0].ndim == 1 and mine[0].numel() == right[0].numel():  # lists of lists
+            mine = [mine[0].reshape(right[0].shape)]
     elif len(mine) == 1 and len(right) > 1 and mine[0].ndim and len(mine[0]) == len(right):
         mine = list(mine[0])
     if len(mine) == len(right):

@@ -42,6 +42,9 @@ PIECES = {
     "ema_update": "teacher",
     "cosine_schedule": "teacher",
     "train_step": "teacher",
+    "attention_row": "attention",
+    "mass_mask": "attention",
+    "knn": "attention",
 }
 
 

@@ -592,13 +592,23 @@ def _():
     change("full_attention", lambda right, *a, **k: right(*a, **k).transpose(-2, -1))
 
 
-@breaks("the keys for the values", "06")
+@breaks("every neighbour has one vote", "06")
 def _():
-    def wrong(right, *args, **kwargs):
-        q, k, _ = right(*args, **kwargs)
-        return q, k, k
+    change("knn_predict", lambda right, *a, **k: right(*a, **k | {"temperature": 1e6}))
 
-    change("queries_keys_values", wrong)
+
+@breaks("rollout without the residual connection", "06")
+def _():
+    def wrong(right, model, images):
+        layers = range(len(model.model.model.blocks))
+        product = torch.eye(1)
+        for layer in layers:
+            matrix = find("full_attention")(model, images, layer=layer).mean(1)
+            product = matrix @ product if layer else matrix
+        rows = product[:, 0, -right(model, images)[0].numel() :]
+        return rows.view_as(right(model, images))
+
+    change("rollout", wrong)
 
 
 @breaks("the mask takes the smallest first", "06")
