@@ -105,13 +105,17 @@ def _empty(piece: Any) -> bool:
         return any(_empty(method) for method in vars(piece).values() if inspect.isfunction(method))
     if not inspect.isfunction(piece):
         return piece is None
-    return [(i.opname, i.argval) for i in dis.get_instructions(piece)] == STUB
+    return _code(piece) == STUB
+
+
+def _code(function: Callable) -> list[tuple[str, Any]]:
+    return [(i.opname, i.argval) for i in dis.get_instructions(function)]
 
 
 def _stub() -> None: ...
 
 
-STUB = [(i.opname, i.argval) for i in dis.get_instructions(_stub)]
+STUB = _code(_stub)
 
 
 def _missing(value: Any) -> bool:

@@ -65,14 +65,14 @@ def load(name: str, finished: Callable) -> Callable:
 
 def collect(**finished: Any) -> SimpleNamespace:
     """Of each name the reader's piece, where `my_pieces` has a right one, else the finished one
-    that is given here. A table says whose each is, and why.
+    that is given here. A table says whose each is.
     """
     found = {}
     for name, piece in finished.items():
         with contextlib.redirect_stdout(io.StringIO()) as said:
             found[name] = load(name, piece) if name in PIECES else piece
-        line = said.getvalue().strip().removeprefix(f"{name}: ")
-        yours = line.startswith("right")
-        reason = "" if yours or not line else f" ({line.splitlines()[-1]})"
-        print(f"{name:16} {'yours' if yours else 'finished' + reason}")
+        said = said.getvalue().strip().removeprefix(f"{name}: ")
+        yours = said.startswith("right")
+        print(f"{name:16} {'yours' if yours else 'finished'}"
+              + (f" ({said})" if said.startswith("wrong") else ""))
     return SimpleNamespace(**found)

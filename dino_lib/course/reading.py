@@ -23,8 +23,9 @@ def split_loss(yours: Callable) -> Callable:
         center = torch.randn(k, generator=generator)
         cases.append(on(scale * student, scale * teacher, scale * center, hot, cold))
 
-    def of(*, center: float = 1.0, over: tuple[int, int] = (-1, -1), hot: float | None = None, cold: float | None = None,
-           swap: bool = False, result: Callable = lambda h, d, *_: (h, d)) -> Callable:
+    def of(*, center: float = 1.0, over: tuple[int, int] = (-1, -1), hot: float | None = None,
+           cold: float | None = None, swap: bool = False,
+           result: Callable = lambda h, d, *_: (h, d)) -> Callable:
         def piece(student, teacher, offset, student_temp, teacher_temp):
             if swap:
                 student_temp, teacher_temp = teacher_temp, student_temp

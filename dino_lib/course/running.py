@@ -15,18 +15,17 @@ from dino_lib.course.check import Case, check
 def training_loop(yours: Callable) -> Callable:
     """`yours(images, orders, batch_size, schedules, make_views, update)` -> list of losses."""
     def loop(*, epoch_step: bool = False, first: int = 0, orders: Callable = lambda o: o,
-             ragged: bool = False, pictures: Callable = lambda x: x, views: bool = True,
+             ragged: bool = False, views: bool = True,
              whole: bool = False, give: Callable = lambda x: x) -> Callable:
         def piece(images, given, size, schedules, make_views, update):
             losses = []
             for order in orders(given):
-                step = 0
-                for start in range(0, len(order) - (0 if ragged else size - 1), size):
+                starts = range(0, len(order) - (0 if ragged else size - 1), size)
+                for step, start in enumerate(starts):
                     at = first + (step if epoch_step else len(losses))
                     now = schedules if whole else {k: v[at] for k, v in schedules.items()}
-                    batch = pictures(images)[order[start:start + size]]
+                    batch = images[order[start:start + size]]
                     losses.append(update(make_views(batch) if views else batch, now))
-                    step += 1
             return give(losses)
         return piece
 
@@ -87,7 +86,8 @@ def _looped(n: int, size: int, epochs: int) -> Case:
         generator = torch.Generator().manual_seed(n)
         orders = [torch.randperm(n, generator=generator) for _ in range(epochs)]
         room = max(1, epochs * math.ceil(n / size)) + 1  # a wrong step is to be seen, not to fail
-        schedules = {"lr": np.linspace(0.1, 0.9, room), "momentum": np.linspace(3.0, 7.0, room) ** 2}
+        momenta = np.linspace(3.0, 7.0, room) ** 2
+        schedules = {"lr": np.linspace(0.1, 0.9, room), "momentum": momenta}
         seen = []
 
         def update(views: list[Tensor], now: dict) -> float:
@@ -125,8 +125,10 @@ def take_checkpoint(yours: Callable) -> Callable:
         "tensors": lambda *run: _states(*run) | {"center": run[3].clone()},
         "student and teacher are exchanged":
             lambda step, s, t, *rest: _checkpoint(step, t, s, *rest),
-        "the teacher in it is the student": lambda step, s, t, *rest: _checkpoint(step, s, s, *rest),
-        "the student in it is the teacher": lambda step, s, t, *rest: _checkpoint(step, t, t, *rest),
+        "the teacher in it is the student":
+            lambda step, s, t, *rest: _checkpoint(step, s, s, *rest),
+        "the student in it is the teacher":
+            lambda step, s, t, *rest: _checkpoint(step, t, t, *rest),
     }
     return check("take_checkpoint", yours, _checkpoint, [_saved(2), _saved(5)], mistakes)
 

@@ -145,7 +145,8 @@ def scaled_gradient(yours: Callable) -> Callable:
     broken = rows.clone()
     broken[3] = math.nan
     cases = [on(rows, 1.0), on(1e-8 * rows, 1.0), on(1e-8 * rows, 2.0**16), on(rows, 2.0**10),
-             on(rows, 2.0**17), on(broken, 8.0), on(-torch.ones(2), 2.0**16), on(3e-9 * rows, 2.0**4)]
+             on(rows, 2.0**17), on(broken, 8.0), on(-torch.ones(2), 2.0**16),
+             on(3e-9 * rows, 2.0**4)]
 
     def piece(*, divide: Callable = lambda half, s: half.float() / s,
               finite: Callable = lambda half: half.isfinite().all(), zero: bool = True,
@@ -160,7 +161,8 @@ def scaled_gradient(yours: Callable) -> Callable:
     return check("scaled_gradient", yours, piece(), cases, {
         "divide after the way back to float32: in fp16 the small ones are lost again":
             piece(divide=lambda half, s: (half / s).float()),
-        "the gradient has to be divided by the scale again": piece(divide=lambda half, s: half.float()),
+        "the gradient has to be divided by the scale again":
+            piece(divide=lambda half, s: half.float()),
         "it is multiplied by the scale twice": piece(divide=lambda half, s: half.float() * s),
         "the scale comes before fp16: afterwards the small ones are lost already":
             piece(half=lambda g, s: g.half() * s),

@@ -1,4 +1,4 @@
-"""A run from the reader's pieces: the finished ones beside them, and a batch's views from theirs."""
+"""A run from the reader's pieces: the finished ones beside them, and a batch's views of theirs."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -103,7 +103,8 @@ def batch_views(recipe: Recipe, crop: Callable, saturation: Callable,
 def _one_view(images: Tensor, view: View, recipe: Recipe, crop: Callable,
               saturation: Callable) -> Tensor:
     n = len(images)
-    boxes = crop_boxes(torch.rand(n, 2 * CROP_TRIES), torch.rand(n, 2), images.shape[2:], view.scale)
+    tries, corner = torch.rand(n, 2 * CROP_TRIES), torch.rand(n, 2)
+    boxes = crop_boxes(tries, corner, images.shape[2:], view.scale)
     pairs = zip(images / 255, boxes.int().tolist(), strict=True)
     x = torch.stack([crop(image, box, view.size) for image, box in pairs])
     x = torch.where(torch.rand(n, 1, 1, 1) < 0.5, x.flip(-1), x)

@@ -48,7 +48,10 @@ PLANS = {
         *plan(n // b * e, m)[:2],
         round(plan(n // b * e, m)[2]),
     ),
-    "half-lives cut off": lambda n, b, e, m: (*plan(n // b * e, m)[:2], plan(n // b * e, m)[2] // 1),
+    "half-lives cut off": lambda n, b, e, m: (
+        *plan(n // b * e, m)[:2],
+        plan(n // b * e, m)[2] // 1,
+    ),
     "no half-lives": lambda n, b, e, m: plan(n // b * e, m)[:2],
     "order": lambda n, b, e, m: plan(n // b * e, m)[::-1],
 }
@@ -212,8 +215,9 @@ CHECKPOINTS = {
     "no step": saved(missing=("step",)),
     "no buffers": saved(buffers=False),
     "a tuple": lambda *run: tuple(saved()(*run).values()),
-    "the learning rate is all of the optimizer": lambda *run: saved()(*run)
-    | {"optimizer": {"param_groups": run[4].state_dict()["param_groups"]}},
+    "the learning rate is all of the optimizer": lambda *run: (
+        saved()(*run) | {"optimizer": {"param_groups": run[4].state_dict()["param_groups"]}}
+    ),
 }
 
 
@@ -279,9 +283,7 @@ SPLITS = {
 
 def diagnose_in_shares(history, out_dim):
     lines = [line for line in history if "mean_entropy" in line]
-    one, mean = (
-        lines[-1][key] / math.log(out_dim) for key in ("teacher_entropy", "mean_entropy")
-    )
+    one, mean = (lines[-1][key] / math.log(out_dim) for key in ("teacher_entropy", "mean_entropy"))
     if one > 0.95:
         return "uniform"
     if mean < 0.2:
