@@ -144,6 +144,8 @@ def diagnose(yours: Callable) -> Callable:
             lambda h, k: _verdict(h, k, one=-1.0, otherwise=_verdict),
         "an ill run has one of three names, and this has another word for them":
             lambda h, k: "healthy" if _verdict(h, k) == "healthy" else "?",
+        "more than one bound is off: they are 95%, 20% and 5% of ln K":
+            lambda h, k: _verdict(h, k, uniform=0.9, one=0.3, gap=0.1),
         "a target that is the same for all pictures says nothing of any of them: compare the two "
         "entropies": lambda h, k: _verdict(h, k, gap=-9.0),
         "it never finds \"one prototype\", or asks too late: it comes before \"same for all\"":

@@ -7,7 +7,7 @@
 #
 # **You need** notebooks 01 to 04, or their ideas: views, prototypes, two temperatures, a center, a slow teacher. If a piece of yours is missing, the finished one takes its place.
 #
-# **Time:** 69 minutes of *your turn*. The notebook itself runs for about 70 seconds on two idle CPU cores; most of that is the training.
+# **Time:** 59 minutes of *your turn*, and 15 for the exercise at the end. The notebook itself runs for about 70 seconds on two idle CPU cores; most of that is the training.
 #
 # [Before: 04, the teacher](04_teacher.ipynb) · after: [06, attention](06_attention.ipynb)
 
@@ -658,7 +658,7 @@ assert [r["loss"] for r in straight.history] == [r["loss"] for r in broken.histo
 print(f"{len(straight.history)} losses, center, teacher and student: equal bit by bit")
 
 # %% [markdown]
-# Your own data, or more of it? `RUN` says what the `Trainer` trains below. `"cpu"` is half an epoch of the tiny preset, for a look at its history. `"gpu"` is the preset `gpu` on STL-10's 100,000 unlabelled photographs, which are downloaded first. It was never run for this notebook. By arithmetic it takes some ten hours on a T4, and one and a half on an A100.
+# `RUN` says what the `Trainer` trains next. `"cpu"` is half an epoch of the tiny preset, two updates, for a look at its history. `"gpu"` is the preset `gpu` on STL-10's 100,000 unlabelled photographs, which are downloaded first. It was never run for this notebook. By arithmetic it takes some ten hours on a T4, and one and a half on an A100.
 
 # %% tags=["nbval-ignore-output"]
 RUN = "cpu"  # or "gpu"
@@ -713,7 +713,7 @@ def scaled_gradient(gradient, scale):
 scaled_gradient = checks.scaled_gradient(scaled_gradient)
 
 # %% [markdown]
-# Try it on real gradients: those that flow through the first block of *your* network, for one batch.
+# Try it on real gradients: those that flow into the first block of *your* network, for one batch.
 #
 # **Predict.** How many of them does fp16 lose without a scale?
 #
