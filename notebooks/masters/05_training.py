@@ -447,7 +447,7 @@ settle(guess_of_the_rise, {"d": "the entropy of the teacher", "e": "the divergen
        "f" if min(rise.values()) > 0.3 else "d" if rise["teacher_entropy"] > 0.3 else "e")
 
 # %% [markdown]
-# The network finds *where* the creatures are before it tells *which* they are. And the loss alone is a poor guide. It falls while the teacher grows surer and uses few prototypes. Then the center pushes other prototypes into use. The teacher's entropy rises, and the loss rises with it.
+# The network finds *where* the creatures are before it tells *which* they are. Its k-NN is already a little above the colour histogram's. And the loss alone is a poor guide. It falls while the teacher grows surer and uses few prototypes. Then the center pushes other prototypes into use. The teacher's entropy rises, and the loss rises with it.
 
 # %% [markdown] tags=["note"]
 # **Section 5, 15 minutes.** At the growing picture: stop talking and let it grow. Then ask which part of the loss the student can do anything about. *Misconception:* "the loss rises, so the learning rate is too high." Point to the two parts. *Ask:* who keeps the model with the lowest loss, which update does he keep?
@@ -481,7 +481,7 @@ axes[3].set(title="20-NN accuracy", xlabel="update", ylim=(0, 1))
 axes[0].legend(frameon=False, fontsize=8);
 
 # %% [markdown]
-# The reference's k-NN has a gallery of 2,000, yours of 1,000. Your run is the first act: the swing. The second act is the long one. From about update 300 the loss and the batch mean hardly move any more, while the gap and the k-NN go on growing.
+# The reference's k-NN has a gallery of 2,000, yours of 1,000. Your run is the first act: the deep swing. In the reference two smaller ones follow. The second act is the long one: from about update 300 the loss and the batch mean hardly move any more, while the gap and the k-NN go on growing.
 #
 # **Health.** Three questions to the last line of a history, in this order:
 #
@@ -624,6 +624,8 @@ settle(guess, {"a": "it falls", "b": "it stays", "c": "it rises"},
        "a" if change < -0.1 else "c" if change > 0.1 else "b")
 
 # %% [markdown]
+# Without its center the teacher falls back on the few prototypes that lead in every picture. The targets change at once, and the student runs after them.
+#
 # **The library's `Trainer`** is your loop with all this around it: a history in a file, checkpoints, interrupts. Here it trains the tiny preset, and we interrupt it after update 5 of 8, as if you had pressed the stop button. With `resume="auto"` it goes on from the newest checkpoint.
 
 # %% tags=["equality"]
@@ -689,7 +691,7 @@ for r in lines:
 # %% [markdown]
 # ## 8 Half precision
 #
-# Cards such as the T4 compute fastest in **fp16**. Its largest number is 65,504, and its smallest above 0 is about $6 \cdot 10^{-8}$. Gradients are small, so many of them round to 0: they *underflow*. A **scaler** multiplies the loss, and with it all gradients, by a large number before the backward pass, and divides afterwards in float32. The cost: some gradients may now *overflow*. Then the update is skipped, and the scale is halved.
+# Cards such as the T4 compute fastest in **fp16**. Its largest number is 65,504, and its smallest above 0 is about $6 \cdot 10^{-8}$. Gradients are small, and what is smaller still rounds to 0: it *underflows*. A **scaler** multiplies the loss, and with it all gradients, by a large number before the backward pass, and divides afterwards in float32. The cost: some gradients may now *overflow*. Then the update is skipped, and the scale is halved.
 
 # %% [markdown]
 # **Your turn 8 · medium · 8 minutes · the way through fp16.** Write `scaled_gradient(gradient, scale)`. `gradient` is a float32 tensor. Multiply by the scale, go to fp16, come back to float32, divide by the scale. Return two things: what arrives, and whether the update must be skipped. Skip if a value in fp16 is infinite or nan; then give zeros. What should come out: `1e-8` arrives as 0 with scale 1, and as about `1e-8` with scale 65,536.
@@ -777,7 +779,7 @@ attention.set_dpi(85)
 attention
 
 # %% [markdown]
-# Untrained, the map is nearly even. In your run it gathers on the creatures. The grid is coarse, because a map has one cell for each patch.
+# Untrained, the map is nearly even. In your run it gathers on most creatures, and spots of the ground still get their share. The whole preset leaves the ground alone and looks at a part of each creature. The grid is coarse, because a map has one cell for each patch.
 #
 # The clusters: each point is one of 500 test pictures, its colour is the class, its place a t-SNE of the features, a drawing in which near neighbours stay near. Distances between clusters mean nothing.
 
@@ -786,7 +788,7 @@ clusters.set_dpi(85)
 clusters
 
 # %% [markdown]
-# After two epochs the clusters are hardly better than untrained; the whole preset separates most classes. That takes the epochs that your run doesn't have. With `orders` for thirteen epochs in section 5 you get them: about six times the minutes.
+# Two epochs have pulled the cloud apart, mostly by colour: in your run two classes of one palette still lie in one cluster. The whole preset begins to part some of these pairs, such as bees and sunflowers. That takes the epochs that your run doesn't have. With `orders` for thirteen epochs in section 5 you get them: about six times the minutes.
 #
 # ## Summary
 #
