@@ -7,12 +7,9 @@ SEED ?= 0
 # setuptools warns of every editable installation
 INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet
 
-# two processes of one thread each: the networks are too small to share. The notebooks that train
-# have both cores
-LIVE := $(wildcard notebooks/03_* notebooks/04_* notebooks/05_* notebooks/07_*)
-OTHERS := $(filter-out $(LIVE), $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb))
+NOTEBOOKS := $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
 
-.PHONY: help setup demo test lab figures bench gpu browser clean
+.PHONY: help setup demo test lab course figures bench gpu browser clean
 
 help:  ## say what each target does
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /	/'
@@ -36,8 +33,12 @@ test: setup  ## every test, every notebook and every solution; what CI runs
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval $(OTHERS)
-	$(BIN)/python -m pytest --nbval $(LIVE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval $(NOTEBOOKS)
+
+course: setup  ## the notebooks again from notebooks/masters, and their outputs
+	$(BIN)/python notebooks/build.py
+	OMP_NUM_THREADS=1 $(BIN)/python notebooks/execute.py $(NOTEBOOKS)
+	$(BIN)/python notebooks/build.py
 
 lab: setup  ## the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir notebooks

@@ -57,16 +57,18 @@ def unless(yours: Any, holds: Callable[[Any], Any]) -> Any:
 
 def check(name: str, yours: Any, finished: Any, cases: Sequence[Case],
           mistakes: Mapping[str, Any], *, tolerance: float = 1e-5,
-          rule: Callable[[Any], str | None] | None = None, used: bool = True) -> Any:
+          rule: Callable[[Any], str | None] | None = None, used: bool = True,
+          parts: Sequence[str] = ()) -> Any:
     """Print one line about `yours`, and return it if it is right, else `finished`.
 
     name: what the notebook calls the piece. cases: each calls a piece and returns what is compared:
     numbers, arrays, tensors, or tuples of them. mistakes: a sentence -> a wrong piece; the sentence
     is the hint where `yours` gives what that piece gives on all cases. tolerance is relative to the
     largest entry that is right. rule: a sentence about what `yours` does although the exercise
-    forbids it (a loop, say), or None. used: the notebook goes on with the piece.
+    forbids it (a loop, say), or None. used: the notebook goes on with the piece. parts: the names
+    of the numbers that a piece gives, where it gives several: a hint can say which are right.
     """
-    found = judge(yours, finished, cases, mistakes, tolerance=tolerance, rule=rule)
+    found = judge(yours, finished, cases, mistakes, tolerance=tolerance, rule=rule, parts=parts)
     if found == "right":
         print("right" + (f": from here on {name} is yours" if used else ""))
         pieces.keep(name, yours)
@@ -76,7 +78,8 @@ def check(name: str, yours: Any, finished: Any, cases: Sequence[Case],
 
 
 def judge(yours: Any, finished: Any, cases: Sequence[Case], mistakes: Mapping[str, Any],
-          *, tolerance: float = 1e-5, rule: Callable[[Any], str | None] | None = None) -> str:
+          *, tolerance: float = 1e-5, rule: Callable[[Any], str | None] | None = None,
+          parts: Sequence[str] = ()) -> str:
     """ "right", "not done yet", or "wrong: ..."; the arguments are `check`'s."""
     if _empty(yours):
         return "not done yet"
@@ -105,7 +108,7 @@ def judge(yours: Any, finished: Any, cases: Sequence[Case], mistakes: Mapping[st
     for hint, piece in mistakes.items():
         if _equal(mine, _try(piece, cases), tolerance):
             return f"wrong: {hint}"
-    return f"wrong: {_in_general(mine, right, tolerance)}"
+    return f"wrong: {_which(mine, right, tolerance, parts) or _in_general(mine, right, tolerance)}"
 
 
 def _try(piece: Any, cases: Sequence[Case]) -> list[list[Tensor]]:
@@ -189,6 +192,17 @@ def _equal(mine: list[list[Tensor]], right: list[list[Tensor]], tolerance: float
             if not torch.allclose(x, y, rtol=0, atol=tolerance * largest, equal_nan=True):
                 return False
     return True
+
+
+def _which(mine: list[list[Tensor]], right: list[list[Tensor]], tolerance: float,
+           parts: Sequence[str]) -> str:
+    """Which of several named numbers are right, if some are."""
+    if not parts or any(len(case) != len(parts) for case in mine):
+        return ""
+    good = [name for i, name in enumerate(parts)
+            if _equal([[case[i]] for case in mine], [[case[i]] for case in right], tolerance)]
+    bad = [name for name in parts if name not in good]
+    return f"{' and '.join(good)}: right; {' and '.join(bad)}: not" if good else ""
 
 
 def _in_general(mine: list[list[Tensor]], right: list[list[Tensor]], tolerance: float) -> str:

@@ -1,4 +1,6 @@
-"""The self-checks of notebook 05: training."""
+"""The checks of notebook 05: the plan of a run, and half precision; those of its loop are in
+running.py, those of its reading in reading.py.
+"""
 
 import math
 from collections.abc import Callable
@@ -6,253 +8,184 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from dino_lib.course.verdict import verdict
-from dino_lib.loss import DINOLoss, teacher_entropies
+from dino_lib.course.check import check, on
+from dino_lib.course.reading import diagnose, split_loss
+from dino_lib.course.running import take_checkpoint, training_loop
 from dino_lib.schedules import cosine_schedule, half_life
-from dino_lib.teacher import ema_update
+
+__all__ = ["diagnose", "epochs_for", "initial_share", "plan_run", "scaled_gradient", "split_loss",
+           "take_checkpoint", "training_loop"]
 
 
-def check_plan_run(your_function: Callable) -> None:
-    """your_function(n_images, batch_size, epochs, momentum) -> (updates, half-life, half-lives in
-    the run).
-    """
-    n, batch, epochs, m = 1000, 300, 7, 0.97
-    updates, life = n // batch * epochs, half_life(m)
-
-    def plan(updates, life=life):
-        return updates, life, updates / life
-
-    verdict(
-        "plan_run",
-        your_function(n, batch, epochs, m),
-        plan(updates),
-        {
-            "the incomplete batch is dropped in every epoch, not once at the end of the run": plan(
-                n * epochs // batch
-            ),
-            "the incomplete batch counts as an update; it is dropped": plan(
-                math.ceil(n / batch) * epochs
-            ),
-            "a fraction of a batch counts as a fraction of an update; it is dropped": plan(
-                n / batch * epochs
-            ),
-            "these are the updates of one epoch, not of the run": plan(n // batch),
-            "these are images, not updates: each update uses a whole batch": plan(n * epochs),
-            "the number of half-lives is a fraction: do not round it": (
-                updates,
-                life,
-                round(updates / life),
-            ),
-            "the number of half-lives is a fraction: do not cut it off": (
-                updates,
-                life,
-                updates // life,
-            ),
-            "1 / (1 - m) is the mean age of what the teacher holds, not the half-life": plan(
-                updates, 1 / (1 - m)
-            ),
-            "that is the time until a weight counts 1/e, not one half": plan(
-                updates, -1 / math.log(m)
-            ),
-            "the half-life has the wrong sign: both logarithms are negative": plan(updates, -life),
-            "the last one is turned round: updates of the run by updates of a half-life": (
-                updates,
-                life,
-                life / updates,
-            ),
-            "the order is (updates, half-life, half-lives in the run)": (
-                life,
-                updates,
-                updates / life,
-            ),
-        },
-    )
+# --- the plan ---------------------------------------------------------------------------------
 
 
-def check_initial_share(your_function: Callable) -> None:
-    """your_function(momenta), an array with the momentum of each update -> the weight of the
-    teacher's start.
-    """
-    momenta = cosine_schedule(0.5, 1.0, 12)
-    teacher, student = (torch.nn.Linear(1, 1, bias=False, dtype=torch.float64) for _ in range(2))
-    torch.nn.init.ones_(teacher.weight)
-    torch.nn.init.zeros_(student.weight)
-    for m in momenta:
-        ema_update(teacher, student, float(m))
-    right = teacher.weight.item()
-    verdict(
-        "initial_share",
-        your_function(momenta.copy()),
-        right,
-        {
-            "that is the share of what has been learned since; the start has the rest": 1 - right,
-            "1 - m is the student's share at each update": np.prod(1 - momenta),
-            "the momentum changes: its first value does not hold for all updates": momenta[0]
-            ** len(momenta),
-            "the momentum changes: its last value does not hold for all updates": momenta[-1]
-            ** len(momenta),
-            "the mean momentum is not enough: the product of different numbers is less than "
-            "that": momenta.mean() ** 12,
-            "the shares of the updates multiply; that is their mean": momenta.mean(),
-            "the last update is missing": np.prod(momenta[:-1]),
-            "that is the logarithm of the share": math.log(right),
-        },
-    )
+def plan_run(yours: Callable) -> Callable:
+    """`yours(n_images, batch_size, epochs, momentum)` -> (updates, half-life, half-lives)."""
+    cases = [on(1000, 300, 7, 0.97), on(1000, 350, 4, 0.9), on(4000, 64, 13, 0.96),
+             on(64, 64, 5, 0.996), on(127, 64, 3, 0.5)]
+    return check("plan_run", yours, _plan, cases, {
+        "the incomplete batch is dropped in every epoch, not once at the end of the run":
+            lambda n, b, e, m: _from_updates(n * e // b, half_life(m)),
+        "the incomplete batch counts as an update; it is dropped":
+            lambda n, b, e, m: _from_updates(math.ceil(n / b) * e, half_life(m)),
+        "the number of batches is rounded; what is incomplete is dropped":
+            lambda n, b, e, m: _from_updates(round(n / b) * e, half_life(m)),
+        "a fraction of a batch counts as a fraction of an update; it is dropped":
+            lambda n, b, e, m: _from_updates(n / b * e, half_life(m)),
+        "these are the updates of one epoch, not of the run":
+            lambda n, b, e, m: _from_updates(n // b, half_life(m)),
+        "these are images, not updates: each update uses a whole batch":
+            lambda n, b, e, m: _from_updates(n * e, half_life(m)),
+        "the number of half-lives is a fraction: do not round it":
+            lambda *run: (*_plan(*run)[:2], round(_plan(*run)[2])),
+        "the number of half-lives is a fraction: do not cut it off":
+            lambda *run: (*_plan(*run)[:2], int(_plan(*run)[2])),
+        "1 / (1 - m) is the mean age of what the teacher holds, not the half-life":
+            lambda n, b, e, m: _from_updates(n // b * e, 1 / (1 - m)),
+        "that is the time until a weight counts 1/e, not one half":
+            lambda n, b, e, m: _from_updates(n // b * e, -1 / math.log(m)),
+        "the half-life has the wrong sign: both logarithms are negative":
+            lambda n, b, e, m: _from_updates(n // b * e, -half_life(m)),
+        "the half-life is turned round: ln of one half over ln of the momentum":
+            lambda n, b, e, m: _from_updates(n // b * e, 1 / half_life(m)),
+        "the last one is turned round: updates of the run by updates of a half-life":
+            lambda *run: (*_plan(*run)[:2], 1 / _plan(*run)[2]),
+        "the last one is updates divided by half-life, not multiplied":
+            lambda *run: (*_plan(*run)[:2], _plan(*run)[0] * _plan(*run)[1]),
+        "the order is (updates, half-life, half-lives in the run)":
+            lambda *run: [_plan(*run)[i] for i in (1, 0, 2)],
+        "the order is (updates, half-life, half-lives), and this is the other way round":
+            lambda *run: _plan(*run)[::-1],
+        "epochs multiply the updates of one, they do not divide them":
+            lambda n, b, e, m: _from_updates(n // b / e, half_life(m)),
+        "batch size and number of images are exchanged":
+            lambda n, b, e, m: _from_updates(b // n * e, half_life(m)),
+        "batch size and epochs are exchanged":
+            lambda n, b, e, m: _from_updates(n // e * b, half_life(m)),
+    }, parts=("updates", "half-life", "half-lives"))
 
 
-def check_split_loss(your_function: Callable) -> None:
-    """your_function(student, teacher, center, student_temp, teacher_temp) -> (entropy,
-    divergence), batch means.
-    """
-    generator, hot, cold = torch.Generator().manual_seed(5), 0.7, 0.4
-    student, teacher = (torch.randn(6, 9, generator=generator) for _ in range(2))
-    center = torch.randn(9, generator=generator)
-
-    def split(hot=hot, cold=cold, center=center):
-        loss = DINOLoss(9, student_temp=hot).eval()
-        loss.center += center
-        both = teacher.expand(2, 6, 9)
-        entropy = teacher_entropies(loss.teacher_probs(both, cold))[0]
-        return entropy, loss(student.expand(2, 6, 9), both, cold).item() - entropy
-
-    entropy, divergence = split()
-    p, q = torch.softmax(student / hot, dim=-1), torch.softmax((teacher - center) / cold, dim=-1)
-    backward = (p * (p / q).log()).sum(-1).mean().item()
-    of_student = torch.special.entr(p).sum(-1).mean().item()
-    verdict(
-        "split_loss",
-        your_function(student.clone(), teacher.clone(), center.clone(), hot, cold),
-        (entropy, divergence),
-        {
-            "the center is not subtracted from the teacher's logits": split(center=0.0),
-            "the center is added, not subtracted": split(center=-center),
-            "the two temperatures are swapped": split(cold, hot),
-            "the student's logits lack their temperature": split(hot=1.0),
-            "the teacher's logits lack their temperature": split(cold=1.0),
-            "the divergence goes the wrong way: the teacher's probabilities are the weights": (
-                entropy,
-                backward,
-            ),
-            "the second is the whole loss; the divergence is what the entropy leaves of it": (
-                entropy,
-                entropy + divergence,
-            ),
-            "the first is the whole loss, not the teacher's entropy": (
-                entropy + divergence,
-                divergence,
-            ),
-            "the first is the student's entropy, not the teacher's": (of_student, divergence),
-            "take the entropy of each row and then the mean, not the entropy of the mean row": (
-                torch.special.entr(q.mean(0)).sum().item(),
-                divergence,
-            ),
-            "an entropy has a minus sign in front": (-entropy, divergence),
-            "the divergence has the wrong sign: it is never negative": (entropy, -divergence),
-            "both are means over the batch, not sums": (6 * entropy, 6 * divergence),
-            "sum over the prototypes: the mean is over the batch alone": (
-                entropy / 9,
-                divergence / 9,
-            ),
-            "the order is (entropy, divergence)": (divergence, entropy),
-            "these are bits: take the natural logarithm": (
-                entropy / math.log(2),
-                divergence / math.log(2),
-            ),
-        },
-        tolerance=1e-4,
-    )
+def _plan(n_images: int, batch_size: int, epochs: int, momentum: float) -> tuple:
+    return _from_updates(n_images // batch_size * epochs, half_life(momentum))
 
 
-def check_diagnose(your_function: Callable) -> None:
-    """your_function(history, out_dim) -> "uniform", "one prototype", "same for all" or
-    "healthy".
-    """
-    words, k = ("uniform", "one prototype", "same for all", "healthy"), 64
-    noise, same = (
-        torch.randn(2, 16, k, generator=torch.Generator().manual_seed(6)),
-        torch.zeros(2, 16, k),
-    )
-    same[..., 3] = 30
-    apart = 30 * torch.eye(k)[:32].view(2, 16, k)  # each row sure of a prototype of its own
-    shared = 0.1 * noise + 30 * (torch.arange(k) < 8)  # every row the same eight prototypes
+def _from_updates(updates: float, life: float) -> tuple[float, float, float]:
+    return updates, life, updates / life
 
-    def line(step, logits, loss):
-        rows, mean = teacher_entropies(torch.softmax(logits, dim=-1))
-        return {"step": step, "loss": loss, "teacher_entropy": rows, "mean_entropy": mean}
 
-    evaluation = {"step": 20, "knn": 0.5}
-    histories = [
-        [line(10, noise, 3.0), line(20, last, loss), evaluation]
-        for last, loss in [
-            (0.01 * noise, 4.15),
-            (same, 0.01),
-            (2 * noise, 3.5),
-            (apart, 0.2),
-            (2 * noise, 4.1),
-            (noise, 3.9),
-            (shared, 2.1),
-        ]
-    ]
-    histories.append([line(10, same, 0.01), line(20, 2 * noise, 3.5), evaluation])
-    histories.append([line(10, 0.01 * noise, 4.15), line(20, same, 0.01), evaluation])
+def initial_share(yours: Callable) -> Callable:
+    """`yours(momenta)` -> the weight of the teacher's start after all these updates."""
+    cases = [on(cosine_schedule(0.5, 1.0, 12)), on(np.full(3, 0.9)), on(np.array([0.3])),
+             on(np.array([0.9, 0.1, 0.8])), on(cosine_schedule(0.96, 0.99, 124))]
+    return check("initial_share", yours, np.prod, cases, {
+        "that is the share of what has been learned since; the start has the rest":
+            lambda m: 1 - np.prod(m),
+        "1 - m is the student's share at each update": lambda m: np.prod(1 - m),
+        "the momentum changes: its first value does not hold for all updates":
+            lambda m: m[0] ** len(m),
+        "the momentum changes: its last value does not hold for all updates":
+            lambda m: m[-1] ** len(m),
+        "the mean momentum is not enough: different numbers multiply to less":
+            lambda m: m.mean() ** len(m),
+        "the shares of the updates multiply; that is their mean": np.mean,
+        "the shares of the updates multiply; that is their sum": np.sum,
+        "the shares of the updates multiply; that is the smallest of them": np.min,
+        "the last update is missing": lambda m: np.prod(m[:-1]),
+        "the first update is missing": lambda m: np.prod(m[1:]),
+        "one number is asked for: the share after the last update": np.cumprod,
+        "that is the momentum of the last update": lambda m: m[-1],
+        "the shares multiply; this divides": lambda m: 1 / np.prod(m),
+        "that is the logarithm of the share": lambda m: np.log(m).sum(),
+        "it gives 1 whatever the momenta are": lambda m: 1.0,
+    })
 
-    def verdicts(
-        row="teacher_entropy", batch="mean_entropy", which=-1, log=math.log, names=words, gap=0.05
-    ):
-        found, top = [], log(k)
-        for history in histories:
-            last = [r for r in history if "loss" in r][which]
-            if last[row] > 0.95 * top:
-                found.append(names[0])
-            elif last[batch] < 0.2 * top:
-                found.append(names[1])
-            elif last[batch] - last[row] < gap * top:
-                found.append(names[2])
-            else:
-                found.append(names[3])
-        return [words.index(word) for word in found]
 
-    no_entropies = (
-        "the last line may be an evaluation, which has no entropies: take the last one that has "
-        "them"
-    )
-    try:
-        given = [your_function([dict(r) for r in history], k) for history in histories]
-    except KeyError as error:
-        return print(f"wrong: a line has no {error}; {no_entropies}")
-    odd = [word for word in given if word is not None and word not in words]
-    if odd:
-        return print(
-            f"wrong: diagnose gives {odd[0]!r}; the words are {', '.join(map(repr, words))}"
-        )
-    yours = None if None in given else [words.index(word) for word in given]
-    return verdict(
-        "diagnose",
-        yours,
-        verdicts(),
-        {
-            "confident rows are no collapse while they differ: ask the entropy of the batch's "
-            "mean whether all "
-            "pictures get one prototype": verdicts(batch="teacher_entropy"),
-            "a batch that uses all prototypes alike is no collapse: ask the rows whether each of "
-            "them is undecided": verdicts(row="mean_entropy"),
-            "the two entropies look exchanged": verdicts("mean_entropy", "teacher_entropy"),
-            "the loss does not tell: it may be low or high in a healthy run": verdicts(
-                "loss", "loss"
-            ),
-            "it is the last line that counts, and this looks at the first": verdicts(which=0),
-            "every run is one prototype for it: the bounds are shares of ln K, not of K, and "
-            + no_entropies: verdicts(log=float),
-            "the bounds are shares of ln K, and not nats: ln K is missing": verdicts(
-                log=lambda _: 1.0
-            ),
-            "a target that is the same for all pictures says nothing of any of them: compare the "
-            "two entropies": verdicts(gap=-1.0),
-            "the bounds are shares of the natural logarithm of K, and these look like "
-            "bits": verdicts(log=math.log2),
-            "the two kinds of collapse look exchanged": verdicts(
-                names=("one prototype", "uniform", *words[2:])
-            ),
-            "it calls every run the same": [3] * len(histories),
-        },
-    )
+def epochs_for(yours: Callable) -> Callable:
+    """`yours(minutes, seconds_per_update, n_images, batch_size)` -> whole epochs that fit."""
+    cases = [on(10, 0.25, 4000, 64), on(1.003, 1.0, 105, 10), on(0.997, 1.0, 105, 10),
+             on(90, 0.4, 100_000, 512), on(0.1, 2.0, 640, 64)]
+    return check("epochs_for", yours, _epochs, cases, {
+        "only whole epochs count, and this is a fraction":
+            lambda t, s, n, b: 60 * t / (s * (n // b)),
+        "this rounds: an epoch that doesn't fit in is not begun":
+            lambda t, s, n, b: round(60 * t / (s * (n // b))),
+        "this rounds up: an epoch that doesn't fit in is not begun":
+            lambda t, s, n, b: math.ceil(60 * t / (s * (n // b))),
+        "a minute has 60 seconds": lambda t, s, n, b: _epochs(t / 60, s, n, b),
+        "the minutes are divided by 60; a minute has 60 seconds":
+            lambda t, s, n, b: _epochs(t / 3600, s, n, b),
+        "the incomplete batch of an epoch is dropped": lambda t, s, n, b: 60 * t // (s * n / b),
+        "the incomplete batch of an epoch is dropped, so it is not an update":
+            lambda t, s, n, b: 60 * t // (s * math.ceil(n / b)),
+        "these are updates; an epoch has many of them": lambda t, s, n, b: int(60 * t / s),
+        "these are images; seconds_per_update is for a whole batch":
+            lambda t, s, n, b: int(60 * t / (s * n)),
+        "turn it round: the seconds there are, divided by the seconds of an epoch":
+            lambda t, s, n, b: int(s * (n // b) / (60 * t)),
+        "a fraction is turned round: the seconds of an epoch are a product":
+            lambda t, s, n, b: int(60 * t // (s / (n // b))),
+        "at least one is not so: where no epoch fits, the answer is 0":
+            lambda *run: max(1, _epochs(*run)),
+        "more seconds an update must give fewer epochs": lambda t, s, n, b: _epochs(t, 1 / s, n, b),
+    }, used=False)
+
+
+def _epochs(minutes: float, seconds_per_update: float, n_images: int, batch_size: int) -> int:
+    return int(60 * minutes // (seconds_per_update * (n_images // batch_size)))
+
+
+# --- half precision ---------------------------------------------------------------------------
+
+
+def scaled_gradient(yours: Callable) -> Callable:
+    """`yours(gradient, scale)` -> (the gradient after its way through fp16, whether to skip)."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(64, generator=generator)
+    broken = rows.clone()
+    broken[3] = math.nan
+    cases = [on(rows, 1.0), on(1e-8 * rows, 1.0), on(1e-8 * rows, 2.0**16), on(rows, 2.0**10),
+             on(rows, 2.0**17), on(broken, 8.0), on(-torch.ones(2), 2.0**16),
+             on(3e-9 * rows, 2.0**4)]
+
+    def piece(*, divide: Callable = lambda half, s: half.float() / s,
+              finite: Callable = lambda half: half.isfinite().all(), zero: bool = True,
+              half: Callable = lambda g, s: (g * s).half()) -> Callable:
+        def of(gradient, scale):
+            small = half(gradient, scale)
+            if not finite(small):
+                return (torch.zeros_like(gradient) if zero else gradient), True
+            return divide(small, scale), False
+        return of
+
+    return check("scaled_gradient", yours, piece(), cases, {
+        "divide after the way back to float32: in fp16 the small ones are lost again":
+            piece(divide=lambda half, s: (half / s).float()),
+        "the gradient has to be divided by the scale again":
+            piece(divide=lambda half, s: half.float()),
+        "it is multiplied by the scale twice": piece(divide=lambda half, s: half.float() * s),
+        "the scale comes before fp16: afterwards the small ones are lost already":
+            piece(half=lambda g, s: g.half() * s),
+        "the scale comes before fp16, and in float32: this rounds to fp16 first":
+            piece(half=lambda g, s: (g.half().float() * s).half()),
+        "nothing goes through fp16 here": piece(half=lambda g, s: g * s),
+        "bf16 is another format: fp16 is `half()` or `torch.float16`":
+            piece(half=lambda g, s: (g * s).bfloat16()),
+        "a nan must be skipped, too: ask `isfinite`": piece(finite=lambda h: not h.isinf().any()),
+        "an inf must be skipped, too: ask `isfinite`": piece(finite=lambda h: not h.isnan().any()),
+        "a single value that is not finite is enough to skip":
+            piece(finite=lambda h: h.isfinite().any()),
+        "it never skips: where something is not finite, the update is skipped":
+            piece(finite=lambda h: True),
+        "it always skips": piece(finite=lambda h: False),
+        "it skips exactly where it should go on: the second one is true for an overflow":
+            lambda g, s: (piece()(g, s)[0], not piece()(g, s)[1]),
+        "where it skips, the gradient is to be zeros": piece(zero=False),
+        "where it skips, the gradient is to be zeros, not inf or nan":
+            lambda g, s: ((g * s).half().float() / s, piece()(g, s)[1]),
+        "it is divided first; the scale multiplies before fp16":
+            piece(half=lambda g, s: (g / s).half(), divide=lambda half, s: half.float() * s),
+        "the order is (gradient, whether to skip)": lambda g, s: piece()(g, s)[::-1],
+        "whether to skip is missing: the order is (gradient, whether to skip)":
+            lambda g, s: piece()(g, s)[0],
+    }, tolerance=1e-6)

@@ -1,0 +1,127 @@
+"""A run from the reader's pieces: the finished ones beside them, and a batch's views of theirs."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dino_lib.augment import BLUR_SIGMA, JITTER_P, Recipe, View
+from dino_lib.data import colours
+from dino_lib.data.batch_views import CROP_TRIES, apply_where, crop_boxes
+from dino_lib.head import DINOHead
+from dino_lib.loss import DINOLoss
+from dino_lib.run.step import set_schedules
+from dino_lib.schedules import cosine_schedule
+from dino_lib.teacher import ema_update, make_teacher
+
+
+def crop(x: Tensor, box: Sequence[int], size: int) -> Tensor:
+    """x (C, H, W), box (top, left, h, w) -> (C, size, size)."""
+    top, left, h, w = box
+    part = x[None, :, top : top + h, left : left + w]
+    return F.interpolate(part, (size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)
+
+
+def saturation(x: Tensor, factor: float) -> Tensor:
+    """x (3, H, W) in [0, 1]: towards its own grey (factor < 1) or away from it (factor > 1)."""
+    return torch.lerp(colours.to_gray(x[None])[0], x, factor).clamp(0, 1)
+
+
+def views(image: Tensor, first: Callable, second: Callable, local: Callable,
+          n_local: int) -> list[Tensor]:
+    """Two global views and n_local local ones, each made anew from the whole image."""
+    return [first(image), second(image)] + [local(image) for _ in range(n_local)]
+
+
+def forward_views(backbone: nn.Module, head: nn.Module, views: Sequence[Tensor]) -> Tensor:
+    """[(B, 3, h, w)] * V -> (V, B, K); views of one size go through the backbone together."""
+    sizes = list(dict.fromkeys(view.shape[-1] for view in views))
+    groups = [[view for view in views if view.shape[-1] == size] for size in sizes]
+    features = torch.cat([backbone(torch.cat(group)) for group in groups])
+    return head(features).unflatten(0, (len(views), -1))
+
+
+def dino_loss(student: Tensor, teacher: Tensor, center: Tensor, student_temp: float = 0.1,
+              teacher_temp: float = 0.04) -> Tensor:
+    """student (V, B, K), teacher (2, B, K), center (K,) -> the mean over the pairs of views."""
+    loss = DINOLoss(len(center), student_temp=student_temp)
+    loss.center.copy_(center)
+    return loss(student, teacher, teacher_temp, update_center=False)
+
+
+def update_center(center: Tensor, teacher: Tensor, momentum: float = 0.9) -> Tensor:
+    """The center after an update: its old value and the mean of the teacher's rows."""
+    return momentum * center + (1 - momentum) * teacher.mean((0, 1))
+
+
+def train_step(views: Sequence[Tensor], student: nn.Module, teacher: nn.Module, loss_fn: Callable,
+               optimizer: torch.optim.Optimizer, now: Mapping[str, float],
+               clip_grad: float = 3.0) -> float:
+    """One update of DINO -> its loss."""
+    set_schedules(optimizer, now)
+    with torch.no_grad():
+        targets = teacher(views[:2])
+    loss = loss_fn(student(views), targets, now["teacher_temp"])
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(student.parameters(), clip_grad)
+    optimizer.step()
+    ema_update(teacher, student, now["momentum"])
+    return loss.item()
+
+
+# what a run takes of the reader's pieces, in the order of the course
+FINISHED = {
+    "crop": crop,
+    "saturation": saturation,
+    "views": views,
+    "Head": DINOHead,
+    "forward_views": forward_views,
+    "dino_loss": dino_loss,
+    "update_center": update_center,
+    "make_teacher": make_teacher,
+    "ema_update": ema_update,
+    "cosine_schedule": cosine_schedule,
+    "train_step": train_step,
+}
+
+
+def batch_views(recipe: Recipe, crop: Callable, saturation: Callable,
+                views: Callable) -> Callable[[Tensor], list[Tensor]]:
+    """A function: uint8 (B, 3, H, W) -> the recipe's views, float32 (B, 3, h, w), globals first.
+
+    The crop, the saturation and the list of views may be the reader's. The other colours are made
+    for the whole batch, in one order for all its images.
+    """
+    kinds = [lambda x, view=view: _one_view(x, view, recipe, crop, saturation)
+             for view in recipe.views]
+    local = kinds[-1] if recipe.n_local else kinds[0]
+    return lambda images: list(views(images, kinds[0], kinds[1], local, recipe.n_local))
+
+
+def _one_view(images: Tensor, view: View, recipe: Recipe, crop: Callable,
+              saturation: Callable) -> Tensor:
+    n = len(images)
+    tries, corner = torch.rand(n, 2 * CROP_TRIES), torch.rand(n, 2)
+    boxes = crop_boxes(tries, corner, images.shape[2:], view.scale)
+    pairs = zip(images / 255, boxes.int().tolist(), strict=True)
+    x = torch.stack([crop(image, box, view.size) for image, box in pairs])
+    x = torch.where(torch.rand(n, 1, 1, 1) < 0.5, x.flip(-1), x)
+
+    def saturate(x: Tensor, factor: Tensor) -> Tensor:
+        return torch.stack([saturation(image, f) for image, f in zip(x, factor.tolist(),
+                                                                     strict=True)])
+
+    jitter = torch.rand(n) < JITTER_P
+    operations = [colours.adjust_brightness, colours.adjust_contrast, saturate, colours.adjust_hue]
+    for k in torch.randperm(4).tolist():
+        strength = recipe.color_jitter[k]
+        factor = torch.empty(n).uniform_(-strength, strength)
+        apply_where(jitter, x, operations[k], factor if k == 3 else (1 + factor).clamp(min=0))
+    apply_where(torch.rand(n) < recipe.gray_p, x, saturate, torch.zeros(n))
+    sigma = torch.empty(n).uniform_(*BLUR_SIGMA)
+    apply_where(torch.rand(n) < view.blur_p, x, colours.blur, sigma)
+    apply_where(torch.rand(n) < view.solarize_p, x, colours.solarize)
+    mean, std = (torch.tensor(row)[:, None, None] for row in (recipe.mean, recipe.std))
+    return (x - mean) / std
