@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dino_lib.augment import BLUR_SIGMA, JITTER_P, Recipe, View
+from dino_lib.course.one_image import crop, saturation, views
 from dino_lib.data import colours
 from dino_lib.data.batch_views import CROP_TRIES, apply_where, crop_boxes
 from dino_lib.head import DINOHead
@@ -14,24 +14,6 @@ from dino_lib.loss import DINOLoss
 from dino_lib.run.step import set_schedules
 from dino_lib.schedules import cosine_schedule
 from dino_lib.teacher import ema_update, make_teacher
-
-
-def crop(x: Tensor, box: Sequence[int], size: int) -> Tensor:
-    """x (C, H, W), box (top, left, h, w) -> (C, size, size)."""
-    top, left, h, w = box
-    part = x[None, :, top : top + h, left : left + w]
-    return F.interpolate(part, (size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)
-
-
-def saturation(x: Tensor, factor: float) -> Tensor:
-    """x (3, H, W) in [0, 1]: towards its own grey (factor < 1) or away from it (factor > 1)."""
-    return torch.lerp(colours.to_gray(x[None])[0], x, factor).clamp(0, 1)
-
-
-def views(image: Tensor, first: Callable, second: Callable, local: Callable,
-          n_local: int) -> list[Tensor]:
-    """Two global views and n_local local ones, each made anew from the whole image."""
-    return [first(image), second(image)] + [local(image) for _ in range(n_local)]
 
 
 def forward_views(backbone: nn.Module, head: nn.Module, views: Sequence[Tensor]) -> Tensor:
