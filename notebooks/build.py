@@ -3,7 +3,8 @@
 A master is `masters/NAME.py` in jupytext's percent format. It becomes
 
 - `NAME.ipynb`, the student's copy: of each cell with the tag `stub`, what stands between
-  `### BEGIN SOLUTION` and `### END SOLUTION` is left out;
+  `### BEGIN SOLUTION` and `### END SOLUTION` is left out, and what a run says is folded from a
+  guess on to the cell that settles it, until the reader runs it;
 - `solutions/NAME.ipynb`, the solved copy: the solutions stand in cells that JupyterLab and Colab
   fold;
 - `teaching/NAME.ipynb`, the teacher's copy: solved, with the cells that have the tag `note`, and
@@ -81,6 +82,8 @@ def make_copy(master, kind):
         for cell in copy.cells
         if kind == "teaching" or "note" not in cell.metadata.get("tags", [])
     ]
+    if kind == "student":
+        fold_answers(copy)
     for cell in copy.cells:
         if "stub" not in cell.metadata.get("tags", []):
             continue
@@ -93,6 +96,19 @@ def make_copy(master, kind):
             cell.source = f"# @title Solution: {name[1] if name else ''}\n{cell.source}"
             cell.metadata.update(FOLDED)
     return copy
+
+
+def fold_answers(notebook):
+    """Fold the outputs from `guess = "?"` on to its `settle(...)`: a reader guesses first."""
+    guessing = False
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        guessing = guessing or 'guess = "?"' in cell.source
+        if guessing:
+            cell.metadata.update({"collapsed": True, "jupyter": {"outputs_hidden": True}})
+        if "settle(" in cell.source:
+            guessing = False
 
 
 def keep_outputs(notebook, old):
