@@ -28,8 +28,14 @@ MISTAKES = {
     "center of the first part": "the center needs the rows of all parts, not of the first alone",
     "center stays": "the center does not move: update_center=False leaves that to you",
     "center first": "the center moves before the losses are taken: it moves after",
+    "new teacher": "the center moves with what the new teacher says; it needs the rows that the "
+                   "losses were taken with",
     "teacher in every part": "the teacher follows once an update, not once a part",
     "step in every part": "the optimizer steps once an update, not once a part",
+    "step, no zero": "the optimizer steps once an update, after the last part; here each part has "
+                     "a step",
+    "step and teacher": "optimizer and teacher move once an update, after the last part; here they "
+                        "move in each part",
     "zero in every part": "zero_grad in every part throws away the gradient of the parts before",
     "gradient stays": "the gradient of the update before is still there: zero it",
     "late zero": "zero_grad comes after backward: nothing is left for the step",
@@ -45,6 +51,8 @@ MISTAKES = {
     "student global": "the student sees all views of a part, not the two global ones alone",
     "mean over images": "the number of parts divides the loss, not the number of images in one",
 }
+
+STEPS = ("step in every part", "step, no zero", "step and teacher")
 
 
 def _with(mistake: str | None = None) -> Callable:
@@ -80,24 +88,28 @@ def _accumulate(parts, student, teacher, loss_fn, optimizer, momentum, teacher_t
         if mistake != "no backward" and not skipped:
             (loss / share).backward()
         rows.append(targets)
-        if mistake == "step in every part":
+        if mistake in STEPS:
             optimizer.step()
+        if mistake == "step in every part":
             optimizer.zero_grad()
-        if mistake == "teacher in every part":
+        if mistake in ("teacher in every part", "step and teacher"):
             ema_update(teacher, student, momentum)
     if mistake == "late zero":
         optimizer.zero_grad()
-    if mistake not in ("center stays", "center in every part", "center first"):
+    if mistake not in ("center stays", "center in every part", "center first", "new teacher"):
         chosen = {"center of the last part": rows[-1:], "center of the first part": rows[:1]}
         loss_fn.update_center(torch.cat(chosen.get(mistake, rows), dim=1))
     if mistake == "teacher first":
         ema_update(teacher, student, momentum)
-    if mistake not in ("step in every part", "no step"):
+    if mistake not in (*STEPS, "no step"):
         optimizer.step()
     if mistake == "student follows":
         ema_update(student, teacher, momentum)
-    elif mistake not in ("teacher first", "teacher in every part", "teacher stays"):
+    elif mistake not in ("teacher first", "teacher in every part", "teacher stays",
+                         "step and teacher"):
         ema_update(teacher, student, momentum)
+    if mistake == "new teacher":
+        loss_fn.update_center(torch.cat([teacher(part[:2]) for part in parts], dim=1))
 
 
 class _Mark(torch.autograd.Function):

@@ -34,6 +34,7 @@ SLIPS: dict[str, dict] = {
     "the warm-up rises to `final`; it rises to `base`": {"warm": "final"},
     "the warm-up comes on top of the total: total_steps values in all": {"extra": True},
     "the cosine has N = total_steps - warmup_steps steps; it takes all of them": {"whole": True},
+    "the cosine's N is total_steps - warmup_steps; this divides by total_steps": {"wide": True},
     "the cosine goes on where the warm-up ends: i starts at 0 there": {"late": True},
     "a whole period: the argument of the cosine goes to pi, not to 2 pi": {"turn": 2.0},
     "half of the arc: the argument of the cosine goes to pi": {"turn": 0.5},
@@ -58,7 +59,7 @@ SLIPS: dict[str, dict] = {
 def _schedule(base, final, total, warmup=0, start=0.0, *, last=False, ends=True, begin=None,
               warm="up", extra=False, whole=False, late=False, turn=1.0, swap=False, half=0.5,
               line=False, sign=1.0, floor=1.0, height="", one=1.0,
-              swap_fall=False, shift=False):
+              swap_fall=False, shift=False, wide=False):
     """A schedule with a slip."""
     lower = start if begin is None else begin
     if swap:
@@ -70,7 +71,7 @@ def _schedule(base, final, total, warmup=0, start=0.0, *, last=False, ends=True,
     if swap_fall:
         base, final = final, base
     i = np.arange(n) + (warmup if late or whole else 0)
-    steps = total if whole else n
+    steps = total if whole or wide else n
     share = i / max(1, steps - 1 if last else steps)
     bracket = 2 * (1 - share) if line else one + sign * np.cos(np.pi * (turn * share - shift / 2))
     tall = {"": base - final, "base": base, "sum": base + final}[height]
@@ -82,7 +83,8 @@ def momentum_for(yours: Callable) -> Callable:
     def finished(total: float, share: float) -> float:
         return 0.5 ** (1 / (share * total))
 
-    cases = [on(400, 0.1), on(400, 0.25), on(1000, 0.1), on(30, 0.5), on(100_000, 0.001)]
+    cases = [on(400, 0.1), on(400, 0.25), on(1000, 0.1), on(30, 0.5), on(100_000, 0.001),
+             on(33, 0.1), on(37, 0.1)]
     return check("momentum_for", yours, finished, cases, {
         "after that time 1/e is left, not one half": lambda n, p: math.exp(-1 / (p * n)),
         "1 - 1/n is no solution: solve m^n = 1/2": lambda n, p: 1 - 1 / (p * n),
@@ -107,6 +109,10 @@ def momentum_for(yours: Callable) -> Callable:
             lambda n, p: math.log(0.5) / (p * n),
         "the sign of the exponent: the momentum is less than 1": lambda n, p: 2 ** (1 / (p * n)),
         "one half is to be left: the base is 0.5": lambda n, p: 0.6 ** (1 / (p * n)),
+        "the half-life is rounded; it need not be a whole number of updates":
+            lambda n, p: 0.5 ** (1 / round(p * n)),
+        "the half-life is cut to a whole number; it need not be one":
+            lambda n, p: 0.5 ** (1 / int(p * n)),
         "it is rounded: near 1 each digit counts": lambda n, p: round(0.5 ** (1 / (p * n)), 2),
         "the exponent is 1 / (share * total_steps)": lambda n, p: 0.5 ** (2 / (p * n)),
         "a power, not a product: m^n = 1/2": lambda n, p: 0.5 * (1 / (p * n)),
@@ -172,6 +178,15 @@ def ema_weights(yours: Callable) -> Callable:
             lambda m: np.concatenate([kept(m)[:1], (1 - m) * m ** np.arange(len(m))[::-1]]),
         "a student is shrunk by the updates after it, not by those before it": lambda m:
             np.concatenate([kept(m)[:1], (1 - m) * np.cumprod(np.append(1.0, m[:-1]))]),
+        "the products run from the first update on; the updates *after* a student shrink it, so "
+        "they run from the last update back":
+            lambda m: np.append(np.cumprod(m), 1.0) * np.append(1.0, 1 - m),
+        "a student is shrunk by the updates after it; here it is by those up to its own":
+            lambda m: np.append(m.prod(), (1 - m) * np.cumprod(m)),
+        "the common start is shrunk by all updates, each student by those after it; here it is by "
+        "those before": lambda m: np.append(1.0, np.cumprod(m)) * np.append(1.0, 1 - m),
+        "the products from the last update back are in the wrong order: turn them round":
+            lambda m: np.append(np.cumprod(m[::-1]), 1.0) * np.append(1.0, 1 - m),
         "the common start has a weight too, the product of all momenta":
             lambda m: np.concatenate([[0.0], finished(m)[1:]]),
         "the start's weight is the product of all momenta":

@@ -1,12 +1,14 @@
 """The self-checks of appendix A1: a resize is a matrix."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dino_lib.course.check import check, on, unless
+from dino_lib.course.check import Case, Mistake, check, on, unless
 from dino_lib.data import batch_views
+from dino_lib.data.batch_views import BatchMultiCrop
 
 
 def _cubic(t: Tensor) -> Tensor:
@@ -26,7 +28,8 @@ def _far(t: Tensor) -> Tensor:
 def cubic(yours: Callable) -> Callable:
     """`yours(t)`: the bicubic weights of pixels at distances t, of any shape."""
     t = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 0.25, 1.75, 3.5])
-    cases = [on(t), on(-t), on(torch.linspace(-3, 3, 40).view(8, 5)), on(t + 0.1)]
+    cases = [_weighed(t), _weighed(-t), _weighed(torch.linspace(-3, 3, 40).view(8, 5)),
+             _weighed(t + 0.1)]
 
     def value(at: float) -> float:
         return float(yours(torch.tensor([at]))[0])
@@ -59,6 +62,19 @@ def cubic(yours: Callable) -> Callable:
     })
 
 
+def _weighed(t: Tensor) -> Case:
+    """The weights at distances t, which the piece may not change."""
+
+    def case(piece: Callable) -> Tensor:
+        given = t.clone()
+        found = piece(given)
+        if not torch.equal(given, t):
+            raise Mistake("it changes the tensor that it gets: t.abs(), say, not t.abs_()")
+        return found
+
+    return case
+
+
 def _other_kernel(t: Tensor, a: float = -0.75) -> Tensor:
     t = t.abs()
     near = (a + 2) * t**3 - (a + 3) * t**2 + 1
@@ -68,7 +84,8 @@ def _other_kernel(t: Tensor, a: float = -0.75) -> Tensor:
 
 def crop_matrix(yours: Callable) -> Callable:
     """`yours(start, length, n_in, n_out)` -> (n_out, n_in) weights."""
-    cases = [on(3, 9, 20, 6), on(0, 5, 12, 8), on(10, 10, 20, 10), on(6, 14, 20, 5)]
+    cases = [_of_shape(3, 9, 20, 6), _of_shape(0, 5, 12, 8), _of_shape(10, 10, 20, 10),
+             _of_shape(6, 14, 20, 5)]
 
     def right(start: int, length: int, n_in: int, n_out: int) -> Tensor:
         place = torch.tensor([start]), torch.tensor([length])
@@ -76,10 +93,11 @@ def crop_matrix(yours: Callable) -> Callable:
 
     def formula(antialias: bool = True, normalise: bool = True, mask: bool = True,
                 corner: tuple[float, float] = (0.5, 0.5), whole_step: bool = False,
-                ends: tuple[int, int] = (0, 0), absolute: bool = False) -> Callable:
+                ends: tuple[int, int] = (0, 0), absolute: bool = False,
+                begin: bool = True) -> Callable:
         def piece(start: int, length: int, n_in: int, n_out: int) -> Tensor:
             step = (n_in if whole_step else length) / n_out
-            place = start + (torch.arange(n_out)[:, None] + corner[1]) * step
+            place = begin * start + (torch.arange(n_out)[:, None] + corner[1]) * step
             t = torch.arange(n_in) + corner[0] - place
             weight = _cubic(t / ((step if absolute else max(step, 1)) if antialias else 1))
             if mask:
@@ -117,6 +135,9 @@ def crop_matrix(yours: Callable) -> Callable:
         "a row does not sum to 1: mask first, then divide": late,
         "the crop begins at pixel 0, so `start` seems unused":
             lambda start, *rest: right(0, *rest),
+        "the centres of the new pixels begin at `start`: add it": formula(begin=False),
+        "two things: the centres of the new pixels begin at `start`, and pixels outside of the "
+        "crop weigh nothing": formula(begin=False, mask=False),
         "the centre of pixel i lies at i + 0.5, not at i": formula(corner=(0.0, 0.0)),
         "the centre of an old pixel j lies at j + 0.5": formula(corner=(0.0, 0.5)),
         "the centre of a new pixel i lies at (i + 0.5) * step": formula(corner=(0.5, 0.0)),
@@ -130,3 +151,47 @@ def crop_matrix(yours: Callable) -> Callable:
         "pixels outside start ... start + length weigh something": unless(yours, outside),
         "the rows do not sum to 1": unless(yours, sums),
     }, used=True)
+
+
+def _of_shape(start: int, length: int, n_in: int, n_out: int) -> Case:
+    """The matrix; of a wrong shape, the case says itself what is wrong with it."""
+    plain = on(start, length, n_in, n_out)
+
+    def case(piece: Callable) -> Any:
+        found = plain(piece)
+        shape, wanted = tuple(getattr(found, "shape", ())), (n_out, n_in)
+        if shape == (n_in, n_out) != wanted:
+            raise Mistake(f"the shape is (n_in, n_out) = {shape}; it should be (n_out, n_in) = "
+                          f"{wanted}, a row for each new pixel")
+        if shape == (n_out, length) != wanted:
+            raise Mistake(f"the shape is (n_out, length) = {shape}, with the crop's columns alone; "
+                          f"it should be (n_out, n_in) = {wanted}, with zeros outside of the crop")
+        return found
+
+    return case
+
+
+def away_from_the_batch(matrix: Callable, images: Tensor) -> tuple[int, float]:
+    """Views of BatchMultiCrop beside the same ones by two products each, with `matrix` as
+    crop_matrix -> their number, and the largest difference in grey levels of 255.
+
+    images: uint8 (N, 3, n, n). The views are cropped, resized and mirrored, nothing else.
+    """
+    n = images.shape[-1]
+    crop = BatchMultiCrop(64, 32, n_local=2, local_scale=(0.1, 0.4), color_jitter=(0, 0, 0, 0),
+                          gray_p=0, blur_p=(0, 0, 0), solarize_p=0, mean=(0, 0, 0), std=(1, 1, 1))
+    numbers = batch_views.view_uniforms(seed=0, epoch=0, indices=range(len(images)),
+                                        n=crop.n_uniforms)
+    count, largest = 0, 0.0
+    views = crop(images, uniforms=numbers)
+    of_view = numbers.chunk(len(views), 1)  # of each view: 20 numbers for the box, 2 for its place
+    for view, u, scale in zip(views, of_view, [(0.4, 1.0)] * 2 + [(0.1, 0.4)] * 2, strict=True):
+        boxes = batch_views.crop_boxes(u[:, :20], u[:, 20:22], (n, n), scale).int().tolist()
+        for picture, (top, left, h, w), flip, theirs in zip(images / 255, boxes, u[:, 22] < 0.5,
+                                                            view, strict=True):
+            rows, columns = (torch.as_tensor(matrix(*side, n, view.shape[-1]), dtype=torch.float32)
+                             for side in ((top, h), (left, w)))
+            mine = (rows @ picture @ columns.T).clamp(0, 1)
+            mine = mine.flip(-1) if flip else mine
+            count, largest = count + 1, max(largest, 255 * (mine - theirs).abs().max().item())
+    return count, largest

@@ -29,6 +29,8 @@ def train_step(yours: Callable) -> Callable:
 
 MISTAKES = {
     "center first": "the center moves before the loss is taken: the loss moves it itself, after",
+    "center both": "the center moves before the loss is taken, and again in it: loss_fn moves it "
+                   "itself, after",
     "center twice": "the center moves twice an update: the loss has moved it already",
     "center stays": "the center does not move: call loss_fn without update_center=False",
     "teacher first": "the teacher follows before the optimizer's step, so it averages a student "
@@ -50,7 +52,7 @@ MISTAKES = {
     "lr first group": "only the first group gets the learning rate; both need it",
     "lr second group": "only the second group gets the learning rate; both need it",
     "no decay": "the weight decay of `now` does not reach the optimizer's first group",
-    "decay on all": "the second group holds biases and gains: it gets no weight decay",
+    "decay on all": "the second group holds biases and scale vectors: it gets no weight decay",
     "decay on second": "the weight decay belongs to the first group, the matrices",
     "late schedules": "lr and weight_decay are set after the optimizer's step: too late",
     "swapped": "lr and weight_decay are swapped",
@@ -58,6 +60,7 @@ MISTAKES = {
     "momentum": "the teacher's momentum of this step is now[\"momentum\"]",
     "other views": "the teacher is to see the two global views: the first two",
     "student global": "the student is to see all views, not the two global ones alone",
+    "student local": "the student is to see all views, not the local ones alone",
     "another loss": "the number is not the loss that this update was taken on",
 }
 PAIRS = [("no clip", "no schedules"), ("no clip", "no zero"), ("no clip", "teacher first"),
@@ -78,11 +81,12 @@ def _update(views, student, teacher, loss_fn, optimizer, now, clip_grad=3.0, mis
         _set(optimizer, now, mistakes)
     with torch.no_grad():
         targets = teacher(views[2:] if "other views" in mistakes else views[:2])
-    if "center first" in mistakes:
+    if {"center first", "center both"} & set(mistakes):
         loss_fn.update_center(targets)
     moves = not {"center first", "center stays"} & set(mistakes)
     temperature = 0.04 if "temperature" in mistakes else now["teacher_temp"]
     seen = views[:2] if "student global" in mistakes else views
+    seen = views[2:] if "student local" in mistakes else seen
     loss = loss_fn(student(seen), targets, temperature, update_center=moves)
     if "center twice" in mistakes:
         loss_fn.update_center(targets)
@@ -153,6 +157,8 @@ class _Watched(DINOLoss):
     """The library's loss, which also looks at what it is given."""
 
     def forward(self, student, teacher, *rest, **options):
+        if torch.is_tensor(student) and torch.is_tensor(teacher) and _swapped(student, teacher):
+            raise Mistake("the student's answer goes first into loss_fn, then the teacher's")
         if torch.is_tensor(teacher) and teacher.requires_grad:
             raise Mistake("the targets carry a gradient: the teacher looks under torch.no_grad()")
         if torch.is_tensor(student) and not student.requires_grad:
@@ -160,6 +166,12 @@ class _Watched(DINOLoss):
         if torch.is_tensor(teacher) and len(teacher) > 2:
             raise Mistake("the teacher sees all views; it gets the two global ones, views[:2]")
         return super().forward(student, teacher, *rest, **options)
+
+
+def _swapped(student: Tensor, teacher: Tensor) -> bool:
+    """Whether the two look exchanged: by their views, or by who takes a gradient."""
+    return (len(student) < len(teacher) if student.requires_grad == teacher.requires_grad
+            else teacher.requires_grad)
 
 
 def _two_updates(clip_grad: float | None, frozen: bool = True) -> Case:

@@ -53,7 +53,7 @@ def ema_update(yours: Callable) -> Callable:
             lambda t, s, m: _each(t, s, lambda a, b: m * a - (1 - m) * b),
         "only the last parameter moves: is the update inside of the loop?":
             lambda t, s, m: _each(t, s, lambda a, b: m * a + (1 - m) * b, slice(-1, None)),
-        "only the matrices move; biases and gains follow too":
+        "only the matrices move; biases and other vectors follow too":
             lambda t, s, m: _each(t, s, lambda a, b: m * a + (1 - m) * b if a.ndim > 1 else a),
     })
 
@@ -159,5 +159,9 @@ def _look_at(student: nn.Module, teacher: nn.Module, before: dict) -> None:
     if noisy[0]:
         raise Mistake("the teacher still drops paths at random: set drop_prob to 0 in each module "
                       "that has one, at any depth (teacher.modules())")
+    twice = copy.deepcopy(teacher).train()
+    if not torch.equal(twice(x), twice(x)):
+        raise Mistake("drop path is in eval mode, and one teacher.train() turns it on again: set "
+                      "its drop_prob to 0")
     if not noisy[1]:
         raise Mistake("the student has lost its drop path: switch it off in the copy")

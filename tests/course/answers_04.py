@@ -225,7 +225,11 @@ def step_variant(**how):
             targets = teacher(views[:2])
         if how.get("detach"):
             targets = targets.detach()
-        if how.get("center") == "first":
+        if how.get("center") == "both":
+            loss_fn.update_center(targets)
+        if how.get("swapped"):
+            loss = loss_fn(targets, student(views), now["teacher_temp"])
+        elif how.get("center") == "first":
             loss_fn.update_center(targets)
             loss = loss_fn(student(views), targets, now["teacher_temp"], update_center=False)
         elif how.get("center") == "by hand":
@@ -286,7 +290,8 @@ def parts_variant(**how):
                 loss.backward()
             if how.get("steps_each"):
                 optimizer.step()
-                optimizer.zero_grad()
+                if how["steps_each"] != "no zero":
+                    optimizer.zero_grad()
             if how.get("follow_each"):
                 ema_update(teacher, student, momentum)
         if losses:
@@ -300,6 +305,8 @@ def parts_variant(**how):
             optimizer.step()
         if not how.get("early") and not how.get("follow_each") and how.get("follow", True):
             ema_update(teacher, student, 1 - momentum if how.get("reversed") else momentum)
+        if how.get("new_rows"):
+            loss_fn.update_center(torch.cat([teacher(views[:2]) for views in parts], dim=1))
 
     return step
 
@@ -340,12 +347,7 @@ def warm(a, b, n, w):
 
 STYLES = {
     "ema_update": [ema_in_place_of_data, ema_lerp, ema_by_name],
-    "make_teacher": [
-        make_teacher,
-        teacher_by_state,
-        teacher_in_eval_drop_path,
-        teacher_without_module,
-    ],
+    "make_teacher": [make_teacher, teacher_by_state, teacher_without_module],
     "cosine_schedule": [cosine_list, cosine_tensor],
     "train_step": [
         step_variant(),
@@ -389,6 +391,7 @@ WRONG = {
         "the student frozen": lambda student: student.requires_grad_(False),
         "a gradient": lambda student: quiet(copy.deepcopy(student)),
         "drop path": lambda student: copy.deepcopy(student).requires_grad_(False),
+        "drop path in eval": teacher_in_eval_drop_path,
         "eval": lambda student: copy.deepcopy(student).requires_grad_(False).eval(),
         "the first level alone": teacher_children_only,
         "the student quiet": teacher_of_quiet_student,
@@ -413,6 +416,9 @@ WRONG = {
         "tensor of integers": lambda *a: torch.tensor(cosine_wrong()(*a)).long(),
         "the cosine alone": lambda b, f, n, w=0, s=0.0: cosine_wrong()(b, f, n),
         "on top of the total": lambda b, f, n, w=0, s=0.0: cosine_wrong()(b, f, n + w, w, s),
+        "divided by all steps": lambda b, f, n, w=0, s=0.0: np.append(
+            np.linspace(s, b, w), f + 0.5 * (b - f) * (1 + np.cos(np.pi * np.arange(n - w) / n))
+        ),
         "from zero": lambda b, f, n, w=0, s=0.0: cosine_wrong()(b, f, n, w, 0.0),
         "straight": lambda b, f, n, w=0, s=0.0: np.concatenate(
             [np.linspace(s, b, w), b + (f - b) * np.arange(n - w) / max(1, n - w)]
@@ -421,6 +427,10 @@ WRONG = {
     "train_step": {
         "center first": step_variant(center="first"),
         "center twice": step_variant(center="twice"),
+        "center before and in the loss": step_variant(center="both"),
+        "swapped": step_variant(swapped=True),
+        "swapped, targets with gradient": step_variant(swapped=True, no_grad=False),
+        "student sees the local ones": step_variant(student=lambda views: views[2:]),
         "teacher first": step_variant(follow="first"),
         "teacher stays": step_variant(follow="none"),
         "student follows": step_variant(follow="student"),
@@ -453,6 +463,8 @@ WRONG = {
         "share at the end": lambda total, share: share ** (1 / total),
         "the half-life": lambda total, share: share * total,
         "rounded": lambda total, share: round(0.5 ** (1 / (share * total)), 2),
+        "a rounded half-life": lambda total, share: 0.5 ** (1 / round(share * total)),
+        "a whole half-life": lambda total, share: 0.5 ** (1 / int(share * total)),
         "always the paper's": lambda total, share: 0.996,
     },
     "temperature_schedule": {
@@ -492,6 +504,12 @@ WRONG = {
         "shrunk by those before": lambda m: np.append(
             m.prod(), [(1 - m[j]) * m[:j].prod() for j in range(len(m))]
         ),
+        "not turned round": lambda m: np.append(np.cumprod(m), 1.0) * np.append(1.0, 1 - m),
+        "not turned round, start first": lambda m: (
+            np.append(1.0, np.cumprod(m)) * np.append(1.0, 1 - m)
+        ),
+        "up to its own": lambda m: np.append(m.prod(), (1 - m) * np.cumprod(m)),
+        "not turned back": lambda m: np.append(np.cumprod(m[::-1]), 1.0) * np.append(1.0, 1 - m),
         "the first momentum": lambda m: weights_by_products(np.full(len(m), m[0])),
         "normalised": lambda m: np.append(m.prod(), 1 - m) / np.append(m.prod(), 1 - m).sum(),
     },
@@ -503,6 +521,9 @@ WRONG = {
         "no center": parts_variant(rows=slice(0, 0)),
         "follows in every part": parts_variant(follow_each=True),
         "steps in every part": parts_variant(steps_each=True),
+        "steps in every part, gradients stay": parts_variant(steps_each="no zero"),
+        "all in every part": parts_variant(steps_each="no zero", follow_each=True),
+        "rows of the new teacher": parts_variant(rows=slice(0, 0), new_rows=True),
         "no zero_grad": parts_variant(zero=False),
         "teacher first": parts_variant(early=True),
         "teacher stays": parts_variant(follow=False),

@@ -42,6 +42,15 @@ def matrix(start, length, n_in, n_out, mask=True, stretch=True, divide=True, ste
     return weight / weight.sum(1, keepdim=True) if divide else weight
 
 
+def centers_at_zero(start, length, n_in, n_out, mask=True):
+    step = length / n_out
+    t = torch.arange(n_in) + 0.5 - (torch.arange(n_out)[:, None] + 0.5) * step
+    weight = cubic(t / max(step, 1))
+    if mask:
+        weight[:, :start] = weight[:, start + length :] = 0
+    return weight / weight.sum(1, keepdim=True)
+
+
 def matrix_of_torch(start, length, n_in, n_out):
     rows = torch.eye(n_in)[None, None, start : start + length]
     return F.interpolate(rows, (n_out, n_in), mode="bicubic", antialias=True)[0, 0]
@@ -71,6 +80,7 @@ WRONG = {
         "near alone": lambda t: torch.where(t.abs() < 1, near(t.abs()), 0.0),
         "never 0": lambda t: torch.where(t.abs() < 1, near(t.abs()), far(t.abs())),
         "bilinear": lambda t: (1 - t.abs()).clamp(min=0),
+        "the caller's tensor changes": lambda t: cubic(t.abs_()),
         "a Gaussian": lambda t: torch.exp(-(t**2)),
     },
     "crop_matrix": {
@@ -80,6 +90,8 @@ WRONG = {
         "masked late": masked_late,
         "step of the line": lambda s, n, n_in, n_out: matrix(s, n, n_in, n_out, step=n_in / n_out),
         "start forgotten": lambda s, n, n_in, n_out: matrix(0, n, n_in, n_out),
+        "centres without start": centers_at_zero,
+        "centres without start, unmasked": lambda *c: centers_at_zero(*c, mask=False),
         "only the crop": lambda s, n, n_in, n_out: matrix(0, n, n, n_out),
         "twice": lambda *c: 2 * matrix(*c),
         "transposed": lambda *c: matrix(*c).T,
