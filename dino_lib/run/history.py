@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,16 +60,18 @@ class Tally:
     def empty(cls, n_prototypes: int, device: torch.device) -> "Tally":
         return cls(torch.zeros(n_prototypes, dtype=torch.bool, device=device))
 
-    def add(self, loss: Tensor, used: Tensor) -> None:
-        self.losses.append(loss)
-        self.used |= used
+    def add(self, loss: Tensor, used: Tensor, finite: Tensor) -> None:
+        """Of an update that was skipped nothing is counted: its loss is kept as nan."""
+        self.losses.append(torch.where(finite, loss, math.nan))
+        self.used |= used & finite
 
     def as_line(self, batch_size: int) -> dict[str, float]:
         losses = torch.stack(self.losses)
-        return {"loss": losses[losses.isfinite()].mean().item(),  # skipped ones say nothing
+        losses = losses[losses.isfinite()]
+        return {"loss": losses.mean().item(),
                 "prototypes_used": self.used.float().mean().item(),
                 "seconds": self.seconds, "input_share": self.waited / self.seconds,
-                "images_per_second": len(self.losses) * batch_size / self.seconds}
+                "images_per_second": len(losses) * batch_size / self.seconds}
 
 
 def measure(trainer: "Trainer", update: dict) -> dict[str, float]:

@@ -124,7 +124,7 @@ class Trainer:
         ema_update(self.teacher, self.student, momentum_if(finite, now["momentum"]))
         self.loss.update_center(torch.stack(seen.rows))
         buffers.restore_unless(finite)
-        self.tally.add(loss, used)
+        self.tally.add(loss, used, finite)
         self.scaler.update()
         self.step += 1
         return now | {"step": self.step, "loss": loss, "grad_norm": norm, "finite": finite,
