@@ -57,7 +57,7 @@ def _with_gradient(yours: Callable) -> str | None:
     except (RuntimeError, AttributeError):
         log_p.grad = None
     if log_p.grad is None:
-        return "the numbers are right, but no gradient gets through to log_p: stay in torch, no detach"
+        return "the numbers are right, but no gradient reaches log_p: stay in torch, no detach"
     return None
 
 
@@ -147,7 +147,7 @@ def _valued(n_views: int, batch: int, k: int, *temperatures: float, scale: float
         if value is None or (torch.is_tensor(value) and value.numel() != 1):
             return value
         if torch.is_tensor(value) and value.ndim:
-            raise Mistake(f"the loss is one number: its shape is to be (), not {tuple(value.shape)}")
+            raise Mistake(f"the loss is one number, of shape (), not {tuple(value.shape)}")
         if not torch.as_tensor(value).detach().isfinite().all():
             raise Mistake("the loss is not finite where logits are large: a share can be too small "
                           "for a float; log_softmax and logsumexp are exact there")

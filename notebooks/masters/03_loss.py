@@ -7,7 +7,7 @@
 #
 # **You need** the views of notebook 01 and the head of notebook 02. Only the library's finished versions of them are used here.
 #
-# **Time:** about 30 minutes for the seven "Your turn", 47 for the exercises, and 45 for reading and the runs. The notebook itself takes about 60 seconds of one CPU core.
+# **Time:** about 30 minutes for the seven "Your turn", 47 for the exercises, and 45 for reading and the runs. The notebook itself takes about 55 seconds of one CPU core.
 #
 # Before: [02 · Backbone and head](02_head.ipynb). After: [04 · The teacher](04_teacher.ipynb).
 
@@ -721,7 +721,7 @@ for n in [10, 50, 90, 230, 400, 800]:
 # %% [markdown]
 # The healthy run dips as well. From update 50 to about 230 it uses some ten prototypes, the entropies dip three times, and at update 90 only 1.6 groups are left. Then the use of prototypes and the groups climb to the end.
 #
-# But the most groups of all stand at update 10. Did training make the teacher worse? No. At the start the answers differ, but they differ from view to view too. The loss shows it: 6.88 at update 10 is hardly below $\ln K$, so the student can't predict the teacher's answer to another view. At update 800 it is 6.14. So don't compare a run's groups with its random start; compare them with the run's own minimum.
+# But the most groups of all stand at update 10. Did training make the teacher worse? The groups can't say. They count how unlike the answers are, and the answers of a random network are unlike as well. The loss adds what is missing. At update 10 it is 6.88, hardly below $\ln K$: the student predicts the teacher's answer to another view hardly better than a uniform guess does. At update 800 it is 6.14. So don't compare a run's groups with its random start; compare them with the run's own minimum.
 #
 # A dip in the first updates is no alarm while the gap stays open. A gap that has closed is one.
 #
