@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dino_lib.course.check import Case, check, on
+from dino_lib.course.check import Case, Mistake, check, on
 from dino_lib.course.loss_hints import CENTER_AFTER, GRADIENT, GROUPS, TWO_ENTROPIES
 from dino_lib.course.loss_mistakes import CROSS_ENTROPY, ENTROPY, LOSS, PAIRS, UPDATE_CENTER
 from dino_lib.loss import DINOLoss
@@ -42,11 +42,23 @@ def cross_entropy(yours: Callable) -> Callable:
     """`yours(q, log_p)`: -sum_k q_k ln p_k along the last dimension."""
     cases = [on(_shares(*shape), _normal(*shape).log_softmax(-1))
              for shape in [(5, 4), (2, 3, 6), (7,)]]
-    return check("cross_entropy", yours, _cross_entropy, cases, CROSS_ENTROPY)
+    return check("cross_entropy", yours, _cross_entropy, cases, CROSS_ENTROPY, rule=_with_gradient)
 
 
 def _cross_entropy(q: Tensor, log_p: Tensor) -> Tensor:
     return -(q * log_p).sum(dim=-1)
+
+
+def _with_gradient(yours: Callable) -> str | None:
+    """Whether a gradient gets through to the student: the loss is trained with it."""
+    log_p = torch.zeros(2, 3, requires_grad=True)
+    try:
+        yours(torch.ones(2, 3) / 3, log_p).sum().backward()
+    except (RuntimeError, AttributeError):
+        log_p.grad = None
+    if log_p.grad is None:
+        return "the numbers are right, but no gradient reaches log_p: stay in torch, no detach"
+    return None
 
 
 def update_center(yours: Callable) -> Callable:
@@ -64,7 +76,7 @@ def _update_center(center: Tensor, teacher: Tensor, momentum: float = 0.9) -> Te
 
 def _moved(*momentum: float, rows: Sequence[int] = (2, 5, 4)) -> Case:
     """The center after one batch and after another, whether it hangs on a graph, and the teacher's
-    rows afterwards.
+    rows afterwards. The notebook goes on with a tensor of shape (K,).
     """
 
     def case(piece: Callable) -> tuple | None:
@@ -72,9 +84,13 @@ def _moved(*momentum: float, rows: Sequence[int] = (2, 5, 4)) -> Case:
         center = piece(_normal(rows[-1], seed=4), first, *momentum)
         if center is None:
             return None
-        again = piece(torch.as_tensor(center).detach().clone(), second, *momentum)
-        graph = torch.is_tensor(center) and center.requires_grad
-        return center, again, float(graph), first.detach()
+        if not torch.is_tensor(center):
+            raise Mistake(f"return the center as a tensor, not as a {type(center).__name__}")
+        if center.shape != rows[-1:]:
+            raise Mistake(f"the center has shape {tuple(center.shape)}, not (K,) = {rows[-1:]}: "
+                          "take the mean over both views and images, dim=(0, 1)")
+        again = piece(center.detach().clone(), second, *momentum)
+        return center, again, float(center.requires_grad), first.detach()
 
     return case
 
@@ -95,6 +111,8 @@ def _sorted(n_views: int) -> Case:
         found = piece(n_views)
         if found is None or isinstance(found, int | float):
             return found
+        if not hasattr(found, "__len__"):
+            raise Mistake("return a list: a generator is used up after one reading")
         return torch.tensor(sorted(tuple(int(x) for x in pair) for pair in found))
 
     return case
@@ -114,13 +132,12 @@ def _library_loss(student: Tensor, teacher: Tensor, center: Tensor,
     return loss(student, teacher, teacher_temp)
 
 
-def _valued(n_views: int, batch: int, k: int, *temperatures: float) -> Case:
+def _valued(n_views: int, batch: int, k: int, *temperatures: float, scale: float = 1.0) -> Case:
     """The loss, the gradients of the student's and the teacher's logits, and whether the teacher's
     logits or the center have changed: the center's update needs both.
     """
 
     def case(piece: Callable) -> tuple | None:
-        scale = 1.0 if temperatures else 0.25
         leaves = [(scale * _normal(v, batch, k, seed=v)).requires_grad_() for v in (n_views, 2)]
         leaves[1] = (0.9 * leaves[1].detach().flip(1)).requires_grad_()
         student, teacher = (leaf * 1 for leaf in leaves)
@@ -129,6 +146,11 @@ def _valued(n_views: int, batch: int, k: int, *temperatures: float) -> Case:
         value = piece(student, teacher, center, *temperatures)
         if value is None or (torch.is_tensor(value) and value.numel() != 1):
             return value
+        if torch.is_tensor(value) and value.ndim:
+            raise Mistake(f"the loss is one number, of shape (), not {tuple(value.shape)}")
+        if not torch.as_tensor(value).detach().isfinite().all():
+            raise Mistake("the loss is not finite where logits are large: a share can be too small "
+                          "for a float; log_softmax and logsumexp are exact there")
         if torch.is_tensor(value) and value.requires_grad:
             value.sum().backward()
         gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
@@ -138,8 +160,8 @@ def _valued(n_views: int, batch: int, k: int, *temperatures: float) -> Case:
     return case
 
 
-LOSS_CASES = [_valued(5, 3, 8, 0.5, 0.3), _valued(2, 4, 6, 0.4, 0.7), _valued(6, 3, 8),
-              _valued(4, 1, 5, 1.0, 0.5)]
+LOSS_CASES = [_valued(5, 3, 8, 0.5, 0.3), _valued(2, 4, 6, 0.4, 0.7), _valued(6, 3, 8, scale=0.25),
+              _valued(4, 1, 5, 1.0, 0.5), _valued(3, 4, 6, 0.5, 0.4, scale=60.0)]
 
 
 def two_entropies(yours: Callable) -> Callable:
@@ -163,14 +185,12 @@ def center_after(yours: Callable) -> Callable:
     """`yours(batch_mean, momentum, n_steps)`: where the center stands after n equal batches."""
     mean = torch.tensor([2.0, -1.0, 0.5, 4.0])
     cases = [on(mean, 0.8, 3), on(mean, 0.9, 1), on(-mean[:3], 0.5, 6), on(mean, 0.0, 2)]
-    return check("center_after", yours, _center_after, cases, CENTER_AFTER, used=False)
+    return check("center_after", yours, _center_after, cases, CENTER_AFTER, rule=_without_loop,
+                 used=False)
 
 
 def _center_after(batch_mean: Tensor, momentum: float, n_steps: int) -> Tensor:
-    center = torch.zeros_like(batch_mean)
-    for _ in range(n_steps):
-        center = _update_center(center, batch_mean.expand(2, 5, -1), momentum)
-    return center
+    return (1 - momentum**n_steps) * batch_mean
 
 
 def student_gradient(yours: Callable) -> Callable:
@@ -201,7 +221,7 @@ def fast_loss(yours: Callable) -> Callable:
     """`yours(student, teacher, center, student_temp, teacher_temp)`: dino_loss with no loop over
     views or pairs, and without log_softmax.
     """
-    cases = [LOSS_CASES[0], LOSS_CASES[1], LOSS_CASES[3]]  # all with temperatures: no defaults
+    cases = [*LOSS_CASES[:2], *LOSS_CASES[3:]]  # all with temperatures: no defaults
     return check("fast_loss", yours, _library_loss, cases, LOSS, rule=_without_loop, used=False)
 
 

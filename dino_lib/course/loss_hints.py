@@ -41,6 +41,12 @@ TWO_ENTROPIES = {
         lambda p: (_two(p)[0],) * 2,
     "the first is the mean of the entropies, not the entropy of the mean":
         lambda p: (_two(p)[1],) * 2,
+    "the first takes the entropy of each row; here the two views are averaged before":
+        lambda p: (_entropy(p.mean(0)).mean(), _two(p)[1]),
+    "the views are averaged before the entropy; all rows count, of both views":
+        lambda p: (_entropy(p.mean(0)).mean(),) * 2,
+    "the mean row keeps its K shares: average over dim=(0, 1), not over the prototypes too":
+        lambda p: (_two(p)[0], _entropy(p.mean((0, 1, 2), keepdim=True).flatten())),
     "the rows are added, not averaged: the mean row sums to one":
         lambda p: (_two(p)[0], _entropy(p.sum((0, 1)))),
     "the mean is over the rows; the prototypes are the last dimension":
@@ -71,6 +77,10 @@ GROUPS = {
     "the two entropies are multiplied; their difference is the gap":
         lambda one, mean: math.exp(mean * one),
     "the gap is mean minus one, once": lambda one, mean: math.exp(2 * (mean - one)),
+    "don't round: the number need not be whole": lambda one, mean: round(math.exp(mean - one)),
+    "don't round, not to one decimal either": lambda one, mean: round(math.exp(mean - one), 1),
+    "don't round, not to two decimals either": lambda one, mean: round(math.exp(mean - one), 2),
+    "don't cut off what comes after the point": lambda one, mean: int(math.exp(mean - one) + 1e-9),
     "the power is e to the gap, not the gap squared": lambda one, mean: (mean - one) ** 2,
 }
 

@@ -95,12 +95,6 @@ UPDATE_CENTER = {
         lambda c, t, m=0.9: _center(c, t, m, new=lambda r: r[0].mean(0)),
     "both views count: these are the rows of view 1 alone":
         lambda c, t, m=0.9: _center(c, t, m, new=lambda r: r[1].mean(0)),
-    "average over both the views and the images, so that (K,) is left":
-        lambda c, t, m=0.9: _center(c, t, m, new=lambda r: r.mean(0)),
-    "average over both the views and the images, so that (K,) is left: not over the last dimension":
-        lambda c, t, m=0.9: _center(c, t, m, new=lambda r: r.flatten(0, 1).mean(-1)),
-    "average over the images too, not over the views alone":
-        lambda c, t, m=0.9: _center(c, t, m, new=lambda r: r.mean(1)),
     "one number for each prototype: that is the mean of all logits":
         lambda c, t, m=0.9: _center(c, t, m, new=lambda r: r.mean()),
     "the mean is of the logits, before any softmax":
@@ -228,6 +222,8 @@ LOSS = {
     "the pairs are summed; the loss is their mean": _changed(combine=torch.sum),
     "the pairs are summed, and the batch too; the loss is a mean over both":
         _changed(combine=torch.sum, batch=torch.sum),
+    "divide by the number of pairs, 2 (V - 1), not by V: a local view is in two pairs":
+        lambda s, *rest: _loss(s, *rest) * 2 * (len(s) - 1) / len(s),
     "it is summed over the batch; the loss is a mean": _changed(batch=torch.sum),
     "one number is expected: the mean over the batch is missing":
         _changed(batch=lambda x: x, combine=lambda x: x.mean(0)),

@@ -64,7 +64,7 @@ def dino_loss_torch(student, teacher, center, student_temp=0.1, teacher_temp=0.0
     terms = [
         F.cross_entropy(student[v], q[i]) for i in range(2) for v in range(len(student)) if i != v
     ]
-    return (sum(terms) / len(terms)).reshape(1)
+    return sum(terms) / len(terms)
 
 
 def loss_with(**change):
@@ -109,6 +109,8 @@ LOSSES = {
     "over the images": loss_with(q=lambda t, c, tau: ((t - c) / tau).softmax(1).detach()),
     "a float": loss_with(end=lambda x: float(sum(x) / len(x))),
     "nothing": lambda s, t, c, a=0.1, b=0.04: print(end=""),
+    "log of softmax": loss_with(p=lambda s, tau: (s / tau).softmax(-1).log()),
+    "shape (1,)": loss_with(end=lambda x: (sum(x) / len(x)).reshape(1)),
     "ruins the teacher": loss_with(q=lambda t, c, tau: t.detach().sub_(c).div_(tau).softmax(-1)),
 }
 
@@ -167,6 +169,18 @@ def center_after_sum(batch_mean, momentum, n_steps):
     return batch_mean.numpy() * sum((1 - momentum) * momentum**j for j in range(n_steps))
 
 
+def center_after_loop(batch_mean, momentum, n_steps):
+    center = 0 * batch_mean
+    for _ in range(n_steps):
+        center = momentum * center + (1 - momentum) * batch_mean
+    return center
+
+
+def center_after_powers(batch_mean, momentum, n_steps):
+    powers = torch.tensor(float(momentum)) ** torch.arange(n_steps)
+    return (1 - momentum) * powers.sum() * batch_mean
+
+
 def student_gradient_numpy(s, q, student_temp):
     u = s.numpy() / student_temp
     e = np.exp(u - u.max(1, keepdims=True))
@@ -182,7 +196,6 @@ STYLES = {
     ],
     "cross_entropy": [
         cross_entropy_einsum,
-        cross_entropy_numpy,
         lambda q, log_p: (q * -log_p).sum(-1),
     ],
     "update_center": [
@@ -206,7 +219,7 @@ STYLES = {
         lambda one, mean: torch.tensor(mean - one).exp(),
         lambda one, mean: math.exp(mean) / math.exp(one),
     ],
-    "center_after": [center_after_sum, lambda b, m, n: (b - m**n * b).tolist()],
+    "center_after": [center_after_powers, lambda b, m, n: (b - m**n * b).tolist()],
     "student_gradient": [
         student_gradient_numpy,
         lambda s, q, t: torch.sub(F.softmax(s / t, dim=1), q).div(t * s.shape[0]),
@@ -234,6 +247,8 @@ WRONG = {
         "the student's entropy": lambda q, log_p: -(log_p.exp() * log_p).sum(-1),
         "logarithm of q": lambda q, log_p: -(log_p.exp() * q.log()).sum(-1),
         "KL": lambda q, log_p: F.kl_div(log_p, q, reduction="none").sum(-1),
+        "no gradient": cross_entropy_numpy,
+        "detached": lambda q, log_p: -(q * log_p.detach()).sum(-1),
         "no minus": lambda q, log_p: (q * log_p).sum(-1),
         "mean of rows": lambda q, log_p: -(q * log_p).sum(-1).mean(),
         "mean of all": lambda q, log_p: -(q * log_p).mean(),
@@ -247,6 +262,9 @@ WRONG = {
         "softmax": lambda c, t, m=0.9: m * c + (1 - m) * t.detach().softmax(-1).mean((0, 1)),
         "one view": lambda c, t, m=0.9: m * c + (1 - m) * t.detach()[0].mean(0),
         "views alone": lambda c, t, m=0.9: m * c + (1 - m) * t.detach().mean(0),
+        "views alone, no detach": lambda c, t, m=0.9: m * c + (1 - m) * t.mean(0),
+        "images alone": lambda c, t, m=0.9: m * c + (1 - m) * t.detach().mean(1),
+        "an array": lambda c, t, m=0.9: (m * c + (1 - m) * t.detach().mean((0, 1))).numpy(),
         "forgets": lambda c, t, m=0.9: t.detach().mean((0, 1)),
         "a constant momentum": lambda c, t, m=0.9: 0.9 * c + 0.1 * t.detach().mean((0, 1)),
         "sum": lambda c, t, m=0.9: m * c + (1 - m) * t.detach().sum((0, 1)),
@@ -254,6 +272,10 @@ WRONG = {
     },
     "view_pairs": {
         "itself": lambda n: [(i, v) for i in range(2) for v in range(n)],
+        "a generator": lambda n: ((i, v) for i in range(2) for v in range(n) if v != i),
+        "an iterator": lambda n: filter(
+            lambda pair: pair[0] != pair[1], [(i, v) for i in range(2) for v in range(n)]
+        ),
         "turned": lambda n: [(v, i) for i in range(2) for v in range(n) if v != i],
         "later": lambda n: [(i, v) for i in range(2) for v in range(i + 1, n)],
         "no globals": lambda n: [(i, v) for i in range(2) for v in range(2, n)],
@@ -277,11 +299,19 @@ WRONG = {
         "view 0": lambda p: two_entropies_numpy(p[:1]),
         "a sum": lambda p: (torch.special.entr(p).sum(), torch.special.entr(p.mean((0, 1))).sum()),
         "bits": lambda p: [e / math.log(2) for e in two_entropies_numpy(p)],
+        "views averaged": lambda p: (entropy_numpy(p.mean(0)).mean(), two_entropies_numpy(p)[1]),
+        "views averaged, twice": lambda p: [entropy_numpy(p.mean(0)).mean()] * 2,
+        "mean of all": lambda p: (
+            torch.special.entr(p).sum(-1).mean(),
+            torch.special.entr(p.mean((0, 1, 2))).sum(),
+        ),
     },
     "groups_told_apart": {
         "turned": lambda one, mean: math.exp(one - mean),
         "gap": lambda one, mean: mean - one,
         "bits": lambda one, mean: 2 ** (mean - one),
+        "rounded": lambda one, mean: round(math.exp(mean - one)),
+        "one decimal": lambda one, mean: round(math.exp(mean - one), 1),
         "of the mean": lambda one, mean: math.exp(mean),
         "of one": lambda one, mean: math.exp(one),
         "difference": lambda one, mean: math.exp(mean) - math.exp(one),
@@ -293,6 +323,8 @@ WRONG = {
         "absolute": lambda one, mean: -math.exp(abs(mean - one)),
     },
     "center_after": {
+        "a sum in a loop": center_after_sum,
+        "a loop": center_after_loop,
         "left over": lambda b, m, n: m**n * b,
         "reversed": lambda b, m, n: (1 - (1 - m) ** n) * b,
         "n times": lambda b, m, n: n * (1 - m) * b,
@@ -316,6 +348,7 @@ WRONG = {
     },
     "fast_loss": {
         "logsumexp once": fast_loss_once,
+        "divided by V": lambda s, t, c, a, b: LOSSES["a sum"](s, t, c, a, b) / len(s),
         "own pairs": fast_loss_own,
         "no detach": lambda s, t, c, a, b: loss_with(
             q=lambda t, c, tau: ((t - c) / tau).softmax(-1)
