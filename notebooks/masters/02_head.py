@@ -9,7 +9,7 @@
 #
 # **You need** [01 · Multi-crop](01_multicrop.ipynb), `nn.Module`, and a rough idea of a vision transformer.
 #
-# **Time.** About 105 minutes: 40 for the six pieces, 30 for the exercises, 35 for reading. The cells take about 45 seconds of one CPU core.
+# **Time.** About 105 minutes: 40 for the six pieces, 30 for the exercises, 35 for reading. The cells take about 35 seconds of one CPU core.
 #
 # Before: [01 · Multi-crop](01_multicrop.ipynb). Next: [03 · The loss](03_loss.ipynb).
 
