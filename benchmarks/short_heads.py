@@ -1,11 +1,13 @@
 """What a change of the head does to a short run: dino_lib/course/measured/heads.json.
 
 `python benchmarks/short_heads.py [--seeds 3]`. Each run is `dino_lib.course.short_run`: 120 updates
-of 32 pictures, a network of one block, 256 prototypes. What is measured already stays; delete the
-file to measure all anew.
+of 32 pictures, a network of one block, 256 prototypes. Notebook 02's exercise 9 changes one thing
+and stops at update 40; these runs are there too. What is measured already stays; delete the file to
+measure all anew.
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -32,6 +34,14 @@ HEADS = {
     "gains free": lambda width: DINOHead(width, 256, norm_last_layer=False, **SIZES),
 }
 
+CHANGES = {
+    "nothing": HEADS["gains held"],
+    "K = 2": lambda width: DINOHead(width, 2, **SIZES),
+    "K = 4096": lambda width: DINOHead(width, 4096, **SIZES),
+    "bottleneck = 2": lambda width: DINOHead(width, 256, **SIZES | {"bottleneck_dim": 2}),
+    "Plain": HEADS["no L2 normalisation"],
+}
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -46,13 +56,16 @@ def main():
     found["colour_histogram"] = round(accuracy(predicted, queries.labels)[0], 3)
     FILE.parent.mkdir(exist_ok=True)
     FILE.write_text(json.dumps(found, indent=1) + "\n")
-    for seed in range(seeds):
-        for name, make in HEADS.items():
-            runs = found["runs"].setdefault(name, {})
+    for part, heads, options in [
+        ("runs", HEADS, {"every": 40}),
+        ("exercise", CHANGES, {"stop": 40}),
+    ]:
+        for seed, (name, make) in itertools.product(range(seeds), heads.items()):
+            runs = found.setdefault(part, {}).setdefault(name, {})
             if str(seed) not in runs:
-                runs[str(seed)] = short_run.short_run(make, pictures, queries, seed=seed, every=40)
+                runs[str(seed)] = short_run.short_run(make, pictures, queries, seed=seed, **options)
                 FILE.write_text(json.dumps(found, indent=1) + "\n")
-                print(name, seed, runs[str(seed)][-1], flush=True)
+                print(name, seed, runs[str(seed)], flush=True)
 
 
 if __name__ == "__main__":

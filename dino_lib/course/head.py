@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from dino_lib.course.check import check, on
+from dino_lib.course.check import Mistake, check, on
 from dino_lib.course.head_module import Head, as_tensors, random_tensor
 from dino_lib.course.head_views import forward_views, group_views
 
@@ -31,9 +31,12 @@ def split_tokens(yours: Callable) -> Callable:
 
         def with_axes(piece):
             found = case(piece)
-            axes = [part.ndim for part in found] if isinstance(found, tuple | list) else []
-            if axes == [3, 4]:
-                raise ValueError("the feature has one axis too many: (B, D), not (B, 1, D)")
+            parts = found if isinstance(found, tuple | list) else [found]
+            if len(parts) != 2 and found is not None:
+                raise Mistake("two tensors are expected: the feature, and the patch tokens on "
+                              "their grid")
+            if found is not None and [part.ndim for part in parts if part is not None] == [3, 4]:
+                raise Mistake("the feature has one axis too many: (B, D), not (B, 1, D)")
             return found
 
         return with_axes

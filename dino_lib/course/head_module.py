@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dino_lib.course.check import Case, check
+from dino_lib.course.check import Case, Mistake, check
 
 
 def random_tensor(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -21,7 +21,7 @@ def as_tensors(case: Case) -> Case:
         found = case(piece)
         parts = found if isinstance(found, tuple | list) else [found]
         if found is not None and not all(isinstance(part, Tensor) for part in parts):
-            raise TypeError("the notebook goes on with tensors, not with lists or arrays")
+            raise Mistake("the notebook goes on with tensors, not with lists or arrays")
         return found
 
     return of_tensors
@@ -55,6 +55,8 @@ class _Finished(nn.Module):
         self.directions = nn.Linear(bottleneck_dim, out_dim, bias=False).weight
         if change == "ones":
             nn.init.ones_(self.directions)
+        if change == "zeros":
+            nn.init.zeros_(self.directions)
         if change == "positive":
             nn.init.uniform_(self.directions)
         if change == "long":
@@ -62,15 +64,18 @@ class _Finished(nn.Module):
         self.directions.requires_grad = change != "frozen"
         if change == "gains":
             self.gain = nn.Parameter(torch.ones(out_dim))
-        if change == "bias":
+        if change in ("linear", "plain linear"):
             self.bias = nn.Parameter(torch.zeros(out_dim))
 
     def forward(self, h):
         z, w = self.mlp(h), self.directions
-        z = z if self.change in ("plain z", "plain") else F.normalize(z, dim=-1)
-        w = w if self.change in ("plain w", "plain") else F.normalize(w, dim=-1)
+        plain = self.change in ("plain", "plain linear")
+        z = z if plain or self.change == "plain z" else F.normalize(z, dim=-1)
+        w = w if plain or self.change in ("plain w", "linear") else F.normalize(w, dim=-1)
         if self.change == "wrong axis":
             z = F.normalize(self.mlp(h), dim=0)
+        if self.change == "cut":
+            w = w.detach()
         if self.change == "detached":
             w = self.directions / self.directions.detach().norm(dim=-1, keepdim=True)
         logits = z @ w.T
@@ -81,6 +86,9 @@ class _Finished(nn.Module):
 
 HEADS = {
     "plain": "neither z nor the prototypes are normalised: these are dot products, not cosines",
+    "linear": "w is not normalised and has a bias: a plain Linear gives no cosines",
+    "plain linear": "neither z nor w is normalised, and w has a bias: a plain Linear gives no "
+                    "cosines",
     "plain z": "z is not normalised before the prototypes",
     "plain w": "the prototypes are not normalised: a long one would win",
     "wrong axis": "z is normalised over the batch: each row is one vector",
@@ -97,12 +105,14 @@ HEADS = {
     "wide": "the weights start too large: deviation 0.02",
     "torch's biases": "the biases have to start at 0",
     "ones": "all prototypes start as the same direction: draw them at random",
+    "zeros": "prototypes that start at 0 have no direction: draw them at random",
     "positive": "the prototypes start with positive numbers alone, so they all look one way",
     "long": "the prototypes start too long: the logits don't show it, but a long vector turns "
             "slowly; take what a Linear starts from",
     "frozen": "the prototypes have to learn: requires_grad is off",
-    "gains": "the gains are trained here: the head should hold them at 1",
-    "bias": "the prototypes have no bias: a logit is a cosine and nothing else",
+    "gains": "out_dim numbers too many are trained: the gains are held at 1, and the prototypes "
+             "have no bias",
+    "cut": "no gradient reaches the prototypes: they are detached",
     "detached": "the length of a prototype must not be detached: its gradient is part of it",
     "softmax": "that is a softmax; it belongs to the loss",
     "normalised again": "the logits are normalised again: cosines are ready",
@@ -119,15 +129,22 @@ def Head(yours: Any) -> Any:
 
 
 def _parts(head: nn.Module, out_dim: int, bottleneck_dim: int) -> tuple[list, nn.Parameter]:
-    """The three Linears of a head's MLP, and its directions: whatever they are called."""
-    linears = [m for m in head.modules() if isinstance(m, nn.Linear)]
+    """The three Linears of a head's MLP, and its directions: whatever they are called. A bias that
+    the directions should not have is set to 0.
+    """
     directions = [p for p in head.parameters() if p.shape == (out_dim, bottleneck_dim)]
-    if len(linears) < 3:
-        raise ValueError(f"its MLP should have three Linears, and {len(linears)} are found")
     if len(directions) != 1:
-        raise ValueError(f"it should have one parameter of shape (out_dim, bottleneck_dim) for "
-                         f"the prototypes, and {len(directions)} are found")
-    return linears[:3], directions[0]
+        raise Mistake(f"it should have one parameter of shape (out_dim, bottleneck_dim) for "
+                      f"the prototypes, and {len(directions)} are found")
+    linears = []
+    for layer in (m for m in head.modules() if isinstance(m, nn.Linear)):
+        if layer.weight.shape != (out_dim, bottleneck_dim):
+            linears.append(layer)
+        elif layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    if len(linears) != 3:
+        raise Mistake(f"its MLP should have three Linears, and {len(linears)} are found")
+    return linears, directions[0]
 
 
 def _filled(in_dim: int, out_dim: int, hidden_dim: int, bottleneck_dim: int, use_bn: bool) -> Case:
@@ -163,7 +180,9 @@ def _started(in_dim: int, out_dim: int, hidden_dim: int, bottleneck_dim: int) ->
             w = F.normalize(directions, dim=-1)
             alike = (w @ w.T).mean().abs()
             known = [0.8 < r < 1.25 for r in ratios]
-            known += [*(b == 0 for b in biases), alike < 0.2, directions.norm(dim=1).mean() < 1.5]
+            lengths = directions.norm(dim=1)
+            known += [*(b == 0 for b in biases), alike < 0.2, lengths.mean() < 1.5]
+            known.append(lengths.min() > 0)
             return [torch.tensor(float(x)) for x in known]
 
     return case

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dino_lib.course.check import Case, check
+from dino_lib.course.check import Case, Mistake, check
 from dino_lib.course.head_module import random_tensor
 from dino_lib.head import MultiCropModel
 
@@ -74,7 +74,7 @@ class _Net(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.weight, self.calls = random_tensor(4, width), 0
+        self.weight, self.calls = nn.Parameter(random_tensor(4, width)), 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
@@ -92,10 +92,17 @@ def forward_views(yours: Callable) -> Callable:
     def one_by_one(backbone, head, views):
         return torch.stack([head(backbone(view)) for view in views])
 
+    def one_head(backbone, head, views):
+        return head(torch.cat([backbone(view) for view in views])).unflatten(0, (len(views), -1))
+
     def head_by_groups(backbone, head, views):
         parts = [views[a:b] for a, b in _runs([v.shape[-1] for v in views])]
         rows = [head(backbone(torch.cat(part))) for part in parts]
         return torch.cat(rows).unflatten(0, (len(views), -1))
+
+    def head_by_views(backbone, head, views):
+        rows = MultiCropModel(backbone, nn.Identity())(views)
+        return torch.stack([head(row) for row in rows])
 
     def rows_of(change):
         return lambda backbone, head, views: change(
@@ -110,17 +117,18 @@ def forward_views(yours: Callable) -> Callable:
     cases = [_sent(3, 8, 8, 5, 5, 5), _sent(2, 8, 5, 8), _sent(4, 6, 6, 6, 6), _sent(1, 5, 9)]
     return check("forward_views", yours, finished, cases, {
         "right, but one pass for each view: neighbours of one size fit into one": one_by_one,
+        "the head takes all features in one pass, but the backbone one view at a time: neighbours "
+        "of one size fit into one pass": one_head,
+        "no gradient reaches the backbone: its features are detached":
+            lambda b, h, views: finished(lambda x: b(x).detach(), h, views),
+        "no gradient comes back: the passes must not be under no_grad or detached":
+            lambda b, h, views: finished(b, h, views).detach(),
         "the backbone takes few passes, but the head should take all features in one":
             head_by_groups,
+        "the backbone takes few passes, but the head one view at a time: it should take all "
+        "features in one": head_by_views,
         "images and views are mixed up: the rows come view by view":
             rows_of(lambda rows, v: rows.unflatten(0, (-1, v)).transpose(0, 1)),
-        "the axes are (views, images, K), in this order":
-            rows_of(lambda rows, v: rows.unflatten(0, (v, -1)).transpose(0, 1)),
-        "that is (images, views, K), filled view by view: both are mixed up":
-            rows_of(lambda rows, v: rows.unflatten(0, (-1, v))),
-        "the rows still have to go back to their views: (V, B, K)": rows_of(lambda rows, v: rows),
-        "a mean over the views is too early: each view has its own logits":
-            rows_of(lambda rows, v: rows.unflatten(0, (v, -1)).mean(0)),
         "the views were sorted by size, and their order is lost": by_size,
         "the views were sorted by size, small ones first, and their order is lost": small_first,
         "these are the features: the head is missing":
@@ -131,7 +139,9 @@ def forward_views(yours: Callable) -> Callable:
 
 
 def _sent(batch: int, *sides: int) -> Case:
-    """Logits of views of these sides; and the passes of backbone and head beyond what is needed."""
+    """Logits of views of these sides, the gradients of both networks, and the passes of backbone
+    and head beyond what is needed.
+    """
 
     def case(forward: Any) -> list[Tensor] | None:
         views = [random_tensor(batch, 3, side, side, seed=i) for i, side in enumerate(sides)]
@@ -139,9 +149,27 @@ def _sent(batch: int, *sides: int) -> Case:
         logits = forward(backbone, head, views)
         if logits is None:
             return None
-        passes = (backbone.calls - len(_runs(sides)), head.calls - 1)
         if not isinstance(logits, Tensor):
-            raise TypeError("one tensor is needed, (V, B, K): torch.stack makes it of a list")
-        return [logits, *(torch.tensor(float(max(0, n))) for n in passes)]
+            raise Mistake("one tensor is needed, (V, B, K): torch.stack makes it of a list")
+        if logits.ndim != 3 or (batch, len(views)) == logits.shape[:2] != (len(views), batch):
+            raise Mistake(_shape_hint(tuple(logits.shape), len(views), batch))
+        if logits.requires_grad:
+            (logits * random_tensor(*logits.shape, seed=9)).sum().backward()
+        grads = [torch.zeros(1) if net.weight.grad is None else net.weight.grad
+                 for net in (backbone, head)]
+        passes = (backbone.calls - len(_runs(sides)), head.calls - 1)
+        return [logits, *grads, *(torch.tensor(float(max(0, n))) for n in passes)]
 
     return case
+
+
+def _shape_hint(shape: tuple[int, ...], views: int, batch: int) -> str:
+    """What is wrong with logits that have not three axes, or have them in another order."""
+    if len(shape) == 3:
+        return "the axes are (views, images, K), in this order; the rows come view by view"
+    if shape[:1] == (views * batch,):
+        return (f"the rows still have to go back to their views: the logits have shape {shape}, "
+                f"and (V, B, K) is ({views}, {batch}, {shape[-1]})")
+    if len(shape) == 2 and shape[0] == batch:
+        return "a mean over the views is too early: each view has its own logits"
+    return f"the logits have shape {shape}, and three axes are expected: (V, B, K)"

@@ -213,6 +213,46 @@ class LongPrototypes(WrongHead):
         return torch.randn(*shape)
 
 
+class Zeros(WrongHead):
+    def draw(self, *shape):
+        return torch.zeros(*shape)
+
+
+class DetachedPrototypes(WrongHead):
+    def forward(self, h):
+        return F.normalize(self.mlp(h), dim=-1) @ F.normalize(self.directions.detach(), dim=-1).T
+
+
+class LastLinear(WrongHead):
+    """A Linear as torch makes it, with a bias and rows of any length."""
+
+    def __init__(self, in_dim, out_dim, hidden_dim=2048, bottleneck_dim=256, use_bn=False):
+        super().__init__(in_dim, out_dim, hidden_dim, bottleneck_dim, use_bn)
+        del self.directions
+        self.last = nn.Linear(bottleneck_dim, out_dim)
+
+    def forward(self, h):
+        return self.last(F.normalize(self.mlp(h), dim=-1))
+
+
+class LastLinearPlain(LastLinear):
+    def forward(self, h):
+        return self.last(self.mlp(h))
+
+
+class BiasUnused(LastLinear):
+    def forward(self, h):
+        return F.normalize(self.mlp(h), dim=-1) @ F.normalize(self.last.weight, dim=-1).T
+
+
+class ThreeHidden(WrongHead):
+    def __init__(self, in_dim, out_dim, hidden_dim=2048, bottleneck_dim=256, use_bn=False):
+        super().__init__(in_dim, out_dim, hidden_dim, bottleneck_dim, use_bn)
+        self.mlp = nn.Sequential(*self.mlp[:-1], nn.Linear(hidden_dim, hidden_dim), nn.GELU(),
+                                 self.mlp[-1])  # fmt: skip
+        start(self.mlp)
+
+
 class TrainedGains(WeightNormHead):
     def __init__(self, *args, **named):
         super().__init__(*args, **named)
@@ -332,6 +372,11 @@ VIEWS_WRONG = {
     "features": lambda b, h, v: grouped(b, lambda x: x, v),
     "no last": lambda b, h, v: grouped(b, h, v[:-1]),
     "all in one": lambda b, h, v: h(b(torch.cat(v))).unflatten(0, (len(v), -1)),
+    "one head": lambda b, h, v: h(torch.cat([b(x) for x in v])).unflatten(0, (len(v), -1)),
+    "one by one and flat": lambda b, h, v: h(torch.cat([b(x) for x in v])),
+    "features detached": lambda b, h, v: grouped(lambda x: b(x).detach(), h, v),
+    "logits detached": lambda b, h, v: grouped(b, h, v).detach(),
+    "no grad": torch.no_grad()(lambda b, h, v: grouped(b, h, v)),
     "head before backbone": lambda b, h, v: torch.stack([b(h(x)) for x in v]),
 }
 
@@ -479,6 +524,12 @@ WRONG = {
             NoBatchNorm,
             TwoLinears,
             Softmax,
+            Zeros,
+            DetachedPrototypes,
+            LastLinear,
+            LastLinearPlain,
+            BiasUnused,
+            ThreeHidden,
         ]
     },
     "group_views": GROUP_WRONG,

@@ -287,11 +287,6 @@ def _():
     change_method("DINOHead", "__init__", wrong)
 
 
-@breaks("the original head's rows have any length", "02")
-def _():
-    change_method("OriginalHead", "forward", lambda right, self, x: self.mlp(x))
-
-
 @breaks("views and images are mixed up", "02")
 def _():
     def wrong(right, self, views):
