@@ -5,7 +5,7 @@
 #
 # **You will** take DINO apart, one part at a time, on a network so small that a run takes seconds: centering, sharpening, the moving average, the stop-gradient, the small views, the number of prototypes, batch norm in the head. Before each run you predict what will happen. A table, the *ledger*, keeps what the runs say.
 #
-# **You need** the loss of [notebook 03](03_loss.ipynb) and the teacher of [notebook 04](04_teacher.ipynb). You write eight pieces in about 55 minutes; reading, tables and runs take as long again, so about 110 in all. Running the whole notebook takes about 70 seconds of one CPU core.
+# **You need** the loss of [notebook 03](03_loss.ipynb) and the teacher of [notebook 04](04_teacher.ipynb). You write eight pieces in about 55 minutes; reading, tables and runs take as long again, so about 110 in all. Running the whole notebook takes about 60 seconds of one CPU core.
 #
 # Before: [06 · Attention](06_attention.ipynb).
 
@@ -459,7 +459,7 @@ for name in ("healthy", "no center", "no sharpening"):
           f"{np.mean(norms[-10:]):.2f} in the last ten")
 
 # %% [markdown]
-# In the two collapsed runs the gradient falls to about a twentieth of its first length; in the healthy run it falls to a fifth. We think that this is why their backbones keep what they learned before: little pulls at them. It's no proof, since the optimizer divides each step by the usual size of the gradient. After 100 updates the entropies show a collapse, and the k-NN doesn't yet.
+# In the two collapsed runs the gradient falls to a twentieth of its first length or less; in the healthy run it falls to a fifth. We think that this is why their backbones keep what they learned before: little pulls at them. It's no proof, since the optimizer divides each step by the usual size of the gradient. After 100 updates the entropies show a collapse, and the k-NN doesn't yet.
 
 # %% [markdown] tags=["note"]
 # **Teacher's note · 15 minutes.** Show the paper's figure 7 beside the four panels. Then ask: "If the head has collapsed, why is the k-NN not at chance?" Let them look at the norms of the gradient and at the KL. Nothing destroys the backbone in 100 updates.
@@ -511,8 +511,8 @@ show_scores(["untrained", *TEACHERS])
 # - **Teacher = student** (momentum 0): the k-NN is 0.29, below the untrained network's 0.35, and the attention depends on the seed. The entropies swing up and down: each update changes the question at once. The gap is open, so `diagnose` calls this run healthy. The rank of the features warns: it is 1.7 (table of section 8). No single number sees every failure. Section 5.2 of the paper reports that a copy of the student as teacher does not converge. Center and sharpening avoid collapse *in the presence of a momentum teacher*; without one they are not enough.
 # - **Momentum 0.5**: the half-life is one update, and that is still too short. The curves swing as well, the rank is 1.8, and the attention is less than half of the healthy run's. The k-NN hardly shows it.
 # - **Momentum 0.998**: the half-life is 346 updates, and the run has 100. The teacher hardly moves. The KL is 0.85, twice the healthy one.
-# - **Frozen random teacher**: it can't collapse, for its answers never change. The student learns to agree with a random network, which is a lesson of its own: two views of a picture have to get one answer. The KL is 1.97, more than twice that of momentum 0.998. There is no second lesson, since the teacher never gets better.
-# - **No stop-gradient**: the targets end *uniform*, though a free gradient would make them sure. In the figure the orange line is hidden under the green one. The loss, 8.32 in the table, lies far above ln K = 4.85. The student's own answers are nearly all the same, as the first choices above show. The targets come from the same answers, but the center has been subtracted from them, and little is left. The center hides one collapse under another. The attention is no better than the untrained network's.
+# - **Frozen random teacher**: it can't collapse, for its answers never change. The student learns to agree with a random network, which is a lesson of its own: two views of a picture have to get one answer. The KL is 1.96, more than twice that of momentum 0.998. There is no second lesson, since the teacher never gets better.
+# - **No stop-gradient**: a free gradient makes the targets sure at first: both entropies fall to near 0. Then the targets end *uniform*. In the figure the orange line is hidden under the green one. The loss, 8.32 in the table, lies far above ln K = 4.85. The student's own answers are nearly all the same, as the first choices above show. The targets come from the same answers, but the center has been subtracted from them, and little is left. The center hides one collapse under another. The attention is no better than the untrained network's.
 
 # %% [markdown] tags=["note"]
 # **Teacher's note · 10 minutes.** The misconception: "the stop-gradient only saves memory". Ask what the loss rewards if it may also change the question: an easy question. Then ask why the frozen teacher does not collapse (its answers can't move), and why that is no way to learn for long.
@@ -648,7 +648,7 @@ axes[0].invert_yaxis()
 # %% [markdown]
 # Read the table with the column "vs healthy" in mind. In k-NN only the student as its own teacher is beyond 4; no batch norm in the head and no stop-gradient lie between 2 and 4. All others are within 2, the collapsed runs among them.
 #
-# The attention says more. No stop-gradient (−13) and no batch norm in the head (−5) are far below the healthy run, and momentum 0.5 lies at the bound. Neither center nor sharpening, K = 8, the frozen teacher, momentum 0.998 and the student as its own teacher lie between 2 and 4, all of them below the healthy run. **No variant is above the healthy run by more than a seed does**: that is the best that this table says for DINO's parts.
+# The attention says more. No stop-gradient (−13) and no batch norm in the head (−5) are far below the healthy run, and momentum 0.5 lies at the bound. Neither center nor sharpening, K = 8, the frozen teacher, momentum 0.998 and the student as its own teacher lie between 2 and 4, all of them below the healthy run. No sharpening and one low temperature are at 2. **No variant is above the healthy run by more than a seed does**: that is the best that this table says for DINO's parts.
 #
 # The rank is near 1 (1.7 or 1.8) in four variants: the student as its own teacher, momentum 0.5, no stop-gradient, no batch norm. These are the four with the lowest attention. A rank of 4 or 5 says nothing: the collapsed runs have it, and the healthy one has less.
 
@@ -703,7 +703,7 @@ for axis in axes.flat:
     axis.set_xticks([]), axis.set_yticks([])
 
 # %% [markdown]
-# All maps have one colour scale; the number below each name is *above blind* on 200 pictures. The white line is the creature's outline, which no network has seen. The untrained maps show no creature. The healthy network's maps lie on it in most pictures. Single pictures don't rank the two collapsed networks; their numbers lie between: they had learned something before their answers became the same.
+# All maps have one colour scale; the number below each name is *above blind* on 200 pictures. The white line is the creature's outline, which no network has seen. The untrained maps are even: each patch gets the same. The healthy network's maps lie on it in most pictures. Single pictures don't rank the two collapsed networks; their numbers lie between: they had learned something before their answers became the same.
 
 # %% [markdown]
 # ## Summary
