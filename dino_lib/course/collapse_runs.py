@@ -157,8 +157,8 @@ def run(setting: Setting = HEALTHY, seed: int = 0, updates: int = 100, lr: float
         loss: Callable = lab_loss, signs: Callable = vital_signs,
         sinkhorn: Callable = sinkhorn) -> dict[str, Any]:
     """Train a student: {"log": lists of one number an update, "scores", "student", "teacher",
-    "targets": those of the last ten updates, (640, K)}. `loss`, `signs` and `sinkhorn` are the
-    pieces that the notebook's reader writes.
+    "targets": those of the last ten updates, (640, K), "norms": of each update's gradient before
+    it is clipped}. `loss`, `signs` and `sinkhorn` are the pieces that the reader writes.
     """
     student = build(setting, seed)
     teacher = make_teacher(student)
@@ -168,7 +168,7 @@ def run(setting: Setting = HEALTHY, seed: int = 0, updates: int = 100, lr: float
     generator = torch.Generator().manual_seed(seed)
     center = torch.zeros(setting.out_dim)
     log = {"loss": [], "of_one": [], "of_mean": [], "kl": []}
-    targets = []
+    targets, norms = [], []
 
     for update in range(updates):
         views = draw_views(setting.n_local, generator)
@@ -192,7 +192,7 @@ def run(setting: Setting = HEALTHY, seed: int = 0, updates: int = 100, lr: float
             group["lr"] = lrs[update]
         optimizer.zero_grad()
         value.backward()
-        nn.utils.clip_grad_norm_(student.parameters(), CLIP)
+        norms.append(float(nn.utils.clip_grad_norm_(student.parameters(), CLIP)))
         optimizer.step()
         ema_update(teacher, student, momenta[update])
 
@@ -205,7 +205,7 @@ def run(setting: Setting = HEALTHY, seed: int = 0, updates: int = 100, lr: float
     scores |= {f"{name}_end": float(np.mean(values[-10:])) for name, values in log.items()}
     scores["knn_teacher"] = measure(teacher)["knn"]
     return {"log": log, "scores": scores, "student": student, "teacher": teacher,
-            "targets": targets}
+            "targets": targets, "norms": norms}
 
 
 def measure(model: nn.Module) -> dict[str, float]:

@@ -1,8 +1,7 @@
-"""More self-checks of notebook 07: the loss, the targets, a setting, what seeds allow to say."""
+"""More self-checks of notebook 07: the loss, the targets, what seeds allow to say."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dino_lib.course import collapse_runs as lab
-from dino_lib.course.check import Case, check, on
+from dino_lib.course.check import Case, Mistake, check, on
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -26,6 +25,9 @@ def lab_loss(yours: Callable) -> Callable:
             teacher = _random(2, 3, 5, seed=1).requires_grad_()
             options = {} if stop is None else {"stop_gradient": stop}
             value = loss(student, teacher, _random(5, seed=2), *temps, **options)
+            if not teacher.requires_grad or not student.requires_grad:
+                raise Mistake("it changes the caller's tensor: take `detach()`, which gives one "
+                              "without a gradient and leaves the other as it was")
             if not torch.is_tensor(value):
                 return value
             found = torch.autograd.grad(value, [student, teacher], allow_unused=True,
@@ -76,6 +78,9 @@ def lab_loss(yours: Callable) -> Callable:
             _loss(*a, stop_gradient, "large")),
         "both teacher views give targets": lambda *a, stop_gradient=True: (
             _loss(*a, stop_gradient, "first")),
+        "this is the KL; the loss has the teacher's entropy as well":
+            lambda *a, stop_gradient=True: (
+                _loss(*a, stop_gradient) - _entropy(*a[1:], stop_gradient)),
         "the loss is a mean over the pairs": lambda s, *a, stop_gradient=True: (
             2 * (len(s) - 1) * _loss(s, *a, stop_gradient)),
         "the loss is a mean over the batch, not a sum":
@@ -126,6 +131,12 @@ def _loss(s: Tensor, t: Tensor, c: Tensor, student_temp: float, teacher_temp: fl
     return torch.stack([-product(q[i], log_p[v]).sum(-1).mean() for i, v in kept]).mean()
 
 
+def _entropy(t: Tensor, c: Tensor, _: float, teacher_temp: float, stop: bool) -> Tensor:
+    """The entropy of a target, the mean over views and batch."""
+    q = F.softmax(((t.detach() if stop else t) - c) / teacher_temp, dim=-1)
+    return torch.special.entr(q).sum(-1).mean()
+
+
 def sinkhorn(yours: Callable) -> Callable:
     """`yours(logits, temp, n_iterations=3)`: balanced targets (N, K)."""
     x = _random(6, 4)
@@ -140,7 +151,8 @@ def sinkhorn(yours: Callable) -> Callable:
             lambda x, t, n=3: _balance(x, t, n, start=lambda y: y.softmax(-1)),
         "the temperature divides the logits": lambda x, t, n=3: _balance(x, 1 / t, n),
         "the temperature is missing": lambda x, t, n=3: _balance(x, 1.0, n),
-        "n_iterations is not used: it goes round once": lambda x, t, n=3: _balance(x, t, 1),
+        "this is one round: columns and rows take turns, n_iterations times (not in two loops)":
+            lambda x, t, n=3: _balance(x, t, 1),
         "n_iterations is not used: it is 3 only if nothing is said":
             lambda x, t, n=3: _balance(x, t, 3),
         "one round too few": lambda x, t, n=3: _balance(x, t, n - 1),
@@ -247,54 +259,3 @@ def beyond_seeds(yours: Callable) -> Callable:
         "the spread is inside each variant, not that of all runs together":
             lambda a, b: difference(a, b) / float(np.std([*a, *b], ddof=1)),
     })
-
-
-def finished_with_half_life(setting: lab.Setting, updates: float) -> lab.Setting:
-    """The setting with a constant momentum of this half-life."""
-    return _constant(setting, 0.5 ** (1 / updates))
-
-
-def _constant(setting: lab.Setting, momentum: float) -> lab.Setting:
-    return replace(setting, momentum=momentum, momentum_end=momentum)
-
-
-def with_half_life(yours: Callable) -> Callable:
-    """`yours(setting, updates)`: a setting whose teacher has this half-life throughout."""
-
-    def case(setting: lab.Setting, updates: float) -> Case:
-        def call(piece: Callable) -> list[float] | None:
-            found = piece(setting, updates)
-            if found is None:
-                return None
-            if not isinstance(found, lab.Setting):
-                raise TypeError(f"a {type(found).__name__} is no Setting")
-            values = [getattr(found, field.name) for field in fields(lab.Setting)]
-            return [float(value != "center") if isinstance(value, str) else float(value)
-                    for value in values]
-
-        return call
-
-    other = lab.Setting(teacher_temp=0.1, targets="sinkhorn", out_dim=8, momentum_end=0.5)
-    cases = [case(lab.HEALTHY, 10), case(other, 1), case(other, 40)]
-    return check("with_half_life", yours, finished_with_half_life, cases, {
-        "the momentum rises on the way: momentum_end has to be set too":
-            lambda s, h: replace(s, momentum=0.5 ** (1 / h)),
-        "momentum_end alone leaves the start as it was":
-            lambda s, h: replace(s, momentum_end=0.5 ** (1 / h)),
-        "m to the power of the half-life is one half; this is one half to the half-life":
-            lambda s, h: _constant(s, 0.5**h),
-        "solve m to the power of h = one half; this solves it for two h":
-            lambda s, h: _constant(s, 0.5 ** (2 / h)),
-        "one half is left after the half-life, not 0.6": lambda s, h: _constant(s, 0.6 ** (1 / h)),
-        "e^(-1/h) leaves 1/e, not one half": lambda s, h: _constant(s, math.exp(-1 / h)),
-        "1 - 1/h is near e^(-1/h), which leaves 1/e, not one half":
-            lambda s, h: _constant(s, 1 - 1 / h),
-        "1 - 0.5/h is only near it": lambda s, h: _constant(s, 1 - 0.5 / h),
-        "m is what the teacher keeps, not what it takes":
-            lambda s, h: _constant(s, 1 - 0.5 ** (1 / h)),
-        "the momentum is a number below 1, not the half-life": lambda s, h: _constant(s, float(h)),
-        "all else stays as the setting has it": lambda s, h: _constant(lab.HEALTHY, 0.5 ** (1 / h)),
-        "the setting comes back unchanged": lambda s, h: s,
-        "this is the logarithm of the momentum": lambda s, h: _constant(s, math.log(0.5) / h),
-        "one half to the power 1/h, not one half times 1/h": lambda s, h: _constant(s, 0.5 / h),
-    }, used=False)

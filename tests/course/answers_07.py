@@ -28,6 +28,10 @@ def used_sum(q):
     return (q > 0.5).flatten(0, -2).any(0).sum()
 
 
+def used_set_of_tensors(q):
+    return len(set(q.argmax(-1)))
+
+
 # vital signs
 def signs_by_library(q, log_p):
     n = len(log_p)
@@ -62,6 +66,20 @@ def signs_two(q, log_p):
     return signs_by_einsum(q, log_p)[:2]
 
 
+def signs_mean_over_k(q, log_p):
+    return torch.special.entr(q).mean(), *signs_by_einsum(q, log_p)[1:]
+
+
+def signs_kl_div_mean(q, log_p):
+    return *signs_by_einsum(q, log_p)[:2], signs_by_einsum(q, log_p)[2] / q.shape[-1]
+
+
+def signs_of_student(q, log_p):
+    p = log_p.exp()
+    of_mean = torch.special.entr(p.mean((0, 1))).sum()
+    return torch.special.entr(p).sum(-1).mean(), of_mean, signs_by_einsum(q, log_p)[2]
+
+
 # diagnosis
 def diagnose_nested(of_one, of_mean, n_prototypes):
     one, mean = (x / np.log(n_prototypes) for x in (of_one, of_mean))
@@ -84,6 +102,20 @@ def diagnose_tensor(of_one, of_mean, n_prototypes):
 
 def diagnose_words(of_one, of_mean, n_prototypes):
     return diagnose_nested(of_one, of_mean, n_prototypes).replace("uniform", "undecided")
+
+
+def diagnose_second_of_one(of_one, of_mean, n_prototypes):
+    one, mean = of_one / math.log(n_prototypes), of_mean / math.log(n_prototypes)
+    if mean - one > 0.1:
+        return "healthy"
+    return "one prototype" if one < 0.2 else "uniform" if one > 0.9 else "one mixed answer"
+
+
+def diagnose_third_of_mean(of_one, of_mean, n_prototypes):
+    one, mean = of_one / math.log(n_prototypes), of_mean / math.log(n_prototypes)
+    if mean - one > 0.1:
+        return "healthy"
+    return "one prototype" if mean < 0.2 else "uniform" if mean > 0.9 else "one mixed answer"
 
 
 def diagnose_silent(of_one, of_mean, n_prototypes):
@@ -142,6 +174,18 @@ def loss_item(student, teacher, center, student_temp, teacher_temp, stop_gradien
     return loss_by_einsum(student, teacher, center, student_temp, teacher_temp).item()
 
 
+def loss_kl(student, teacher, center, student_temp, teacher_temp, stop_gradient=True):
+    targets = teacher.detach() if stop_gradient else teacher
+    q = ((targets - center) / teacher_temp).softmax(-1)
+    cross = loss_by_einsum(student, teacher, center, student_temp, teacher_temp, stop_gradient)
+    return cross - torch.special.entr(q).sum(-1).mean()
+
+
+def loss_callers_tensor(student, teacher, center, student_temp, teacher_temp, stop_gradient=True):
+    teacher.requires_grad_(not stop_gradient)
+    return loss_by_einsum(student, teacher, center, student_temp, teacher_temp, stop_gradient)
+
+
 # Sinkhorn
 def sinkhorn_in_place(logits, temp, n_iterations=3):
     q = (logits / temp).exp()
@@ -171,6 +215,15 @@ def sinkhorn_logs(logits, temp, n_iterations=3):
 
 def sinkhorn_rows_only(logits, temp, n_iterations=3):
     return (logits / temp).softmax(-1)
+
+
+def sinkhorn_two_loops(logits, temp, n_iterations=3):
+    q = torch.exp(logits / temp)
+    for _ in range(n_iterations):
+        q = q / q.sum(0)
+    for _ in range(n_iterations):
+        q = q / q.sum(1, keepdim=True)
+    return q
 
 
 def sinkhorn_transposed(logits, temp, n_iterations=3):
@@ -239,9 +292,23 @@ WRONG = {
         "of the mean": lambda q: q.flatten(0, -2).mean(0).argmax(),
         "largest number": lambda q: q.argmax(-1).max() + 1,
         "values": lambda q: len(q.max(-1).values.unique()),
+        "set of tensors": used_set_of_tensors,
+        "first view": lambda q: len(q[0].argmax(-1).unique()),
     },
-    "vital_signs": {"nan": signs_nan, "reversed": signs_reversed, "two": signs_two},
-    "diagnose": {"other words": diagnose_words, "silent": diagnose_silent},
+    "vital_signs": {
+        "nan": signs_nan,
+        "reversed": signs_reversed,
+        "two": signs_two,
+        "mean over K": signs_mean_over_k,
+        "kl_div with mean": signs_kl_div_mean,
+        "the student's": signs_of_student,
+    },
+    "diagnose": {
+        "other words": diagnose_words,
+        "silent": diagnose_silent,
+        "second of one": diagnose_second_of_one,
+        "third of mean": diagnose_third_of_mean,
+    },
     "effective_rank": {
         "nan": rank_nan,
         "gram": rank_gram_values,
@@ -251,8 +318,17 @@ WRONG = {
         "entropy": lambda x: math.log(rank_by_gram(x)),
         "entries": lambda x: torch.special.entr(x.abs() / x.abs().sum()).sum().exp(),
     },
-    "lab_loss": {"no gradient at all": loss_all_no_grad, "a number": loss_item},
-    "sinkhorn": {"softmax": sinkhorn_rows_only, "transposed": sinkhorn_transposed},
+    "lab_loss": {
+        "no gradient at all": loss_all_no_grad,
+        "a number": loss_item,
+        "KL": loss_kl,
+        "the caller's tensor": loss_callers_tensor,
+    },
+    "sinkhorn": {
+        "softmax": sinkhorn_rows_only,
+        "transposed": sinkhorn_transposed,
+        "two loops": sinkhorn_two_loops,
+    },
     "beyond_seeds": {"ddof 0": beyond_numpy_default, "ratio": beyond_ratio},
     "with_half_life": {"a number": half_life_number, "assigns": half_life_assigns},
 }
