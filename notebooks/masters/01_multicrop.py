@@ -9,7 +9,7 @@
 #
 # **You need** PyTorch tensors and a little probability. Nothing is trained here.
 #
-# **Time.** The cells take about 30 seconds of one CPU core, a quarter of it for imports (measured on a busy machine). The eight pieces are marked with 53 minutes and the exercise with 8. Plan another hour for the reading.
+# **Time.** The cells take about 35 seconds of one CPU core, a quarter of it for imports (measured on a busy machine). The eight pieces are marked with 53 minutes and the exercise with 8. Plan another hour for the reading.
 #
 # Next: [02 · Backbone and head](02_head.ipynb).
 
@@ -804,7 +804,7 @@ neighbour_sheet(torch.stack([as_seen[i] for _, i in asked]),
                 titles=[name for name, _ in asked])
 
 # %% [markdown]
-# For the trained teacher, crops and colours each cost something, and the colours cost more. A crop often shows only a part of the creature. The untrained network and the histogram lose by the colours alone: they go by tint. The trained teacher stays above the colour histogram throughout; the untrained network stays below it. (One trained teacher, one untrained network, 200 queries: a percent or two means nothing.)
+# For the trained teacher, crops and colours each cost something, in this run the colours a little more. A crop often shows only a part of the creature. The untrained network and the histogram lose almost only by the colours: they go by tint. The trained teacher stays above the colour histogram throughout; the untrained network stays below it. (One trained teacher, one untrained network, 200 queries: a percent or two means nothing.)
 #
 # In the sheet, each query is a global view in changed colours. Its five nearest pictures follow, framed by their class. The untrained network finds pictures of a like tint, whatever lies in them. The trained one finds the creature in the first two examples. In the third it has the palette right, and the creature wrong.
 
