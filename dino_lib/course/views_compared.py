@@ -229,7 +229,7 @@ def found_by_colour(yours: Callable) -> Callable:
 
 
 def _of_any_size(a: Tensor, b: Tensor) -> Case:
-    """Views of two sizes. What fails on them, and not on views of one, has no colours to compare."""
+    """Views of two sizes; what fails on them, but not on views of one, compares no colours."""
 
     def case(piece: Callable) -> Tensor:
         try:
