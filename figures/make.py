@@ -80,7 +80,8 @@ def architecture() -> Figure:
     arrow(axis, (13.15, 3.3), (13.9, 2.48))
     arrow(axis, (13.15, 0.8), (13.9, 1.62))
     arrow(axis, (7.0, 2.98), (7.0, 1.12), BROWN)
-    average = "moving average, after each update:\nt \u2190 m t + (1 - m) s"
+    formula = "\u03b8\u209c \u2190 m \u03b8\u209c + (1 - m) \u03b8\u209b"
+    average = f"moving average of the weights:\n{formula}"
     axis.text(7.15, 2.05, average, fontsize=10, color=BROWN, va="center")
     axis.plot([14.5, 14.5, 7.0], [2.45, 4.5, 4.5], BLUE, linewidth=1.3, linestyle="--")
     arrow(axis, (7.0, 4.5), (7.0, 3.82), BLUE)

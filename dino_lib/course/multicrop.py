@@ -1,14 +1,14 @@
 """The self-checks of notebook 01: multi-crop."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dino_lib.course import one_image as finished
-from dino_lib.course.check import Case, check, on, unless
+from dino_lib.course.check import Case, Mistake, check, on, unless
 from dino_lib.course.views_compared import found_by_colour, pairs, put_back, shared
 
 __all__ = ["crop", "crop_size", "found_by_colour", "pairs", "put_back", "saturation", "shared",
@@ -80,14 +80,23 @@ def crop(yours: Callable) -> Callable:
         options = {"mode": "bicubic", "antialias": True} | options
         return F.interpolate(part[None], (size, size), **options)[0]
 
-    def cut(change: Callable) -> Callable:
-        """The right resize of another part: change(top, left, h, w) -> rows, columns."""
+    def cut(change: Callable, **options: object) -> Callable:
+        """The resize of another part: change(top, left, h, w) -> rows, columns."""
 
         def piece(x: Tensor, box: tuple, size: int) -> Tensor:
             rows, columns = change(*box)
-            return _in_range(resize(x[:, rows, columns], size))
+            return _in_range(resize(x[:, rows, columns], size, **options))
 
         return piece
+
+    def alike(*wrong: Callable) -> Callable:
+        """`yours`, if it is like one of the wrong pieces on a float image, clamped or not."""
+
+        def differs(f: Callable) -> bool:
+            view = torch.as_tensor(f(*inputs[0])).clamp(0, 1)
+            return not any(torch.allclose(view, w(*inputs[0]), atol=0.006) for w in wrong)
+
+        return unless(yours, differs)
 
     def resized(**options: object) -> Callable:
         def piece(x: Tensor, box: tuple, size: int) -> Tensor:
@@ -106,8 +115,10 @@ def crop(yours: Callable) -> Callable:
             x, box, size)
 
     return check("crop", yours, finished.crop, cases, {
-        "rows come first: top and height belong to the rows, left and width to the columns":
+        "rows come first: top and h cut the rows, left and w the columns": alike(
             cut(lambda t, le, h, w: (slice(le, le + w), slice(t, t + h))),
+            cut(lambda t, le, h, w: (slice(le, le + w), slice(t, t + h)), antialias=False),
+            cut(lambda t, le, h, w: (slice(le, le + h), slice(t, t + w)))),
         "the height and the width of the box are exchanged":
             cut(lambda t, le, h, w: (slice(t, t + w), slice(le, le + h))),
         "the slice ends at top + h and left + w: the box gives a length, not an end":
@@ -125,8 +136,8 @@ def crop(yours: Callable) -> Callable:
         "the batch's axis is still there: [0] takes it away":
             lambda x, box, size: finished.crop(x, box, size)[None],
         "nothing is resized: the view has size x size pixels": lambda x, box, size: _part(x, box),
-        "pixels are skipped where the crop shrinks: antialias=True averages over them":
-            resized(antialias=False),
+        "where the crop shrinks, it has to be antialiased: antialias=True averages over the pixels":
+            alike(resized(antialias=False)),
         "this resize is bilinear: mode='bicubic' is asked for": resized(mode="bilinear"),
         "this resize is bilinear and skips pixels: mode='bicubic', antialias=True":
             resized(mode="bilinear", antialias=False),
@@ -278,6 +289,9 @@ def _listed(n_local: int) -> Case:
             return make
 
         makers = recipe("first", 1.0), recipe("second", 2.0), recipe("local", 3.0)
-        return list(piece(torch.full((3, 8, 8), 0.5), *makers, n_local))
+        found = piece(torch.full((3, 8, 8), 0.5), *makers, n_local)
+        if isinstance(found, Iterator):
+            raise Mistake("return a list: a generator makes its views only when they are looked at")
+        return list(found)
 
     return case

@@ -1,13 +1,13 @@
 """The self-checks of notebook 01, second part: which views meet, and what they have in common."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dino_lib.course import one_image as finished
-from dino_lib.course.check import Case, check, on, unless
+from dino_lib.course.check import Case, Mistake, check, on, unless
 
 
 def pairs(yours: Callable) -> Callable:
@@ -45,16 +45,18 @@ def pairs(yours: Callable) -> Callable:
             grid(two, range, lambda i, v: i == v),
         "some pairs are there twice": lambda n: finished.pairs(n) * 2,
         "a view has a number outside 0 ... n_views - 1": lambda n: [(-1, -1)],
-    }, used=False)
+    })
 
 
 def _table(n: int) -> Case:
     """(n, n): how often teacher's view i meets student's view v; -1 if there is no such view."""
 
     def case(piece: Callable) -> Tensor | None:
-        found: Iterable | None = piece(n)
+        found = piece(n)
         if found is None:
             return None
+        if isinstance(found, Iterator):
+            raise Mistake("return a list: a generator has no length, and is used up after one look")
         table = torch.zeros(n, n)
         for i, v in found:
             if not (0 <= int(i) < n and 0 <= int(v) < n):
@@ -113,10 +115,6 @@ def shared(yours: Callable) -> Callable:
             at_least(0, None),
         "boxes above each other share nothing: the height below 0 has to be clamped":
             at_least(None, 0),
-        "where boxes have a gap the shared height is 0, not a pixel": at_least(1, 0),
-        "where boxes have a gap the shared width is 0, not a pixel": at_least(0, 1),
-        "where boxes have a gap the shared height is 0, not negative": at_least(-1, 0),
-        "where boxes have a gap the shared width is 0, not negative": at_least(0, -1),
         "divide by the area of the smaller box, not of the larger": by(lambda p, q, o: max(p, q)),
         "divide by the smaller box, not by the first": by(lambda p, q, o: p),
         "divide by the smaller box, not by the second": by(lambda p, q, o: q),
@@ -179,7 +177,7 @@ def found_by_colour(yours: Callable) -> Callable:
         base = torch.rand(n, 3, 1, 1, generator=generator)
         a = base + 0.4 * torch.rand(n, 3, 6, 6, generator=generator)
         b = base + noise * torch.randn(n, 3, 1, 1, generator=generator) * torch.ones(1, 1, 4, 8)
-        cases.append(on(a, b))
+        cases.append(_of_any_size(a, b))
 
     def means(x: Tensor) -> Tensor:
         return x.mean((2, 3))
@@ -221,7 +219,6 @@ def found_by_colour(yours: Callable) -> Callable:
         "this is the sum of a view's pixels: views of other sizes need the mean":
             by(lambda x: x.sum((2, 3))),
         "one pixel's colour is compared, not the mean colour": by(lambda x: x[:, :, 0, 0]),
-        "the brightest pixel is compared, not the mean colour": by(lambda x: x.amax((2, 3))),
         "rows are compared at their own place alone: look for the nearest of all rows":
             lambda a, b: (means(a) - means(b)).norm(dim=1).mean(),
         "the largest product is not the nearest colour: take the distance":
@@ -231,11 +228,24 @@ def found_by_colour(yours: Callable) -> Callable:
     })
 
 
+def _of_any_size(a: Tensor, b: Tensor) -> Case:
+    """Views of two sizes; what fails on them, but not on views of one, compares no colours."""
+
+    def case(piece: Callable) -> Tensor:
+        try:
+            return on(a, b)(piece)
+        except RuntimeError:
+            on(a, a)(piece)
+        raise Mistake("average over height and width, axes 2 and 3: three numbers are left a view")
+
+    return case
+
+
 def put_back(yours: Callable) -> Callable:
     """`yours(map_, box, flipped, size)`: a view's map, laid where the view was cut."""
     map_ = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
     cases = [on(map_, (3, 5, 12, 9), False, 20), on(map_, (2, 6, 10, 14), True, 24),
-             on(map_[:3, :2], (0, 0, 16, 16), True, 16), on(map_, (8, 1, 3, 2), False, 12)]
+             on(map_[:3, :2], (0, 0, 16, 16), True, 16), on(map_, (5, 1, 7, 4), False, 12)]
 
     def laid(place: Callable = lambda t, le, h, w: (t, le, h, w), fill: float = 0.0,
              turn: Callable = lambda m, flipped: m.flip(-1) if flipped else m,
@@ -258,8 +268,6 @@ def put_back(yours: Callable) -> Callable:
             laid(turn=lambda m, flipped: m.flip(-1)),
         "it is turned upside down: a view is mirrored along its columns, the last axis":
             laid(turn=lambda m, flipped: m.flip(0) if flipped else m),
-        "it is mirrored along both axes: along the last one alone":
-            laid(turn=lambda m, flipped: m.flip(0, 1) if flipped else m),
         "the whole image is mirrored: mirror the map, before it is laid back":
             lambda m, b, f, s: right(m, b, False, s).flip(-1) if f else right(m, b, False, s),
         "top and left are exchanged": laid(lambda t, le, h, w: (le, t, h, w)),
@@ -277,8 +285,6 @@ def put_back(yours: Callable) -> Callable:
                 m.flip(-1) if f else m, s, s), b),
         "only the part is here: lay it into an image of zeros":
             lambda m, b, f, s: _stretched(m.flip(-1) if f else m, *b[2:]),
-        "the map is divided by its sum: keep its values": lambda m, b, f, s: right(
-            m / m.sum(), b, f, s),
     })
 
 

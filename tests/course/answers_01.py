@@ -197,7 +197,7 @@ def put_back_torchvision(map_, box, flipped, size):
     if flipped:
         map_ = torch.flip(map_, [1])
     whole = torch.zeros(1, size, size)
-    whole[:, top : top + h, left : left + w] = tv.resize(map_[None], [h, w], antialias=False)
+    whole[:, top : top + h, left : left + w] = tv.resize(map_[None], [h, w], antialias=True)
     return whole
 
 
@@ -253,6 +253,15 @@ WRONG = {
         "no clamp": lambda x, b, s: tv.resized_crop(
             x, *b, [s, s], InterpolationMode.BICUBIC, antialias=True
         ),
+        "no antialias": lambda x, b, s: resize(
+            x[:, b[0] : b[0] + b[2], b[1] : b[1] + b[3]], s, antialias=False
+        ),
+        "neither antialias nor clamp": lambda x, b, s: tv.resized_crop(
+            x, *b, [s, s], InterpolationMode.BICUBIC, antialias=False
+        ),
+        "width for rows": lambda x, b, s: resize(
+            x[:, b[1] : b[1] + b[2], b[0] : b[0] + b[3]], s, antialias=False
+        ),
         "clamped to 1": lambda x, b, s: in_bounds(torch.as_tensor(crop_narrow(x, b, s))),
     },
     "saturation": {
@@ -280,7 +289,8 @@ WRONG = {
         "one local": lambda x, a, b, c, n: [a(x), b(x), c(x)],
         "no second": lambda x, a, b, c, n: [a(x)] + [c(x) for _ in range(n)],
         "nested": lambda x, a, b, c, n: [[a(x), b(x)], c(x)],
-        "a generator": lambda x, a, b, c, n: [recipe for recipe in (a, b)],
+        "a generator": lambda x, a, b, c, n: (recipe(x) for recipe in [a, b] + [c] * n),
+        "two recipes": lambda x, a, b, c, n: [recipe for recipe in (a, b)],
         "recipes, not views": lambda x, a, b, c, n: [a, b] + [c] * n,
         "a chain": lambda x, a, b, c, n: [a(x), b(a(x))] + [c(x) for _ in range(n)],
         "one more": lambda x, a, b, c, n: right_views(x, a, b, c, n + 1),
@@ -300,6 +310,7 @@ WRONG = {
         "the number": lambda n: 2 * (n - 1),
         "last missing": lambda n: [(i, v) for i in (0, 1) for v in range(n - 1) if i != v],
         "zip": lambda n: list(zip((0, 1), range(n), strict=False)),
+        "a generator": lambda n: (pair for pair in pairs(n)),
     },
     "shared": {
         "gaps": lambda a, b: max(sides_of(a, b)[0] * sides_of(a, b)[1], 0) / smaller(a, b),
@@ -333,6 +344,7 @@ WRONG = {
         "nearest rows": lambda a, b: distances(a, b).argmin(1),
         "mean distance": lambda a, b: distances(a, b).diagonal().mean(),
         "batch averaged": lambda a, b: own(torch.cdist(a.mean((0, 2)), b.mean((0, 2)))),
+        "colours of columns": lambda a, b: own(torch.cdist(a.mean((1, 2)), b.mean((1, 2)))),
         "lost": lambda a, b: 1 - own(distances(a, b)),
     },
     "put_back": {
