@@ -540,5 +540,7 @@ WRONG = {
 }
 EQUIVALENT = {
     "cosine_logits": ["F.normalize(z) @", "F.normalize(directions).T"],  # dim=1 is the default
+    # only the weight of that Linear is kept: its bias, if it has one, is thrown away
+    "Head": ["(bottleneck_dim, out_dim).weight", "(bottleneck_dim, out_dim, bias=True).weight"],
     "forward_views": ["view.shape[-2]"],  # views are square
 }
