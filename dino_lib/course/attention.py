@@ -1,17 +1,16 @@
-"""The self-checks of notebook 06: attention. Those of its closing exercises are beside it, in
-`attention_exercises`.
+"""The self-checks of notebook 06: attention. Beside it stand that of the k-NN, in `attention_knn`,
+and those of the closing exercises, in `attention_exercises`.
 """
 
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dino_lib.course.attention_exercises import head_entropy, mask_to_box, patch_row, rollout
-from dino_lib.course.check import Case, check, on
+from dino_lib.course.attention_knn import knn
+from dino_lib.course.check import check, on
 from dino_lib.measure import masks
-from dino_lib.measure.knn import knn_predict
 
 __all__ = ["attention_row", "head_entropy", "knn", "mask_to_box", "mass_mask", "patch_row",
            "rollout"]
@@ -75,6 +74,8 @@ def attention_row(yours: Callable) -> Callable:
             lambda q, k, grid: finished(q, k, grid).flatten(2),
         "the grid is (h, w), rows first; the patches come row by row":
             lambda q, k, grid: finished(q, k, grid[::-1]),
+        "the patches come row by row, and the grid was filled column by column":
+            lambda q, k, grid: finished(q, k, grid[::-1]).mT,
         "the sign of the scores is turned: large products get much":
             wrong(lambda s: (-s).softmax(-1)[:, :, 0]),
         "the softmax goes over the keys, the last axis; over the one query everything is 1":
@@ -106,6 +107,13 @@ def mass_mask(yours: Callable) -> Callable:
     def wrong(inside=lambda larger, mass, all_of, keep: larger < keep * all_of, **changed):
         return lambda maps, keep=0.6: mask(maps, keep, inside, **changed)
 
+    def sorted_inside(maps, keep):
+        mass = maps.flatten(-2).sort(-1, descending=True).values
+        return mass.cumsum(-1) - mass < keep * mass.sum(-1, keepdim=True)
+
+    def quantile(maps, keep):
+        return maps.flatten(-2).quantile(1 - keep, dim=-1)[..., None, None]
+
     generator = torch.Generator().manual_seed(0)
     maps = [scale * torch.rand(*shape, generator=generator) ** 3 for shape, scale in
             [((2, 3, 4, 5), 0.02), ((3, 6, 3), 4.0), ((5, 4), 0.03)]]
@@ -129,6 +137,17 @@ def mass_mask(yours: Callable) -> Callable:
             lambda maps, keep=0.6: mask(maps, 0.6),
         "that is the order of size: put the answers back into their places (scatter)":
             wrong(back=False),
+        "`order` says where each answer came from: put it back with scatter, not gather":
+            lambda maps, keep=0.6: sorted_inside(maps, keep).gather(-1, maps.flatten(-2).sort(
+                -1, descending=True).indices).view(maps.shape),
+        "each map by itself, not all of them in one row: flatten the last two axes, flatten(-2)":
+            lambda maps, keep=0.6: mask(maps.reshape(1, -1), keep).view(maps.shape),
+        "each map by itself: flatten(-2), for any number of axes may stand before the last two":
+            lambda maps, keep=0.6: mask(maps.flatten(1)[:, None], keep).view(maps.shape),
+        "a quantile counts patches; the mass has to be added up":
+            lambda maps, keep=0.6: maps >= quantile(maps, keep),
+        "a quantile counts patches, and the mass has to be added up":
+            lambda maps, keep=0.6: maps > quantile(maps, keep),
         "that is the share of the patches, not of the mass":
             wrong(lambda larger, mass, all_of, keep:
                   (torch.arange(mass.shape[-1]) < keep * mass.shape[-1]).expand_as(mass)),
@@ -154,101 +173,4 @@ def mass_mask(yours: Callable) -> Callable:
             lambda larger, mass, all_of, keep: mass.cumprod(-1) - mass < keep * all_of),
         "`scatter` takes the places first and the answers after them": wrong(
             lambda larger, mass, all_of, keep: torch.zeros_like(mass, dtype=torch.bool)),
-    })
-
-
-def knn(yours: Callable) -> Callable:
-    """`yours(gallery, labels, queries, k=20, temperature=0.07)`: a class for each query."""
-
-    def finished(gallery, labels, queries, k=20, temperature=0.07):
-        return knn_predict(gallery, labels, queries, k=k, temperature=temperature)
-
-    def votes(gallery, labels, queries, k=20, temperature=0.07,
-              unit=lambda x: F.normalize(x, dim=-1),
-              weight=lambda cosine, t: (cosine / t).exp(), largest=True, choose=Tensor.argmax):
-        similar = unit(queries) @ unit(gallery).T
-        cosine, index = similar.topk(k, largest=largest)
-        count = weight(cosine, temperature)[..., None] * F.one_hot(labels[index])
-        return choose(count.sum(1), -1)
-
-    def wrong(**changed):
-        return lambda *a, **k: votes(*a, **k, **changed)
-
-    cases = [_labelled(60, 400, 5), _labelled(30, 80, 3, k=5, temperature=1.0),
-             _labelled(60, 300, 4, temperature=1.0), _labelled(50, 80, 6, k=1),
-             _labelled(25, 40, 3, k=25, temperature=0.02)]
-    return check("knn", yours, finished, cases, {
-        "every neighbour has one vote; the nearer ones should count for more: exp(cosine / t)":
-            wrong(weight=lambda cosine, t: torch.ones_like(cosine)),
-        "the weight is exp(cosine / t), not the cosine": wrong(weight=lambda cosine, t: cosine),
-        "the weight is exp(cosine / t), not cosine / t": wrong(
-            weight=lambda cosine, t: cosine / t + 0 * t),
-        "divide the cosine by the temperature, don't multiply":
-            wrong(weight=lambda cosine, t: (cosine * t).exp()),
-        "the temperature is missing": wrong(weight=lambda cosine, t: cosine.exp()),
-        "`temperature` is an argument: 0.07 is only its default":
-            wrong(weight=lambda cosine, t: (cosine / 0.07).exp()),
-        "near neighbours should count for more, not for less":
-            wrong(weight=lambda cosine, t: (-cosine / t).exp()),
-        "both have to be normalised: these are products, not cosines": wrong(unit=lambda x: x),
-        "the gallery has to be normalised: a long feature is not a near one":
-            lambda g, labels, q, k=20, temperature=0.07: votes(
-                g, labels, F.normalize(q, dim=-1), k, temperature, unit=lambda x: x),
-        "the queries have to be normalised: their length changes the weights":
-            lambda g, labels, q, k=20, temperature=0.07: votes(
-                F.normalize(g, dim=-1), labels, q, k, temperature, unit=lambda x: x),
-        "normalise along the features, the last axis": wrong(unit=lambda x: F.normalize(x, dim=0)),
-        "these are the least similar ones": wrong(largest=False),
-        "that is the class of the nearest alone": lambda g, labels, q, k=20, temperature=0.07:
-            finished(g, labels, q, k=1),
-        "`k` is an argument: 20 is only its default": lambda g, labels, q, k=20, temperature=0.07:
-            finished(g, labels, q, k=min(20, len(g)), temperature=temperature),
-        "all of the gallery votes; only the k nearest should":
-            lambda g, labels, q, k=20, temperature=0.07:
-                finished(g, labels, q, k=len(g), temperature=temperature),
-        "that is the class with the fewest votes": wrong(choose=Tensor.argmin),
-        "that is the number of the nearest, not its class":
-            lambda g, labels, q, k=20, temperature=0.07:
-                (F.normalize(q, dim=-1) @ F.normalize(g, dim=-1).T).argmax(-1),
-        "one neighbour too many: k, and the query is not in the gallery":
-            lambda g, labels, q, k=20, temperature=0.07:
-                finished(g, labels, q, k=min(k + 1, len(g)), temperature=temperature),
-        "these are twice the neighbours": lambda g, labels, q, k=20, temperature=0.07:
-            finished(g, labels, q, k=min(2 * k, len(g)), temperature=temperature),
-        "the nearest is left out; a query is not in the gallery":
-            lambda g, labels, q, k=20, temperature=0.07: votes(
-                g, labels, q, min(k + 1, len(g)), temperature,
-                weight=lambda c, t: (c / t).exp() * (torch.arange(c.shape[1]) > 0)),
-        "the sum of the votes goes over the neighbours": wrong(
-            choose=lambda count, dim: torch.zeros(len(count), dtype=torch.long)),
-        "the votes of a class are added up, not averaged": lambda g, labels, q, k=20,
-            temperature=0.07: _mean_votes(g, labels, q, k, temperature),
-        "the weight is exp(cosine / t), not its logarithm": wrong(
-            weight=lambda cosine, t: (cosine / t).log()),
-        "normalise the gallery along the features, the last axis":
-            lambda g, labels, q, k=20, temperature=0.07: votes(
-                F.normalize(g, dim=0), labels, F.normalize(q, dim=-1), k, temperature, lambda x: x),
-        "normalise the queries along the features, the last axis":
-            lambda g, labels, q, k=20, temperature=0.07: votes(
-                F.normalize(g, dim=-1), labels, F.normalize(q, dim=0), k, temperature, lambda x: x),
-        "the exponent is doubled": wrong(weight=lambda cosine, t: (2 * cosine / t).exp()),
-    })
-
-
-def _mean_votes(gallery, labels, queries, k, temperature):
-    cosine, index = (F.normalize(queries, dim=-1) @ F.normalize(gallery, dim=-1).T).topk(k)
-    one_hot = F.one_hot(labels[index]).float()
-    count = ((cosine / temperature).exp()[..., None] * one_hot).sum(1)
-    return (count / one_hot.sum(1).clamp(min=1)).argmax(-1)
-
-
-def _labelled(n: int, m: int, classes: int, **options: float) -> Case:
-    """A gallery of n features of any length around the classes' directions, and m queries."""
-    generator = torch.Generator().manual_seed(n + classes)
-    centers = torch.randn(classes, 6, generator=generator)
-    labels = torch.randint(classes, (n,), generator=generator)
-    gallery = centers[labels] + 2 * torch.randn(n, 6, generator=generator)
-    gallery = gallery * (3 * torch.rand(n, 1, generator=generator)).exp()
-    queries = torch.randn(m, 6, generator=generator)
-    queries = queries * (3 * torch.rand(m, 1, generator=generator)).exp() / 4
-    return on(gallery, 2 * labels + 1, queries, **options)
+    }, counted="patches are wrong")

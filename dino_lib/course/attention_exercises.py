@@ -208,6 +208,8 @@ def patch_row(yours: Callable) -> Callable:
         "the heads stay apart": lambda m, r, c, g, n: finished(m, r, c, g, n).mean(0),
         "give the map's grid (heads, h, w), not one long row": lambda m, r, c, g, n:
             finished(m, r, c, g, n).flatten(1),
+        "the patches come row by row, and the grid was filled column by column":
+            lambda m, r, c, g, n: m[:, n + r * g[1] + c, n:].unflatten(-1, tuple(g)[::-1]).mT,
         "the grid is (h, w): rows first": lambda m, r, c, g, n:
             m[:, n + r * g[1] + c, n:].unflatten(-1, tuple(g)[::-1]),
         "the matrix holds the softmax already": lambda m, r, c, g, n:
@@ -265,6 +267,13 @@ def rollout(yours: Callable) -> Callable:
         "matrices are multiplied by @; * multiplies entry by entry": lambda m:
             math.prod([(a.mean(0) + torch.eye(len(a[0]))) / 2 for a in m[1:]],
                       start=(m[0].mean(0) + torch.eye(len(m[0][0]))) / 2)[0],
+        "matrices are multiplied by @; * leaves only the identity's diagonal": lambda m:
+            torch.eye(len(m[0][0]))[0] * math.prod((a.mean(0)[0] + 1) / 2 for a in m),
+        "that is the last block's own row: multiply through all": lambda m: m[-1].mean(0)[0],
+        "the sum needs brackets: (mean + identity) / 2, and then @": lambda m:
+            _no_brackets(m, lambda mean, one, total: mean + one / 2 @ total)[0],
+        "the sum needs brackets: the whole of (mean + identity) / 2 meets what is there": lambda m:
+            _no_brackets(m, lambda mean, one, total: mean / 2 + one / 2 @ total)[0],
         "the average goes over the heads, axis 0": row(heads=lambda m: m.mean(1)),
         "the start is the identity, and each block is halved once":
             lambda m: product(m)[0] / 2,
@@ -275,6 +284,13 @@ def rollout(yours: Callable) -> Callable:
         "add the identity (torch.eye), not 1 to every entry": lambda m: _ones(m),
         "it counts the first block twice": lambda m: product([m[0], *m])[0],
     }, used=False)
+
+
+def _no_brackets(matrices: Sequence[Tensor], step: Callable) -> Tensor:
+    identity = total = torch.eye(matrices[0].shape[-1])
+    for matrix in matrices:
+        total = step(matrix.mean(0), identity, total)
+    return total
 
 
 def _ones(matrices: Sequence[Tensor]) -> Tensor:

@@ -58,7 +58,7 @@ def unless(yours: Any, holds: Callable[[Any], Any]) -> Any:
 def check(name: str, yours: Any, finished: Any, cases: Sequence[Case],
           mistakes: Mapping[str, Any], *, tolerance: float = 1e-5,
           rule: Callable[[Any], str | None] | None = None, used: bool = True,
-          parts: Sequence[str] = ()) -> Any:
+          parts: Sequence[str] = (), counted: str = "") -> Any:
     """Print one line about `yours`, and return it if it is right, else `finished`.
 
     name: what the notebook calls the piece. cases: each calls a piece and returns what is compared:
@@ -67,8 +67,11 @@ def check(name: str, yours: Any, finished: Any, cases: Sequence[Case],
     largest entry that is right. rule: a sentence about what `yours` does although the exercise
     forbids it (a loop, say), or None. used: the notebook goes on with the piece. parts: the names
     of the numbers that a piece gives, where it gives several: a hint can say which are right.
+    counted: for classes or a mask, what a wrong entry is ("queries get another class"): such
+    entries are counted, for how far off they are says nothing.
     """
-    found = judge(yours, finished, cases, mistakes, tolerance=tolerance, rule=rule, parts=parts)
+    found = judge(yours, finished, cases, mistakes, tolerance=tolerance, rule=rule, parts=parts,
+                  counted=counted)
     if found == "right":
         print("right" + (f": from here on {name} is yours" if used else ""))
         pieces.keep(name, yours)
@@ -79,7 +82,7 @@ def check(name: str, yours: Any, finished: Any, cases: Sequence[Case],
 
 def judge(yours: Any, finished: Any, cases: Sequence[Case], mistakes: Mapping[str, Any],
           *, tolerance: float = 1e-5, rule: Callable[[Any], str | None] | None = None,
-          parts: Sequence[str] = ()) -> str:
+          parts: Sequence[str] = (), counted: str = "") -> str:
     """ "right", "not done yet", or "wrong: ..."; the arguments are `check`'s."""
     if _empty(yours):
         return "not done yet"
@@ -108,7 +111,8 @@ def judge(yours: Any, finished: Any, cases: Sequence[Case], mistakes: Mapping[st
     for hint, piece in mistakes.items():
         if _equal(mine, _try(piece, cases), tolerance):
             return f"wrong: {hint}"
-    return f"wrong: {_which(mine, right, tolerance, parts) or _in_general(mine, right, tolerance)}"
+    said = _which(mine, right, tolerance, parts) or _in_general(mine, right, tolerance, counted)
+    return f"wrong: {said}"
 
 
 def _try(piece: Any, cases: Sequence[Case]) -> list[list[Tensor]]:
@@ -205,7 +209,8 @@ def _which(mine: list[list[Tensor]], right: list[list[Tensor]], tolerance: float
     return f"{' and '.join(good)}: right; {' and '.join(bad)}: not" if good else ""
 
 
-def _in_general(mine: list[list[Tensor]], right: list[list[Tensor]], tolerance: float) -> str:
+def _in_general(mine: list[list[Tensor]], right: list[list[Tensor]], tolerance: float,
+                counted: str) -> str:
     """What the numbers alone say of a mistake that nobody has foreseen."""
     for number, (m, r) in enumerate(zip(mine, right, strict=True), 1):
         if [t.shape for t in m] != [t.shape for t in r]:
@@ -216,6 +221,12 @@ def _in_general(mine: list[list[Tensor]], right: list[list[Tensor]], tolerance: 
     for hint, change in GENERAL.items():
         if _equal([[change(t) for t in case] for case in mine], right, tolerance):
             return hint
+    if counted:
+        wrong = [n for n, (m, r) in enumerate(zip(mine, right, strict=True))
+                 if not _equal([m], [r], tolerance)]
+        m, r = mine[wrong[0]][0], right[wrong[0]][0]
+        return (f"{(m != r).sum()} of {r.numel()} {counted} in case {wrong[0] + 1}; "
+                f"{len(mine) - len(wrong)} of {len(mine)} cases are right")
     factor = _factor(mine, right, tolerance)
     if factor is not None:
         return f"it is {factor:.4g} times what is right, in every entry: a mean, a sum, a division?"

@@ -63,6 +63,11 @@ def row_sigmoid(q, k, grid):
     return row[..., -grid[0] * grid[1] :].unflatten(-1, grid)
 
 
+def row_by_columns(q, k, grid):
+    maps = row_whole_matrix(q, k, grid)
+    return maps.reshape(*maps.shape[:2], grid[1], grid[0]).transpose(2, 3)
+
+
 def row_returns_nothing(q, k, grid):
     row_whole_matrix(q, k, grid)
 
@@ -132,6 +137,18 @@ def mask_gathered_back_wrong(maps, keep=0.6):
     return inside.gather(-1, order).view(maps.shape)
 
 
+def mask_all_together(maps, keep=0.6):
+    mass, order = maps.flatten().sort(descending=True)
+    inside = mass.cumsum(0) - mass < keep * mass.sum()
+    return torch.zeros_like(inside).scatter(0, order, inside).view(maps.shape)
+
+
+def mask_flatten_one(maps, keep=0.6):
+    mass, order = maps.flatten(1).sort(-1, descending=True)
+    inside = mass.cumsum(-1) - mass < keep * mass.sum(-1, keepdim=True)
+    return torch.zeros_like(inside).scatter(-1, order, inside).view(maps.shape)
+
+
 def mask_values(maps, keep=0.6):
     return maps * mask_loop(maps, keep)
 
@@ -191,6 +208,31 @@ def knn_cosine_votes(gallery, labels, queries, k=20, temperature=0.07):
 def knn_products(gallery, labels, queries, k=20, temperature=0.07):
     near, index = (queries @ gallery.T).topk(k)
     return (near.softmax(-1)[..., None] * F.one_hot(labels[index])).sum(1).argmax(1)
+
+
+def knn_scatter_of(cosine, labels, k, temperature):
+    near, index = cosine.topk(k)
+    votes = torch.zeros(len(cosine), int(labels.max()) + 1)
+    return votes.scatter_add(1, labels[index], (near / temperature).exp()).argmax(1)
+
+
+def knn_products_scattered(gallery, labels, queries, k=20, temperature=0.07):
+    return knn_scatter_of(queries @ gallery.T, labels, k, temperature)
+
+
+def knn_gallery_raw_scattered(gallery, labels, queries, k=20, temperature=0.07):
+    return knn_scatter_of(F.normalize(queries, dim=1) @ gallery.T, labels, k, temperature)
+
+
+def knn_products_softmax(gallery, labels, queries, k=20, temperature=0.07):
+    near, index = (queries @ gallery.T / temperature).topk(k)
+    return (near.softmax(-1)[..., None] * F.one_hot(labels[index])).sum(1).argmax(1)
+
+
+def knn_distance_weights(gallery, labels, queries, k=20, temperature=0.07):
+    gallery, queries = F.normalize(gallery, dim=1), F.normalize(queries, dim=1)
+    near, index = torch.cdist(queries, gallery).topk(k, largest=False)
+    return ((-near / temperature).exp()[..., None] * F.one_hot(labels[index])).sum(1).argmax(1)
 
 
 def knn_first_alone(gallery, labels, queries, k=20, temperature=0.07):
@@ -311,6 +353,11 @@ def patch_row_no_prefix(matrix, row, col, grid, n_prefix):
     return matrix[:, row * grid[1] + col, n_prefix:].unflatten(-1, grid)
 
 
+def patch_row_by_columns(matrix, row, col, grid, n_prefix):
+    of = matrix[:, n_prefix + row * grid[1] + col, n_prefix:]
+    return of.reshape(len(of), grid[1], grid[0]).transpose(1, 2)
+
+
 def patch_row_height(matrix, row, col, grid, n_prefix):
     return matrix[:, n_prefix + row * grid[0] + col, n_prefix:].unflatten(-1, grid)
 
@@ -350,6 +397,24 @@ def rollout_no_residual(matrices):
     return total[0]
 
 
+def rollout_no_brackets(matrices):
+    eye = total = torch.eye(matrices[0].shape[-1])
+    for matrix in matrices:
+        total = matrix.mean(0) + eye / 2 @ total
+    return total[0]
+
+
+def rollout_elementwise(matrices):
+    eye = total = torch.eye(matrices[0].shape[-1])
+    for matrix in matrices:
+        total = (matrix.mean(0) + eye) / 2 * total
+    return total[0]
+
+
+def rollout_last_block(matrices):
+    return matrices[-1].mean(0)[0]
+
+
 def rollout_ones(matrices):
     total = torch.eye(matrices[0].shape[-1])
     for matrix in matrices:
@@ -375,6 +440,7 @@ WRONG = {
         "mean of the heads": row_mean_of_heads,
         "sigmoid": row_sigmoid,
         "nothing": row_returns_nothing,
+        "by columns": row_by_columns,
         "the width of the model": row_of_model_width,
     },
     "mass_mask": {
@@ -385,12 +451,18 @@ WRONG = {
         "share of the maximum": mask_of_the_max,
         "gathered back": mask_gathered_back_wrong,
         "values": mask_values,
+        "all together": mask_all_together,
+        "flatten(1)": mask_flatten_one,
     },
     "knn": {
         "majority": knn_majority,
         "distance": knn_distance,
         "cosines vote": knn_cosine_votes,
         "products": knn_products,
+        "products, scattered": knn_products_scattered,
+        "a raw gallery, scattered": knn_gallery_raw_scattered,
+        "products, softmax": knn_products_softmax,
+        "weights of distances": knn_distance_weights,
         "nearest alone": knn_first_alone,
         "temperature 0.07": knn_fixed_temperature,
         "k 20": knn_fixed_k,
@@ -413,11 +485,15 @@ WRONG = {
         "column": patch_row_column,
         "no prefix": patch_row_no_prefix,
         "height of the grid": patch_row_height,
+        "by columns": patch_row_by_columns,
     },
     "rollout": {
         "wrong order": rollout_wrong_order,
         "no residual": rollout_no_residual,
         "ones for the identity": rollout_ones,
+        "no brackets": rollout_no_brackets,
+        "entry by entry": rollout_elementwise,
+        "the last block's row": rollout_last_block,
     },
 }
 EQUIVALENT = {
