@@ -7,7 +7,7 @@
 #
 # **You need** notebooks 01 to 04, or their ideas: views, prototypes, two temperatures, a center, a slow teacher. If a piece of yours is missing, the finished one takes its place.
 #
-# **Time:** about 75 minutes with the reading, 54 of them *your turn*; 15 more for the exercise at the end. The notebook itself takes about @@ seconds of one CPU core; most of that is the training.
+# **Time:** about 75 minutes with the reading, 54 of them *your turn*; 15 more for the exercise at the end. The notebook itself takes about 220 seconds of one CPU core (measured on a busy machine); most of that is the training. Two cores share it.
 #
 # [Before: 04, the teacher](04_teacher.ipynb) · after: [06, attention](06_attention.ipynb)
 
@@ -644,7 +644,7 @@ assert [r["loss"] for r in straight.history] == [r["loss"] for r in broken.histo
 print(f"{len(straight.history)} losses, center, teacher and student: equal bit by bit")
 
 # %% [markdown]
-# From a terminal a long run is one line, and the same line goes on after an interrupt. Here it is the preset `gpu` of section 2, which downloads STL-10's 100,000 unlabelled photographs first. `batch_size` is that of the whole update, so with several processes it stays the same run.
+# From a terminal a long run is one line, and the same line goes on after an interrupt. Here it is the preset `gpu` of section 2, which downloads STL-10's 100,000 unlabelled photographs first. It was not run for this notebook. `batch_size` is that of the whole update, so with several processes it stays the same run.
 #
 # ```
 # dino train --preset gpu --output-dir runs/gpu --resume auto
