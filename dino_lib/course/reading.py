@@ -58,6 +58,8 @@ def split_loss(yours: Callable) -> Callable:
             of(result=lambda h, d, p, q: (_entropy(p).mean(), d)),
         "take the entropy of each row and then the mean, not the entropy of the mean row":
             of(result=lambda h, d, p, q: (torch.special.entr(q.exp().mean(0)).sum(), d)),
+        "each picture has a target of its own, and this compares all with their mean":
+            of(result=lambda h, d, p, q: _against_the_mean(p, q)),
         "an entropy has a minus sign in front": of(result=lambda h, d, *_: (-h, d)),
         "the divergence has the wrong sign: it is never negative":
             of(result=lambda h, d, *_: (h, -d)),
@@ -96,6 +98,11 @@ def _entropy(log_q: Tensor) -> Tensor:
     return -(log_q.exp() * log_q).sum(-1)
 
 
+def _against_the_mean(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    log_mean = log_q.exp().mean(0).log()
+    return _entropy(log_mean), (log_mean.exp() * (log_mean - log_p)).sum(-1).mean()
+
+
 def _multiplied(right: Callable) -> Callable:
     return lambda s, t, c, hot, cold: right(s, t, c, 1 / hot, 1 / cold)
 
@@ -125,6 +132,14 @@ def diagnose(yours: Callable) -> Callable:
             lambda h, k: _verdict(h, k, log=math.log10),
         "the gap is the batch's mean minus one image's, and this is the other way round":
             lambda h, k: _verdict(h, k, sign=-1),
+        "the gap's bound is 5% of ln K, not 0.05 nats":
+            lambda h, k: _verdict(h, k, gap_in_nats=True),
+        "\"uniform\" asks single images, and this asks the batch's mean":
+            lambda h, k: _verdict(h, k, asked=("mean_entropy", "mean_entropy")),
+        "\"one prototype\" asks the batch's mean, and this asks single images":
+            lambda h, k: _verdict(h, k, asked=("teacher_entropy", "teacher_entropy")),
+        "\"uniform\" and \"one prototype\" ask the wrong entropies, each that of the other":
+            lambda h, k: _verdict(h, k, asked=("mean_entropy", "teacher_entropy")),
         "the gap is the difference of both entropies, and this is their sum":
             lambda h, k: _verdict(h, k, summed=True),
         "the bound of \"uniform\" is 95% of ln K": lambda h, k: _verdict(h, k, uniform=0.9),
@@ -170,17 +185,19 @@ def diagnose(yours: Callable) -> Callable:
 def _verdict(history: History, k: int, *, row: str = "teacher_entropy", batch: str = "mean_entropy",
              which: int = -1, log: Callable = math.log, uniform: float = 0.95, one: float = 0.2,
              gap: float = 0.05, sign: int = 1, summed: bool = False, above: bool = True,
-             below: bool = True, lines: Callable = lambda h: h,
+             below: bool = True, gap_in_nats: bool = False,
+             asked: tuple[str, str] | None = None, lines: Callable = lambda h: h,
              otherwise: Callable | None = None) -> str:
     """The finished piece, and with other arguments its mistakes."""
     last = [r for r in lines(history) if "teacher_entropy" in r][which]
     top = log(k)
-    if (last[row] > uniform * top) == above:
+    first, second = asked or (row, batch)
+    if (last[first] > uniform * top) == above:
         return WORDS[0]
-    if (last[batch] < one * top) == below:
+    if (last[second] < one * top) == below:
         return WORDS[1]
     apart = last[batch] + last[row] if summed else sign * (last[batch] - last[row])
-    if apart < gap * top:
+    if apart < gap * (1.0 if gap_in_nats else top):
         return WORDS[2]
     return otherwise(history, k) if otherwise else WORDS[3]
 
@@ -198,6 +215,7 @@ HISTORIES = [
     (4096, [(0.10, 0.205, 0.1)], True),
     (64, [(0.50, 0.545, 0.6)], False),
     (64, [(0.50, 0.555, 0.6)], True),
+    (64, [(0.50, 0.505, 0.6)], False),
     (1024, [(0.80, 0.845, 0.99)], True),
     (1024, [(0.80, 0.855, 1.02)], False),
     (32, [(0.15, 0.16, 0.1)], True),  # one prototype, and the same for all

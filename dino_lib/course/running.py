@@ -1,6 +1,7 @@
 """The checks of notebook 05 about a run's loop and its checkpoint."""
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,22 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dino_lib.course.check import Case, check
+from dino_lib.course.check import Case, Mistake, check
 
 
 def training_loop(yours: Callable) -> Callable:
     """`yours(images, orders, batch_size, schedules, make_views, update)` -> list of losses."""
     def loop(*, epoch_step: bool = False, first: int = 0, orders: Callable = lambda o: o,
              ragged: bool = False, views: bool = True,
-             whole: bool = False, give: Callable = lambda x: x) -> Callable:
+             whole: bool = False, give: Callable = lambda x: x, strict: bool = False,
+             by_epoch: bool = False, numbers: bool = False) -> Callable:
         def piece(images, given, size, schedules, make_views, update):
             losses = []
-            for order in orders(given):
-                starts = range(0, len(order) - (0 if ragged else size - 1), size)
-                for step, start in enumerate(starts):
-                    at = first + (step if epoch_step else len(losses))
+            for epoch, order in enumerate(orders(given)):
+                stop = len(order) - (0 if ragged else size if strict else size - 1)
+                for step, start in enumerate(range(0, stop, size)):
+                    at = epoch if by_epoch else first + (step if epoch_step else len(losses))
                     now = schedules if whole else {k: v[at] for k, v in schedules.items()}
-                    batch = images[order[start:start + size]]
+                    batch = order[start:start + size]
+                    batch = batch if numbers else images[batch]
                     losses.append(update(make_views(batch) if views else batch, now))
             return give(losses)
         return piece
@@ -36,6 +39,12 @@ def training_loop(yours: Callable) -> Callable:
         "the schedules are one update ahead: the first update has index 0": loop(first=1),
         "the schedules are one update late": loop(first=-1),
         "the incomplete batch at the end of an epoch is dropped": loop(ragged=True),
+        "an epoch that divides evenly loses its last batch: the last start is `len(order) - "
+        "batch_size`, so the range ends one later, + 1": loop(strict=True),
+        "the schedules have one value for each update, and this takes one for each epoch":
+            loop(by_epoch=True),
+        "`make_views` takes images, and these are their numbers: `images[numbers]`":
+            loop(numbers=True),
         "every epoch has an order of its own, and this takes the first one again":
             loop(orders=lambda o: [o[0]] * len(o)),
         "the images come in their own order: take them by the epoch's `order`":
@@ -115,14 +124,16 @@ def take_checkpoint(yours: Callable) -> Callable:
 
     names = ("step", "student", "teacher", "center", "optimizer")
     mistakes = {f"the dict has no {name!r}": without(name) for name in names}
+    parts = {"the networks' tensors": ("student", "teacher"), "the center": ("center",),
+             "the optimizer's state": ("optimizer",)}
+    for n in (3, 2, 1):
+        for some in itertools.combinations(parts, n):
+            what = " and ".join(some) if n < 3 else "all of it"
+            mistakes[f"{what} changed while the run went on: copy the tensors (`detach()` and "
+                     "`dict()` share their memory)"] = live(*(x for p in some for x in parts[p]))
     mistakes |= {
-        "it changes while the run goes on: a state dict holds the live tensors, so copy them":
-            _states,
-        "the optimizer's state changes while the run goes on: copy it, too": live("optimizer"),
-        "the center changes while the run goes on: copy it, too": live("center"),
-        "the networks' tensors change while the run goes on: copy them": live("student", "teacher"),
-        "the networks and the optimizer change while the run goes on: a state dict holds the live "
-        "tensors": lambda *run: _states(*run) | {"center": run[3].clone()},
+        "the networks' buffers are missing, such as a batch norm's averages: take `state_dict()`":
+            _without_buffers,
         "student and teacher are exchanged":
             lambda step, s, t, *rest: _checkpoint(step, t, s, *rest),
         "the teacher in it is the student":
@@ -141,6 +152,13 @@ def _states(step: int, student: nn.Module, teacher: nn.Module, center: Tensor,
 
 def _checkpoint(*run: Any) -> dict:
     return copy.deepcopy(_states(*run))
+
+
+def _without_buffers(step: int, student: nn.Module, teacher: nn.Module, *rest: Any) -> dict:
+    saved = _checkpoint(step, student, teacher, *rest)
+    nets = {"student": student, "teacher": teacher}
+    return saved | {name: {key: saved[name][key] for key, _ in net.named_parameters()}
+                    for name, net in nets.items()}
 
 
 def _saved(steps: int) -> Case:
@@ -180,7 +198,8 @@ def _contents(saved: Any) -> list[Tensor]:
     found = [torch.as_tensor(saved.get("step", -1.0), dtype=torch.float64)]
     for name in ("student", "teacher", "optimizer"):
         part = saved.get(name, {})
-        part = part.state_dict() if hasattr(part, "state_dict") else part
+        if not isinstance(part, dict):
+            raise Mistake(f"{name!r} holds a {type(part).__name__}: take its `state_dict()`")
         if name == "optimizer":
             part = {f"{i}{k}": v for i, of in part.get("state", {}).items() for k, v in of.items()}
         found += [torch.as_tensor(part[key]) for key in sorted(part)] or [torch.tensor(-1.0)]

@@ -4,16 +4,18 @@ running.py, those of its reading in reading.py.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from dino_lib.course.check import check, on
+from dino_lib.course.check import Case, Mistake, check, on
 from dino_lib.course.reading import diagnose, split_loss
 from dino_lib.course.running import take_checkpoint, training_loop
 from dino_lib.schedules import cosine_schedule, half_life
 
-__all__ = ["diagnose", "epochs_for", "initial_share", "plan_run", "scaled_gradient", "split_loss",
+__all__ = ["diagnose", "initial_share", "plan_run", "scaled_gradient", "split_loss",
            "take_checkpoint", "training_loop"]
 
 
@@ -101,40 +103,6 @@ def initial_share(yours: Callable) -> Callable:
     })
 
 
-def epochs_for(yours: Callable) -> Callable:
-    """`yours(minutes, seconds_per_update, n_images, batch_size)` -> whole epochs that fit."""
-    cases = [on(10, 0.25, 4000, 64), on(1.003, 1.0, 105, 10), on(0.997, 1.0, 105, 10),
-             on(90, 0.4, 100_000, 512), on(0.1, 2.0, 640, 64)]
-    return check("epochs_for", yours, _epochs, cases, {
-        "only whole epochs count, and this is a fraction":
-            lambda t, s, n, b: 60 * t / (s * (n // b)),
-        "this rounds: an epoch that doesn't fit in is not begun":
-            lambda t, s, n, b: round(60 * t / (s * (n // b))),
-        "this rounds up: an epoch that doesn't fit in is not begun":
-            lambda t, s, n, b: math.ceil(60 * t / (s * (n // b))),
-        "a minute has 60 seconds": lambda t, s, n, b: _epochs(t / 60, s, n, b),
-        "the minutes are divided by 60; a minute has 60 seconds":
-            lambda t, s, n, b: _epochs(t / 3600, s, n, b),
-        "the incomplete batch of an epoch is dropped": lambda t, s, n, b: 60 * t // (s * n / b),
-        "the incomplete batch of an epoch is dropped, so it is not an update":
-            lambda t, s, n, b: 60 * t // (s * math.ceil(n / b)),
-        "these are updates; an epoch has many of them": lambda t, s, n, b: int(60 * t / s),
-        "these are images; seconds_per_update is for a whole batch":
-            lambda t, s, n, b: int(60 * t / (s * n)),
-        "turn it round: the seconds there are, divided by the seconds of an epoch":
-            lambda t, s, n, b: int(s * (n // b) / (60 * t)),
-        "a fraction is turned round: the seconds of an epoch are a product":
-            lambda t, s, n, b: int(60 * t // (s / (n // b))),
-        "at least one is not so: where no epoch fits, the answer is 0":
-            lambda *run: max(1, _epochs(*run)),
-        "more seconds an update must give fewer epochs": lambda t, s, n, b: _epochs(t, 1 / s, n, b),
-    }, used=False)
-
-
-def _epochs(minutes: float, seconds_per_update: float, n_images: int, batch_size: int) -> int:
-    return int(60 * minutes // (seconds_per_update * (n_images // batch_size)))
-
-
 # --- half precision ---------------------------------------------------------------------------
 
 
@@ -146,7 +114,7 @@ def scaled_gradient(yours: Callable) -> Callable:
     broken[3] = math.nan
     cases = [on(rows, 1.0), on(1e-8 * rows, 1.0), on(1e-8 * rows, 2.0**16), on(rows, 2.0**10),
              on(rows, 2.0**17), on(broken, 8.0), on(-torch.ones(2), 2.0**16),
-             on(3e-9 * rows, 2.0**4)]
+             on(3e-9 * rows, 2.0**4), _kept(rows, 2.0**10)]
 
     def piece(*, divide: Callable = lambda half, s: half.float() / s,
               finite: Callable = lambda half: half.isfinite().all(), zero: bool = True,
@@ -181,6 +149,8 @@ def scaled_gradient(yours: Callable) -> Callable:
         "it skips exactly where it should go on: the second one is true for an overflow":
             lambda g, s: (piece()(g, s)[0], not piece()(g, s)[1]),
         "where it skips, the gradient is to be zeros": piece(zero=False),
+        "where it skips, all entries are to be zeros, not only those that are not finite":
+            lambda g, s: (((g * s).half().float() / s).nan_to_num(0.0, 0.0, 0.0), piece()(g, s)[1]),
         "where it skips, the gradient is to be zeros, not inf or nan":
             lambda g, s: ((g * s).half().float() / s, piece()(g, s)[1]),
         "it is divided first; the scale multiplies before fp16":
@@ -189,3 +159,17 @@ def scaled_gradient(yours: Callable) -> Callable:
         "whether to skip is missing: the order is (gradient, whether to skip)":
             lambda g, s: piece()(g, s)[0],
     }, tolerance=1e-6)
+
+
+def _kept(gradient: Tensor, scale: float) -> Case:
+    """A gradient that the caller uses again."""
+
+    def case(piece: Callable) -> Any:
+        given = gradient.clone()
+        found = piece(given, scale)
+        if not torch.equal(given, gradient):
+            raise Mistake("it changes the `gradient` that it was given, and the caller needs that "
+                          "again: `gradient * scale` is a new tensor, `gradient *= scale` is not")
+        return found
+
+    return case

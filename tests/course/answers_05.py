@@ -72,21 +72,6 @@ SHARES = {
     "half-life of the mean": lambda m: math.log(0.5) / math.log(min(np.mean(m), 0.999)),
 }
 
-EPOCHS = {
-    "a fraction": lambda t, s, n, b: t * 60 / s / (n // b),
-    "rounded": lambda t, s, n, b: round(t * 60 / s / (n // b)),
-    "rounded up": lambda t, s, n, b: math.ceil(t * 60 / s / (n // b)),
-    "at least one": lambda t, s, n, b: max(1, int(t * 60 / s / (n // b))),
-    "minutes as seconds": lambda t, s, n, b: int(t / s / (n // b)),
-    "divided by 60": lambda t, s, n, b: int(t / 60 / s / (n // b)),
-    "with the rest": lambda t, s, n, b: int(t * 60 / (s * n / b)),
-    "the rest counts": lambda t, s, n, b: int(t * 60 / (s * math.ceil(n / b))),
-    "updates": lambda t, s, n, b: int(t * 60 / s),
-    "images": lambda t, s, n, b: int(t * 60 / (s * n)),
-    "turned round": lambda t, s, n, b: int(s * (n // b) / (60 * t)),
-    "multiplied": lambda t, s, n, b: int(t * 60 * s / (n // b)),
-}
-
 
 # --- the loop and its checkpoint --------------------------------------------------------------
 
@@ -126,17 +111,21 @@ def loop_with_break(images, orders, batch_size, schedules, make_views, update):
 
 
 def loop_of(*, ragged=False, restart=False, shift=0, shuffled=True, epochs=None, same=False,
-            views=True, schedule=True, result=lambda losses: losses):  # fmt: skip
+            views=True, schedule=True, strict=False, by_epoch=False, numbers=False,
+            result=lambda losses: losses):  # fmt: skip
     def loop(images, orders, batch_size, schedules, make_views, update):
         losses = []
-        for order in orders[:epochs]:
+        for epoch, order in enumerate(orders[:epochs]):
             order = orders[0] if same else order
             step = 0 if restart else len(losses)
             n = len(order) if ragged else len(order) // batch_size * batch_size
+            n = len(order) - batch_size if strict else n
             for start in range(0, n, batch_size):
                 batch = images[order[start : start + batch_size]]
                 batch = batch if shuffled else images[start : start + batch_size]
-                now = {name: values[step + shift] for name, values in schedules.items()}
+                batch = order[start : start + batch_size] if numbers else batch
+                at = epoch if by_epoch else step + shift
+                now = {name: values[at] for name, values in schedules.items()}
                 batch = make_views(batch) if views else batch
                 losses.append(update(batch, now if schedule else schedules))
                 step += 1
@@ -155,6 +144,9 @@ LOOPS = {
     "the same order": loop_of(same=True),
     "images for views": loop_of(views=False),
     "whole schedules": loop_of(schedule=False),
+    "range without + 1": loop_of(strict=True),
+    "a value an epoch": loop_of(by_epoch=True),
+    "numbers for images": loop_of(numbers=True),
     "the last loss": loop_of(result=lambda losses: losses[-1]),
     "the mean": loop_of(result=np.mean),
     "nothing": loop_of(result=lambda losses: None),
@@ -201,7 +193,31 @@ def saved(*, live=(), missing=(), buffers=True, shallow=False):
     return take
 
 
+def detached(step, student, teacher, center, optimizer):
+    nets = {
+        name: {key: value.detach() for key, value in net.state_dict().items()}
+        for name, net in (("student", student), ("teacher", teacher))
+    }
+    state = copy.deepcopy(optimizer.state_dict())
+    return {"step": step, **nets, "center": center.detach(), "optimizer": state}
+
+
+def named_parameters(step, student, teacher, center, optimizer):
+    nets = {
+        name: {key: p.detach().clone() for key, p in net.named_parameters()}
+        for name, net in (("student", student), ("teacher", teacher))
+    }
+    state = copy.deepcopy(optimizer.state_dict())
+    return {"step": step, **nets, "center": center.clone(), "optimizer": state}
+
+
 CHECKPOINTS = {
+    "modules": checkpoint_of_modules,
+    "everything live but its class": lambda *run: copy.deepcopy(
+        dict(zip(("step", "student", "teacher", "center", "optimizer"), run, strict=True))
+    ),
+    "only detached": detached,
+    "parameters without buffers": named_parameters,
     "live": saved(live=("student", "teacher", "center", "optimizer")),
     "live networks": saved(live=("student", "teacher")),
     "live networks and optimizer": saved(live=("student", "teacher", "optimizer")),
@@ -263,7 +279,14 @@ def split_of_the_mean_row(student, teacher, center, student_temp, teacher_temp):
     return -(q * q.log()).sum(), rest
 
 
+def split_against_the_mean(student, teacher, center, student_temp, teacher_temp):
+    q = torch.softmax((teacher - center) / teacher_temp, -1).mean(0)
+    log_p = torch.log_softmax(student / student_temp, -1)
+    return -(q * q.log()).sum(), (q * (q.log() - log_p)).sum(-1).mean()
+
+
 SPLITS = {
+    "averaged targets": split_against_the_mean,
     "no center": lambda s, t, c, hot, cold: split(s, t, 0 * c, hot, cold),
     "center added": lambda s, t, c, hot, cold: split(s, t, -c, hot, cold),
     "center of the student": lambda s, t, c, hot, cold: split(s - c, t, 0 * c, hot, cold),
@@ -316,7 +339,24 @@ def ill(history, out_dim, *, row="teacher_entropy", batch="mean_entropy", which=
     return next((tests[key][0] for key in order if tests[key][1]), "healthy")
 
 
+def one_question(history, out_dim, *, uniform="teacher_entropy", one="mean_entropy", gap=None):
+    last = [line for line in history if "teacher_entropy" in line][-1]
+    top = math.log(out_dim)
+    if last[uniform] > 0.95 * top:
+        return "uniform"
+    if last[one] < 0.2 * top:
+        return "one prototype"
+    apart = last["mean_entropy"] - last["teacher_entropy"]
+    return "same for all" if apart < (gap or 0.05 * top) else "healthy"
+
+
 DIAGNOSES = {
+    "gap in nats": lambda h, k: one_question(h, k, gap=0.05),
+    "the batch for uniform": lambda h, k: one_question(h, k, uniform="mean_entropy"),
+    "one image for one prototype": lambda h, k: one_question(h, k, one="teacher_entropy"),
+    "the sum": lambda h, k: (
+        "healthy" if one_question(h, k) == "same for all" else one_question(h, k)
+    ),
     "four wrong bounds": lambda h, k: ill(h, k, bounds=(0.9, 0.25, 0.1)),
     "uniform at 90%": lambda h, k: ill(h, k, bounds=(0.9, 0.2, 0.05)),
     "uniform at 99%": lambda h, k: ill(h, k, bounds=(0.99, 0.2, 0.05)),
@@ -372,7 +412,23 @@ def scaled(*, divide="float", finite=torch.isfinite, zero=True, before=True, dty
     return way
 
 
+def scaled_in_place(gradient, scale):
+    gradient *= scale
+    half = gradient.half()
+    if not half.isfinite().all():
+        return torch.zeros_like(gradient), True
+    return half.float() / scale, False
+
+
+def zeros_in_places(gradient, scale):
+    half = (gradient * scale).half()
+    good = half.isfinite()
+    return torch.where(good, half.float() / scale, torch.zeros(())), not bool(good.all())
+
+
 SCALED = {
+    "in place": scaled_in_place,
+    "zeros only where not finite": zeros_in_places,
     "divided in fp16": scaled(divide="half"),
     "never divided": scaled(divide="not"),
     "scaled too late": scaled(before=False),
@@ -393,15 +449,10 @@ SCALED = {
 STYLES = {
     "plan_run": [plan_as_a_list, plan_as_a_tensor, plan_in_base_two],
     "initial_share": [np.prod, lambda m: math.prod(m.tolist()), lambda m: np.cumprod(m)[-1]],
-    "epochs_for": [
-        lambda t, s, n, b: math.floor(t * 60 / (s * (n // b))),
-        lambda t, s, n, b: np.floor(np.float64(t) * 60 / s) // (n // b),
-    ],
     "training_loop": [loop_with_enumerate, loop_over_steps, loop_with_break],
     "take_checkpoint": [
         checkpoint_of_deep_copies,
         checkpoint_through_a_file,
-        checkpoint_of_modules,
     ],
     "split_loss": [split_with_torch, split_as_a_rest, split_in_numpy],
     "diagnose": [diagnose_in_shares, diagnose_backwards],
@@ -410,7 +461,6 @@ STYLES = {
 WRONG = {
     "plan_run": PLANS,
     "initial_share": SHARES,
-    "epochs_for": EPOCHS,
     "training_loop": LOOPS,
     "take_checkpoint": CHECKPOINTS,
     "split_loss": SPLITS,
@@ -418,7 +468,6 @@ WRONG = {
     "scaled_gradient": SCALED,
 }
 EQUIVALENT = {
-    "epochs_for": ["int(60 * minutes / seconds_per_epoch)"],
     "split_loss": [  # of two dimensions the last is the second, which softmax takes unasked
         "dim=1)",
         "sum(1)",
