@@ -545,7 +545,7 @@ for label, lines in (("your run", history), ("the reference", reference)):
 # %% [markdown]
 # The lowest loss belongs to a collapsed run: every picture gets the same prototype, and that is easy to guess. Each seed has its own line style. Between its orange line and its blue line lies its gap.
 #
-# The last patient is the hard one. The doctor lets two of its three seeds pass, with gaps of 6% and 11% of $\ln K$, where the healthy runs have 17% to 18%. Yours is near 10%, too, but K is another and your run is young: the reference climbs from there to 18%. So a gap tells little by itself. Three bounds don't find every illness. Look at the k-NN as well.
+# The last patient is the hard one. The doctor lets two of its three seeds pass, with gaps of 6% and 11% of $\ln K$, where the healthy runs have 17% to 18%. Yours is near 11%, too, but its K is another and your run is young: the reference climbs from there to 19%. So a gap tells little by itself. Three bounds don't find every illness. Look at the k-NN as well.
 #
 # What to try when a run looks ill:
 #
@@ -559,7 +559,7 @@ for label, lines in (("your run", history), ("the reference", reference)):
 # Be patient, too. A healthy run also falls at first, and comes back: look at the first panel of the reference. `dino doctor RUN` asks more questions of this kind.
 
 # %% [markdown] tags=["note"]
-# **Section 6, 20 minutes.** At the four panels: cover the titles and let the room name them. *Misconception:* "the loss at $\ln K$ means that nothing is wrong yet." Without sharpening it stays there for ever. *Ask:* which single number would you log, if you could log only one? (The gap. It is 0 in each of the collapses.)
+# **Section 6, 20 minutes.** At the four panels: cover the titles and let the room name them. *Misconception:* "the loss at $\ln K$ means that nothing is wrong yet." Without sharpening it stays there for ever. *Ask:* which single number would you log, if you could log only one? (The gap. It is near 0 in each of the collapses.)
 
 # %% [markdown]
 # ## 7 Interrupted
