@@ -92,7 +92,7 @@ axis.plot(steps, drift, color="black", linestyle=":", label="drift")
 for m, path in teacher_paths.items():
     axis.plot(steps, path, label=f"teacher, m = {m}, half-life {schedules.half_life(m):.0f}")
 axis.set(xlabel="update", ylabel="weight")
-axis.legend(fontsize=8)
+_ = axis.legend(fontsize=8)
 
 away = {m: np.sqrt(np.mean((path - drift) ** 2)) for m, path in teacher_paths.items()}
 for m, path in teacher_paths.items():
@@ -481,7 +481,7 @@ for axis, frozen in zip(axes, (True, False)):
         axis.plot(values, label=label)
     title = "frozen teacher" if frozen else "teacher with a gradient"
     axis.set(title=title, xlabel="update", ylabel="nats", ylim=(0, None))
-axes[1].legend(fontsize=8)
+_ = axes[1].legend(fontsize=8)
 frozen_end, trained_end = curves[True][-1], curves[False][-1]
 for k, label in enumerate(labels):
     print(f"{label} ends at {frozen_end[k]:.2f}, and at {trained_end[k]:.2f} with a gradient")
@@ -543,7 +543,7 @@ figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), sharey=True, layout="const
 for axis, key in zip(axes, ("teacher", "student")):
     draw(axis, key)
     axis.set_title(f"k-NN of the {key}", fontsize=10)
-figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+_ = figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
 
 # %%
 for momentum in colours:
@@ -573,7 +573,7 @@ for momentum, colour in colours.items():
     axis.plot(updates[1:], in_use[momentum].T, color=colour, alpha=0.3, linewidth=1)
     axis.plot(updates[1:], in_use[momentum].mean(0), color=colour, linewidth=2.5, label=momentum)
 axis.set(title="prototypes in use", xlabel="update", ylim=(0, 260))
-figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", title="momentum", fontsize=8)
+_ = figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", title="momentum", fontsize=8)
 
 # %%
 early = sum(update <= 120 for update in updates[1:])
@@ -611,7 +611,7 @@ for axis, key in zip(axes, ("teacher", "student")):
     axis.plot([line["update"] for line in mine], [line[key] for line in mine], color="black",
               linewidth=3, linestyle=(0, (2, 1)), label=f"yours, {my_momentum}")
     axis.set_title(f"k-NN of the {key}", fontsize=10)
-figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+_ = figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
 
 of_middle, of_zero = (lines_of(m, "student")[:, -1] for m in ("0.96", "0"))
 last = mine[-1]["student"]

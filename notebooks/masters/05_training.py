@@ -129,7 +129,7 @@ figure, axis = plt.subplots(figsize=(8, 2.4), layout="constrained")
 for label, values in left.items():
     axis.plot(values, label=f"{label}: {values[-1]:.1%} in the end")
 axis.set(xlabel="update", ylabel="initial weights", ylim=(0, 1.05))
-axis.legend(frameon=False);
+_ = axis.legend(frameon=False)
 
 # %% [markdown]
 # With the paper's momentum most of this teacher would never be trained, and no error would say so. Several half-lives should fit into a run. That is why `demo` begins at 0.96.
@@ -459,7 +459,7 @@ evaluated = [r for r in reference if "knn" in r]
 axes[3].plot([r["step"] for r in evaluated], [r["knn"] for r in evaluated], "-")
 axes[3].plot(list(scores), [s["knn"] for s in scores.values()], ".-")
 axes[3].set(title="20-NN accuracy", xlabel="update", ylim=(0, 1))
-axes[0].legend(frameon=False, fontsize=8);
+_ = axes[0].legend(frameon=False, fontsize=8)
 
 # %% [markdown]
 # The reference's k-NN has a gallery of 2,000, yours of 1,000. Your run is the first act: the deep swing. In the reference two smaller ones follow. The second act is the long one: from about update 300 the loss and the batch mean hardly move any more, while the gap and the k-NN go on growing.
@@ -535,7 +535,7 @@ for axis, (case, runs) in zip(axes, measured["runs"].items()):
     axis.set(title=case, xlabel="update", ylim=(0, 4.4))
     axis.title.set_size(9)
 axes[0].set_ylabel("entropy (nats)")
-axes[0].legend(*[of[:2] for of in axes[0].get_legend_handles_labels()], frameon=False, fontsize=8);
+_ = axes[0].legend(*[of[:2] for of in axes[0].get_legend_handles_labels()], frameon=False, fontsize=8)
 
 # %% tags=["nbval-ignore-output"]
 for label, lines in (("your run", history), ("the reference", reference)):
