@@ -43,12 +43,12 @@ ADVICE = {
     "not finite": (
         "an lr too high, half precision, or images that are not numbers",
         "a lower lr or clip_grad, or precision=fp32; look at that step's images",
-        "02_head.ipynb: Half precision",
+        "05_training.ipynb: 8 Half precision",
     ),
     "uniform": (
         "a teacher less decided than the student: without sharpening both agree on nothing",
         "a teacher_temp (0.04) well below student_temp (0.1)",
-        "03_loss.ipynb: 6. Two ways to learn nothing",
+        "03_loss.ipynb: 6. Three ways to learn nothing",
     ),
     "one prototype": (
         "a center that does not move, a teacher too sharp, or an lr too high",
@@ -68,7 +68,7 @@ ADVICE = {
     "no progress": (
         "a student that hardly moves, or that is colder than the teacher",
         "student_temp 0.1, teacher_temp 0.04; check the views",
-        "05_training.ipynb: 1 The plan, on paper",
+        "05_training.ipynb: 2 The plan, on paper",
     ),
     "teacher lagging": (
         "a teacher that is not updated at each step, or not with the schedule's momentum",

@@ -264,7 +264,7 @@ class Run:
         # two groups: your step sets the weight decay of the first, and biases and norms have none
         matrices = [p for p in self.student.parameters() if p.requires_grad and p.ndim > 1]
         vectors = [p for p in self.student.parameters() if p.requires_grad and p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW([{"params": matrices}, {"params": vectors}])
+        self.optimizer = torch.optim.AdamW([{"params": matrices}, {"params": vectors, "weight_decay": 0.0}])
 
     def update(self, views, now):
         return mine.train_step(views, self.student, self.teacher, self.loss, self.optimizer, now)
@@ -292,7 +292,8 @@ _, history = trainer.run()
 torch.testing.assert_close(losses, [line["loss"] for line in history], rtol=1e-3, atol=1e-4)
 torch.testing.assert_close(run.loss.center, trainer.loss.center, rtol=1e-3, atol=1e-5)
 for mine_, theirs in zip(run.optimizer.param_groups, trainer.optimizer.param_groups, strict=True):
-    assert mine_["lr"] == theirs["lr"] and mine_["weight_decay"] == theirs["weight_decay"]
+    for setting in ("lr", "weight_decay"):
+        assert math.isclose(mine_[setting], theirs[setting], rel_tol=1e-6)
     assert [p.shape for p in mine_["params"]] == [
         p.shape for p in theirs["params"] if p.requires_grad]
 print(f"{len(losses)} losses agree, and so do the center and the optimizer's settings")
