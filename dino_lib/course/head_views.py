@@ -83,11 +83,15 @@ class _Net(nn.Module):
         return torch.stack(parts, 1) @ self.weight
 
 
+def finished_views(backbone: nn.Module, head: nn.Module, views: Sequence[Tensor]) -> Tensor:
+    """[(B, C, h_v, w_v)] * V -> (V, B, K); neighbours of one size take one pass."""
+    return MultiCropModel(backbone, head)(views)
+
+
 def forward_views(yours: Callable) -> Callable:
     """`yours(backbone, head, views)`: [(B, C, h_v, w_v)] * V -> (V, B, K), in few passes."""
 
-    def finished(backbone, head, views):
-        return MultiCropModel(backbone, head)(views)
+    finished = finished_views
 
     def one_by_one(backbone, head, views):
         return torch.stack([head(backbone(view)) for view in views])

@@ -64,10 +64,11 @@ def _with_gradient(yours: Callable) -> str | None:
 def update_center(yours: Callable) -> Callable:
     """`yours(center, teacher, momentum=0.9)`: the new center (K,), without a gradient."""
     cases = [_moved(), _moved(0.75), _moved(0.0), _moved(1.0), _moved(rows=(2, 1, 3))]
-    return check("update_center", yours, _update_center, cases, UPDATE_CENTER)
+    return check("update_center", yours, finished_center, cases, UPDATE_CENTER)
 
 
-def _update_center(center: Tensor, teacher: Tensor, momentum: float = 0.9) -> Tensor:
+def finished_center(center: Tensor, teacher: Tensor, momentum: float = 0.9) -> Tensor:
+    """center (K,), teacher (2, B, K) logits -> the new center (K,)."""
     loss = DINOLoss(len(center), center_momentum=momentum)
     loss.center += center
     loss.update_center(teacher)
@@ -122,11 +123,12 @@ def dino_loss(yours: Callable) -> Callable:
     """`yours(student, teacher, center, student_temp=0.1, teacher_temp=0.04)`: the mean over the
     pairs; its gradients are compared too.
     """
-    return check("dino_loss", yours, _library_loss, LOSS_CASES, LOSS)
+    return check("dino_loss", yours, finished_loss, LOSS_CASES, LOSS)
 
 
-def _library_loss(student: Tensor, teacher: Tensor, center: Tensor,
+def finished_loss(student: Tensor, teacher: Tensor, center: Tensor,
                   student_temp: float = 0.1, teacher_temp: float = 0.04) -> Tensor:
+    """student (V, B, K), teacher (2, B, K), center (K,) -> the mean over the pairs of views."""
     loss = DINOLoss(len(center), student_temp=student_temp).eval()
     loss.center += center
     return loss(student, teacher, teacher_temp)
@@ -222,7 +224,7 @@ def fast_loss(yours: Callable) -> Callable:
     views or pairs, and without log_softmax.
     """
     cases = [*LOSS_CASES[:2], *LOSS_CASES[3:]]  # all with temperatures: no defaults
-    return check("fast_loss", yours, _library_loss, cases, LOSS, rule=_without_loop, used=False)
+    return check("fast_loss", yours, finished_loss, cases, LOSS, rule=_without_loop, used=False)
 
 
 def _without_loop(yours: Callable) -> str | None:

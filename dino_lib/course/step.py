@@ -1,21 +1,34 @@
 """The check of `train_step`, the whole update of notebook 04, and the finished piece."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from dino_lib.course.check import Case, Mistake, check
 from dino_lib.loss import DINOLoss
+from dino_lib.run.step import set_schedules
 from dino_lib.teacher import ema_update
 
 Now = Mapping[str, float]
 
 
-def finished_step(views: list[Tensor], student: nn.Module, teacher: nn.Module, loss_fn: nn.Module,
-                  optimizer: torch.optim.Optimizer, now: Now, clip_grad: float = 3.0) -> float:
-    """One update of DINO; `now` holds this step's lr, weight_decay, momentum, teacher_temp."""
-    return _update(views, student, teacher, loss_fn, optimizer, now, clip_grad)
+def finished_step(views: Sequence[Tensor], student: nn.Module, teacher: nn.Module,
+                  loss_fn: Callable, optimizer: torch.optim.Optimizer, now: Now,
+                  clip_grad: float = 3.0) -> float:
+    """One update from views [(B, 3, h, w)], globals first -> its loss; `now` holds this step's lr,
+    weight_decay, momentum and teacher_temp.
+    """
+    set_schedules(optimizer, now)
+    with torch.no_grad():
+        targets = teacher(views[:2])
+    loss = loss_fn(student(views), targets, now["teacher_temp"])
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(student.parameters(), clip_grad)
+    optimizer.step()
+    ema_update(teacher, student, now["momentum"])
+    return loss.item()
 
 
 def train_step(yours: Callable) -> Callable:

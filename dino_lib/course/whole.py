@@ -1,57 +1,20 @@
 """A run from the reader's pieces: the finished ones beside them, and a batch's views of theirs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dino_lib.augment import BLUR_SIGMA, JITTER_P, Recipe, View
+from dino_lib.course.head_views import finished_views
+from dino_lib.course.loss import finished_center, finished_loss
 from dino_lib.course.one_image import crop, saturation, views
+from dino_lib.course.step import finished_step
 from dino_lib.data import colours
 from dino_lib.data.batch_views import CROP_TRIES, apply_where, crop_boxes
 from dino_lib.head import DINOHead
-from dino_lib.loss import DINOLoss
-from dino_lib.run.step import set_schedules
 from dino_lib.schedules import cosine_schedule
 from dino_lib.teacher import ema_update, make_teacher
-
-
-def forward_views(backbone: nn.Module, head: nn.Module, views: Sequence[Tensor]) -> Tensor:
-    """[(B, 3, h, w)] * V -> (V, B, K); views of one size go through the backbone together."""
-    sizes = list(dict.fromkeys(view.shape[-1] for view in views))
-    groups = [[view for view in views if view.shape[-1] == size] for size in sizes]
-    features = torch.cat([backbone(torch.cat(group)) for group in groups])
-    return head(features).unflatten(0, (len(views), -1))
-
-
-def dino_loss(student: Tensor, teacher: Tensor, center: Tensor, student_temp: float = 0.1,
-              teacher_temp: float = 0.04) -> Tensor:
-    """student (V, B, K), teacher (2, B, K), center (K,) -> the mean over the pairs of views."""
-    loss = DINOLoss(len(center), student_temp=student_temp)
-    loss.center.copy_(center)
-    return loss(student, teacher, teacher_temp, update_center=False)
-
-
-def update_center(center: Tensor, teacher: Tensor, momentum: float = 0.9) -> Tensor:
-    """The center after an update: its old value and the mean of the teacher's rows."""
-    return momentum * center + (1 - momentum) * teacher.mean((0, 1))
-
-
-def train_step(views: Sequence[Tensor], student: nn.Module, teacher: nn.Module, loss_fn: Callable,
-               optimizer: torch.optim.Optimizer, now: Mapping[str, float],
-               clip_grad: float = 3.0) -> float:
-    """One update of DINO -> its loss."""
-    set_schedules(optimizer, now)
-    with torch.no_grad():
-        targets = teacher(views[:2])
-    loss = loss_fn(student(views), targets, now["teacher_temp"])
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(student.parameters(), clip_grad)
-    optimizer.step()
-    ema_update(teacher, student, now["momentum"])
-    return loss.item()
-
 
 # what a run takes of the reader's pieces, in the order of the course
 FINISHED = {
@@ -59,13 +22,13 @@ FINISHED = {
     "saturation": saturation,
     "views": views,
     "Head": DINOHead,
-    "forward_views": forward_views,
-    "dino_loss": dino_loss,
-    "update_center": update_center,
+    "forward_views": finished_views,
+    "dino_loss": finished_loss,
+    "update_center": finished_center,
     "make_teacher": make_teacher,
     "ema_update": ema_update,
     "cosine_schedule": cosine_schedule,
-    "train_step": train_step,
+    "train_step": finished_step,
 }
 
 

@@ -94,28 +94,6 @@ laptop = replace(
     output_dir="runs/laptop",
 )
 
-# most of an hour on a T4, by the arithmetic of its products: Imagenette's 9,469 photographs
-colab = Config(
-    dataset="imagenette",
-    store_size=128,
-    backbone="vit_tiny_patch16_224",
-    backbone_options={"img_size": 96, "patch_size": 8, "num_heads": 6},
-    global_size=96,
-    local_size=48,
-    n_local=6,
-    local_scale=(0.1, 0.4),
-    out_dim=4096,
-    epochs=100,
-    batch_size=128,
-    lr=1e-3,
-    momentum=0.99,
-    warmup_teacher_temp_epochs=10,
-    teacher_temp=0.06,
-    eval_every=5,
-    save_every=5,
-    output_dir="runs/colab",
-)
-
 # one GPU: STL-10's 100,000 unlabelled images
 gpu = Config(
     dataset="stl10",
@@ -136,6 +114,19 @@ gpu = Config(
     eval_every=5,
     save_every=5,
     output_dir="runs/gpu",
+)
+
+# a smaller GPU, such as Colab's T4: Imagenette's 9,469 photographs. It has never been run
+colab = replace(
+    gpu,
+    dataset="imagenette",
+    store_size=128,
+    backbone="vit_tiny_patch16_224",
+    backbone_options={"img_size": 96, "patch_size": 8, "num_heads": 6},
+    batch_size=128,
+    momentum=0.99,
+    teacher_temp=0.06,
+    output_dir="runs/colab",
 )
 
 # the from-scratch repository that this course starts from: its settings, all of them constant

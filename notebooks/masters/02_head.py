@@ -370,7 +370,7 @@ for use_bn in (False, True):
     head = Head(128, 256, 64, 32, use_bn=use_bn)
     with torch.no_grad():
         whole, halves = head(h), torch.cat([head(h[:32]), head(h[32:])])
-    print(f"use_bn={use_bn}: the halves differ from the whole by up to {(whole - halves).abs().max():.1f}")
+    print(f"with{'' if use_bn else 'out'} batch norm: the halves differ from the whole by up to {(whole - halves).abs().max():.1f}")
 
 # %% [markdown]
 # ## 4. Many views in few passes

@@ -15,10 +15,11 @@ from dino_lib.data import batch_views
 from dino_lib.data.batch_views import BatchMultiCrop
 from dino_lib.data.loaders import StoreViews
 from dino_lib.loss import DINOLoss
-from dino_lib.run.build import build_schedules, build_student, parameter_groups
+from dino_lib.run.build import build_schedules, build_student, on_card, parameter_groups
 from dino_lib.run.config import multicrop_settings
 from dino_lib.run.folder import RunFolder
 from dino_lib.run.presets import PRESETS
+from dino_lib.run.step import momentum_if, step_if
 from dino_lib.run.trainer import Trainer
 from dino_lib.teacher import make_teacher
 
@@ -84,6 +85,34 @@ def test_the_host_reads_an_update_when_the_next_one_is_sent(tmp_path, monkeypatc
         for views in trainer.views.batches(0, np.arange(48).reshape(3, 16)):
             trainer._after_update(trainer.train_step(views))
     assert read == [1, 2]
+
+
+@pytest.mark.parametrize(("free", "where"), [(3 * 48, "cuda"), (3 * 48 - 1, "cpu")])
+def test_a_store_is_on_the_card_where_it_takes_a_third_of_what_is_free(monkeypatch, free, where):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
+    images = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)  # 48 bytes
+    with StandIn():
+        assert on_card(images, CUDA).device.type == where
+    assert on_card(images, torch.device("cpu")) is images
+
+
+OPTIMIZERS = {
+    "fused": lambda parameters: torch.optim.AdamW(parameters, lr=0.1, fused=True),
+    "plain": lambda parameters: torch.optim.AdamW(parameters, lr=0.1),
+    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_any_optimizer_steps_where_an_update_is_finite_and_else_does_not(name):
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer, scaler = OPTIMIZERS[name]([weight]), torch.amp.GradScaler("cpu", enabled=False)
+    for finite in (False, True):
+        weight.grad = torch.ones(3)
+        step_if(torch.tensor(finite), optimizer, scaler)
+        assert torch.equal(weight, torch.ones(3)) is not finite
+    assert momentum_if(torch.tensor(True), 0.998).item() == pytest.approx(0.998, rel=1e-12)
+    assert momentum_if(torch.tensor(False), 0.998).item() == 1
 
 
 def test_views_of_a_batch_take_few_kernels_and_bounded_memory():
