@@ -1,0 +1,124 @@
+"""Minutes for each section of each notebook: `python workshop/minutes.py` writes minutes.md.
+
+The honest minutes of a whole notebook are what careful first readers needed; HONEST holds them.
+They are shared out among the sections, by the minutes that the pieces are marked with, two for a
+prediction, and the words, text and code, at WORDS_A_MINUTE. So a section's minutes are an estimate;
+a whole notebook's are measured.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+WORKSHOP = Path(__file__).resolve().parent
+MASTERS = WORKSHOP.parent / "notebooks" / "masters"
+HONEST = {"01": 130, "02": 105, "03": 125, "04": 115, "05": 85, "06": 110, "07": 110, "A1": 35}
+WORDS_A_MINUTE = 200
+PIECE = re.compile(r"\*\*(?:Your turn|Exercise) \d+ · \w+ · (\d+) minutes")
+NAME = re.compile(r"^(?:def|class) (\w+)", re.M)
+
+
+@dataclass
+class Section:
+    """A section of the second level, with its smaller ones: words as a student reads them."""
+
+    heading: str
+    headings: list[str] = field(default_factory=list)  # its own and the smaller ones'
+    pieces: dict[str, int] = field(default_factory=dict)  # name -> marked minutes
+    other: int = 0  # marked minutes of exercises that write no piece
+    words: int = 0
+    guesses: int = 0
+
+    @property
+    def marked(self) -> int:
+        """The minutes that its pieces and experiments are marked with."""
+        return sum(self.pieces.values()) + self.other
+
+
+def plain(heading: str) -> str:
+    """A heading without its hashes and its number: "## 5. Views" -> "Views"."""
+    return re.sub(r"^#+\s+(\d+\.?\s+)?", "", heading).strip()
+
+
+def masters() -> dict[str, Path]:
+    """The number of a notebook -> its master, in the order of the course."""
+    return {path.stem[:2]: path for path in sorted(MASTERS.glob("*.py")) if path.stem[:2] in HONEST}
+
+
+def read_sections(path: Path) -> list[Section]:
+    """The sections of a master; what stands before the first heading is called "Start"."""
+    found, marked = [Section("Start")], 0
+    for cell in re.split(r"^# %%", path.read_text(encoding="utf-8"), flags=re.M)[1:]:
+        tags, _, text = cell.partition("\n")
+        if '"note"' in tags:
+            continue
+        if "[markdown]" not in tags:
+            stub = NAME.search(text) if '"stub"' in tags else None
+            if stub and marked:
+                found[-1].pieces[stub[1]], marked = marked, 0
+            found[-1].words += len(text.split())
+            found[-1].guesses += 'guess = "?"' in text
+            continue
+        for line in re.sub(r"^# ?", "", text, flags=re.M).splitlines():
+            if line.startswith("#") and not line.startswith("# "):
+                found[-1].other, marked = found[-1].other + marked, 0
+                if line.startswith("## "):
+                    found.append(Section(plain(line)))
+                found[-1].headings.append(plain(line))
+            elif piece := PIECE.search(line):
+                found[-1].other, marked = found[-1].other + marked, int(piece[1])
+            found[-1].words += len(line.split())
+    found[-1].other += marked
+    return found
+
+
+def seconds(path: Path) -> int:
+    """The seconds of one CPU core that the header of a master says."""
+    return int(re.search(r"about (\d+) seconds of one CPU core", path.read_text())[1])
+
+
+def minutes(sections: list[Section], honest: int) -> list[int]:
+    """Whole minutes for each section that sum to the notebook's honest minutes."""
+    raw = [s.marked + 2 * s.guesses + s.words / WORDS_A_MINUTE for s in sections]
+    exact = [honest * each / sum(raw) for each in raw]
+    whole = [int(each) for each in exact]
+    by_rest = sorted(range(len(exact)), key=lambda i: whole[i] - exact[i])
+    for i in by_rest[: honest - sum(whole)]:  # the largest remainders get the minutes that are left
+        whole[i] += 1
+    return whole
+
+
+HEAD = """# Minutes for each section
+
+*Written by `python workshop/minutes.py`; don't edit it by hand.*
+
+The total of a notebook is measured: the minutes that careful first readers needed for all of it,
+exercises too, before the notebooks were last shortened. A section's minutes are an estimate: the
+total, shared out by the minutes that the pieces are marked with, two for each prediction, and the
+words at 200 a minute. The seconds are of one CPU core, from the notebooks' headers; two idle cores
+share a training.
+
+Two rules for a class: a task that is marked with 10 minutes takes a mixed room 15, and the reading
+takes less, because you tell it.
+"""
+
+
+def table(number: str, path: Path) -> str:
+    """One notebook's table in Markdown."""
+    sections = read_sections(path)
+    lines = [f"## {number} · {HONEST[number]} minutes, {seconds(path)} seconds of execution", "",
+             "| section | minutes | of them, marked | pieces |", "| --- | --- | --- | --- |"]
+    for section, whole in zip(sections, minutes(sections, HONEST[number]), strict=True):
+        pieces = ", ".join(f"`{name}` {n}" for name, n in section.pieces.items())
+        pieces += f"{', ' if pieces else ''}an experiment {section.other}" if section.other else ""
+        lines.append(f"| {section.heading} | {whole} | {section.marked or ''} | {pieces} |")
+    return "\n".join(lines)
+
+
+def render() -> str:
+    """The text of minutes.md."""
+    return "\n\n".join([HEAD.rstrip(), *(table(*item) for item in masters().items())]) + "\n"
+
+
+if __name__ == "__main__":
+    (WORKSHOP / "minutes.md").write_text(render(), encoding="utf-8")
