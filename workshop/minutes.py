@@ -98,8 +98,8 @@ total, shared out by the minutes that the pieces are marked with, two for each p
 words at 200 a minute. The seconds are of one CPU core, from the notebooks' headers; two idle cores
 share a training.
 
-Two rules for a class: a task that is marked with 10 minutes takes a mixed room 15, and the reading
-takes less, because you tell it.
+The rule of the plans here: a task takes a mixed room half again as long as its mark, and telling a
+section takes three minutes in place of the reading.
 """
 
 
