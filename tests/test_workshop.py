@@ -22,7 +22,7 @@ NAMED = re.compile(r"(\w\d) · (.+)")
 
 
 def links(text):
-    return [(label, target) for label, target in LINK.findall(text)]
+    return [(" ".join(label.split()), target) for label, target in LINK.findall(text)]
 
 
 def named(text):
@@ -128,3 +128,24 @@ def test_every_misconception_has_a_section_and_a_thread():
     assert len(items) >= 15
     for item in items:
         assert named(item) and "https://github.com/" in item, item[:60]
+
+
+def said_by(number):
+    """All that a teacher's copy says and prints."""
+    notebook = json.loads((ROOT / f"notebooks/teaching/{masters()[number].stem}.ipynb").read_text())
+    printed = ["".join(output.get("text", [])) for cell in notebook["cells"]
+               for output in cell.get("outputs", [])]
+    return "\n".join(["".join(cell["source"]) for cell in notebook["cells"]] + printed)
+
+
+ELSEWHERE = {"8.3178", "0.99"}  # ln 4,096, which a quiz computes; a user's momentum, in the thread
+
+
+@pytest.mark.parametrize("name", ["misconceptions.md", "pictures.md", "questions.md"])
+def test_a_decimal_stands_in_the_notebook_that_is_shown(name):
+    text, said = TEXTS[name], {number: said_by(number) for number in masters()}
+    for item in re.split(r"^(?=## )", text, flags=re.M)[1:]:
+        shown = "\n".join(said[number] for number in {place[0] for place in named(item)})
+        numbers = re.findall(r"(?<![\d.])\d+\.\d+(?![\d.])", LINK.sub("", item))
+        for number in set(numbers) - ELSEWHERE:
+            assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", shown), f"{name}: {number}"
