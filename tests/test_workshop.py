@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 WORKSHOP = ROOT / "workshop"
 sys.path.insert(0, str(WORKSHOP))
 from minutes import masters, read_sections, render  # noqa: E402
+from walk import LAST, PIECES, as_student  # noqa: E402
 
 TEXTS = {path.relative_to(WORKSHOP).as_posix(): path.read_text(encoding="utf-8")
          for path in sorted(WORKSHOP.rglob("*.md"))}
@@ -103,6 +104,17 @@ def test_the_board_of_the_half_day_has_the_numbers_of_its_tasks():
             assert re.search(r"^(?:def|class) (\w+)", after, re.M)[1] == piece, f"{number}: {piece}"
             on_board.append(piece)
     assert on_board == [piece for row in rows(TEXTS["half_day.md"]) for piece in row[4]]
+
+
+def test_the_walk_fills_the_pieces_of_the_plan_and_leaves_the_others():
+    stubs = [cell.source for number, heading in LAST.items()
+             for cell in as_student(masters()[number].stem, heading).cells
+             if "stub" in cell.metadata.get("tags", [])]
+    names = [re.search(r"^(?:def|class) (\w+)", stub, re.M)[1] for stub in stubs]
+    filled = [name for name, stub in zip(names, stubs, strict=True) if "    ...\n" not in stub]
+    assert filled == PIECES and len(names) > len(filled)
+    with pytest.raises(ValueError, match="no section"):
+        as_student(masters()["01"].stem, "No such heading")
 
 
 def test_minutes_are_those_of_the_masters():
