@@ -73,8 +73,8 @@ def measure(config, device, rounds=ROUNDS, seconds=SECONDS):
     """{"batch", "precision", "rate": FLOP/s of a large product, "flops": of an image, "rows"}.
 
     rows: contestant -> {"images/s", "share": of the rate, "peak, GiB", "idle", "host, ms",
-    "kernels": of a step, "first step, s"}, or {"failed": why}. Where the memory does not suffice for
-    one of them, all begin anew with half the batch.
+    "kernels": of a step, "first step, s"}, or {"failed": why}. Where the memory does not suffice
+    for one of them, all begin anew with half the batch.
     """
     while True:
         try:
