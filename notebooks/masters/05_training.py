@@ -7,7 +7,7 @@
 #
 # **You need** notebooks 01 to 04, or their ideas: views, prototypes, two temperatures, a center, a slow teacher. If a piece of yours is missing, the finished one takes its place.
 #
-# **Time:** about 75 minutes with the reading, 54 of them *your turn*; 15 more for the exercise at the end. The notebook itself takes about 220 seconds of one CPU core (measured on a busy machine); most of that is the training. Two cores share it.
+# **Time:** about 75 minutes with the reading, 54 of them *your turn*; 15 more for the exercise at the end. The notebook itself takes about 120 seconds of one CPU core (measured on a busy machine); most of that is the training. Two cores share it.
 #
 # [Before: 04, the teacher](04_teacher.ipynb) · after: [06, attention](06_attention.ipynb)
 
@@ -472,7 +472,7 @@ axes[3].set(title="20-NN accuracy", xlabel="update", ylim=(0, 1))
 _ = axes[0].legend(frameon=False, fontsize=8)
 
 # %% [markdown]
-# The reference's k-NN has a gallery of 2,000, yours of 1,000. Your run is the first act: the deep swing. The second act is the long one: from about update 300 the loss and the batch mean hardly move any more, while the gap and the k-NN go on growing.
+# The reference's k-NN has a gallery of 2,000, yours of 1,000. Your run is the first act: the first swing. In the reference two smaller ones follow. The second act is the long one: from about update 300 the loss and the batch mean hardly move any more, while the gap and the k-NN go on growing.
 #
 # **Health.** Three questions to the last line of a history, in this order:
 #
@@ -555,7 +555,7 @@ for label, lines in (("your run", history), ("the reference", reference)):
 # %% [markdown]
 # The lowest loss belongs to a collapsed run: every picture gets the same prototype, and that is easy to guess. Each seed has its own line style. Between its orange line and its blue line lies its gap.
 #
-# The last patient is the hard one. The doctor lets two of its three seeds pass, with gaps of 6% and 11% of $\ln K$, where the healthy runs have 17% to 18%. Yours is near 11%, too, but its K is another and your run is young: the reference climbs from there to 19%. So a gap tells little by itself. Three bounds don't find every illness. Look at the k-NN as well.
+# The last patient is the hard one. The doctor lets two of its three seeds pass, with gaps of 6% and 11% of $\ln K$, where the healthy runs have 17% to 18%. Yours is below them, too, but its K is another and your run is young: the reference climbs from there to 19%. So a gap tells little by itself. Three bounds don't find every illness. Look at the k-NN as well.
 #
 # What to try when a run looks ill:
 #
