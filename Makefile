@@ -9,10 +9,10 @@ INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip in
 
 NOTEBOOKS := $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
 
-.PHONY: help setup demo test lab course figures bench gpu browser clean
+.PHONY: help setup demo test lab course figures bench gpu gpu-train browser clean
 
 help:  ## say what each target does
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /	/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /	/'
 
 setup: .venv/ready  ## .venv with the exact versions of requirements.txt, and `dino` in .venv/bin
 
@@ -53,6 +53,9 @@ bench: setup  ## speed and memory beside lightly and the official recipe, on an 
 gpu: setup  ## ten minutes on a GPU: its tests, speed beside others, a short training, a report
 	$(INSTALL) -e '.[bench]'
 	$(BIN)/python benchmarks/gpu.py --out runs/gpu
+
+gpu-train: setup  ## an hour's training on a GPU, in pieces of ten minutes (DATA=folder)
+	$(BIN)/python benchmarks/gpu_train.py --out runs/gpu-train $(if $(DATA),--data $(DATA))
 
 browser: setup  ## run the notebooks in JupyterLab in a browser; needs Chromium or Chrome
 	$(INSTALL) -e '.[browser]'

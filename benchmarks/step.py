@@ -1,5 +1,5 @@
-"""A training step against lightly and the official recipe: time, FLOP/s, memory, and the same with
-a GPU.
+"""A training step against lightly and the official recipe on a CPU: time, FLOP/s, memory. With a
+GPU: `card.py`.
 
 The contestants take the same views of noise in turn, in one process; a figure is the median over
 the rounds. Peak memory is that of a first step in a process of its own, above what the libraries
@@ -221,81 +221,9 @@ def memory_rows(rounds, quick):
     ]
 
 
-def cuda_rows(rounds, quick):
-    """With a GPU: the paper's step, the share of its peak, how long it idles, and an epoch of
-    STL-10's size.
-    """
-    if not torch.cuda.is_available():
-        print(
-            "no CUDA device: images a second, MFU, the idle share and the epoch of STL-10's size "
-            "are left out"
-        )
-        return []
-    device, config = torch.device("cuda"), SMALL if quick else replace(PAPER, batch_size=64)
-    rows = against(
-        f"step of {config.batch_size} on {torch.cuda.get_device_name()}",
-        config,
-        device,
-        PEERS,
-        {"official": 4.0},
-        5 * rounds,
-    )
-    trainer, views = trainer_of(replace(config, device="cuda")), noise(config, device)
-    rate = count_flops(lambda: trainer.train_step(views)) / rows[-1]["ours"] / 1e12
-    ceiling = product_ceiling(device, torch.bfloat16) / 1e12
-    rows.append(
-        {
-            "figure": "its FLOP/s against a large bf16 product's (MFU)",
-            "ours": rate,
-            "peer": ceiling,
-            "unit": "TFLOP/s",
-            "ratio": rate / ceiling,
-            "aim": 0.45,
-            "sign": ">=",
-        }
-    )
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
-        start = clock(device)
-        for _ in range(10):
-            trainer.train_step(views)
-        wall = clock(device) - start
-    busy = sum(event.self_device_time_total for event in seen.key_averages()) / 1e6
-    rows.append(
-        {
-            "figure": "share of the time in which the GPU idles",
-            "ours": wall - busy,
-            "peer": wall,
-            "unit": "s",
-            "ratio": 1 - busy / wall,
-            "aim": 0.05,
-            "sign": "<=",
-        }
-    )
-    gpu = replace(SMALL if quick else PRESETS["gpu"], **{**COMMON, "limit": None, "device": "cuda"})
-    trainer = trainer_of(gpu, Shapes(max(gpu.batch_size, 1024), size=gpu.store_size))
-    order = torch.arange(gpu.batch_size).repeat(23).view(23, -1).numpy()
-    for turn, made in enumerate(trainer.views.batches(0, order)):
-        trainer.train_step(made)
-        if turn == 2:
-            start = clock(device)
-    epoch = (clock(device) - start) / 20 * 100_000 / gpu.batch_size
-    rows.append(
-        {
-            "figure": "an epoch of 100,000 images at 96 px, preset gpu",
-            "ours": epoch,
-            "peer": None,
-            "unit": "s",
-            "ratio": epoch / 30,
-            "aim": 1.0,
-            "sign": "<=",
-        }
-    )
-    return rows
-
-
 def rows(rounds=3, quick=False):
     """All rows, one list."""
-    parts = (memory_rows, step_rows, feature_rows, growth_rows, cuda_rows)
+    parts = (memory_rows, step_rows, feature_rows, growth_rows)
     return [row for part in parts for row in part(rounds, quick)]
 
 

@@ -32,8 +32,9 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def read_settings(words: Sequence[str]) -> tuple["Config", bool]:
-    """The Config that the words of `dino train` describe, and whether they ask for a profile.
+def read_settings(words: Sequence[str]) -> tuple["Config", str | None]:
+    """The Config that the words of `dino train` describe, and what they ask for instead of a run:
+    "profile", "estimate" or None.
 
     Raises ValueError on wrong ones.
     """
@@ -44,19 +45,24 @@ def read_settings(words: Sequence[str]) -> tuple["Config", bool]:
     preset_help = "where all settings below start from (default: demo)"
     first.add_argument("--preset", choices=PRESETS, default="demo", help=preset_help)
     profile_help = "train nothing: say where the time of an update goes, and what to change"
-    first.add_argument("--profile", action="store_true", help=profile_help)
+    estimate_help = "train nothing: say how long the run will take, and how much memory"
+    instead = first.add_mutually_exclusive_group()
+    for name, words_of_help in (("profile", profile_help), ("estimate", estimate_help)):
+        flag = {"action": "store_const", "const": name, "dest": "instead"}
+        instead.add_argument(f"--{name}", help=words_of_help, **flag)
     known, _ = first.parse_known_args(words)
 
     about = "Train a network, or go on with a run. Every setting is an option."
     parser = _Parser("train", about, parents=[first])
-    parser.usage = "dino train [--preset NAME] [--SETTING VALUE ...] [--profile]"
+    parser.usage = "dino train [--preset NAME] [--SETTING VALUE ...] [--profile | --estimate]"
     add_settings(parser, PRESETS[known.preset])
-    return config_of(parser.parse_args(words), PRESETS[known.preset]), known.profile
+    return config_of(parser.parse_args(words), PRESETS[known.preset]), known.instead
 
 
 def train(words: Sequence[str]) -> None:
     """train a network, or go on with a run"""
-    config, profile = read_settings(words)
+    config, instead = read_settings(words)
+    from dino_lib.run.estimate import estimate
     from dino_lib.run.processes import process_group
     from dino_lib.run.profile import report
     from dino_lib.run.train import build_trainer
@@ -64,13 +70,22 @@ def train(words: Sequence[str]) -> None:
 
     rank, several = _rank()
     with process_group(config, rank) if several else contextlib.nullcontext():
-        if profile:
+        if instead == "estimate":
+            say(_with_parts(estimate(config), config))
+            return
+        if instead == "profile":
             say(report(build_trainer(dataclasses.replace(config, eval_every=0))))
             return
         run(config)
     if rank == 0:
         files = "teacher.safetensors, history.jsonl, config.json, checkpoints/"
         say(f"{config.output_dir}: {files}")
+
+
+def _with_parts(found: Any, asked: "Config") -> str:
+    """An Estimate in words, and the option that it wants."""
+    parts = found.config.accumulate
+    return str(found) if parts == asked.accumulate else f"{found}. Take --accumulate {parts}"
 
 
 def report(words: Sequence[str]) -> None:

@@ -103,14 +103,31 @@ class WorkerViews:
         try:
             self._start()
             for batch, own in zip(batches, pieces, strict=True):
-                parts, used = zip(*[next(self._loaded) for _ in own], strict=True)
-                self.images.note(batch, torch.cat(used))
-                yield [torch.cat([to_device(piece, self.device) for piece in view])
-                       for view in zip(*parts, strict=True)]
+                views, used = self._put_together(len(batch), len(own))
+                self.images.note(batch, used)
+                yield views
         except BaseException as error:
             self.close()
             self._explain(error)
             raise
+
+    def _put_together(self, n: int, n_pieces: int) -> tuple[list[Tensor], Tensor]:
+        """The next n_pieces as views of n images on the device, and the images that were used.
+
+        Piece by piece: all of a large batch at once would fill the shared memory.
+        """
+        whole, used = [], []
+        for _ in range(n_pieces):
+            views, images = next(self._loaded)
+            whole = whole or [view.new_empty(n, *view.shape[1:], device=self.device)
+                              for view in views]
+            start = sum(map(len, used))
+            for view, piece in zip(whole, views, strict=True):
+                pinned = self.device.type == "cuda" and piece.is_pinned()
+                view[start : start + len(piece)].copy_(piece, non_blocking=pinned)
+            used.append(images.clone())  # a view of it would keep its piece
+            del views, images, piece
+        return whole, torch.cat(used)
 
     def report(self) -> str:
         """What could not be read, in one sentence."""

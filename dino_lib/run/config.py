@@ -197,6 +197,8 @@ class Config:
     """Also send the history to TensorBoard or Weights & Biases (extras)."""
     output_dir: Path = "runs/dino"
     """The run's folder."""
+    stop_after: PositiveFloat | None = None
+    """Minutes of training after which the run saves and leaves; resume auto goes on with it."""
     resume: Literal["never", "auto"] = "never"
     """auto goes on from the newest checkpoint in output_dir, or starts."""
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 # A run may go on with other values of these: they change how it is computed, shown and kept, and
 # where its images lie.
 MAY_CHANGE = (
-    "output_dir", "resume", "dataset", "data_root", "download", "device", "num_workers",
-    "log_every", "eval_every", "eval_limit", "save_every", "keep", "progress", "tracker",
-    "precision", "compile", "recompute", "accumulate")
+    "output_dir", "resume", "stop_after", "dataset", "data_root", "download", "device",
+    "num_workers", "log_every", "eval_every", "eval_limit", "save_every", "keep", "progress",
+    "tracker", "precision", "compile", "recompute", "accumulate")
 
 PARTS = ("student", "teacher", "loss", "optimizer", "scaler")  # of a Trainer, in a checkpoint
 

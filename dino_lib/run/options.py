@@ -3,6 +3,7 @@
 import argparse
 import ast
 import dataclasses
+import shlex
 from typing import Any, Literal, get_args, get_origin
 
 from dino_lib.run.config import Config
@@ -37,6 +38,20 @@ def config_of(given: argparse.Namespace, preset: Config) -> Config:
         if name in FIELDS
     }
     return dataclasses.replace(preset, **changes)
+
+
+def command_of(config: Config, name: str, preset: Config) -> str:
+    """The command line that trains with this config: the preset of this name, and what differs."""
+    words = ["dino", "train", "--preset", name]
+    for field in FIELDS:
+        value = getattr(config, field)
+        if value == getattr(preset, field):
+            continue
+        words.append(f"--{field.replace('_', '-')}")
+        if isinstance(value, dict):
+            value = [word for pair in value.items() for word in pair]
+        words += map(str, value if isinstance(value, list | tuple) else [value])
+    return shlex.join(words)
 
 
 def _count(kind: Any) -> str | int | None:

@@ -94,23 +94,30 @@ class Interrupts:
     Several processes leave after the same update, and a launcher hands on to each of them what
     the terminal has sent to all, so a second signal says nothing. A process that still waits for
     its batch GRACE seconds after the first one leaves alone.
+
+    minutes: after so many it is as if a first signal had come.
     """
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, minutes: float | None = None) -> None:
+        self.asked, self.minutes = False, minutes
         self.agreed = False  # what the processes have told each other in this update
         self.waiting = False
-        self.before, self.alarm = {}, None
+        self.before, self.alarm, self.limit = {}, None, None
 
     def __enter__(self) -> "Interrupts":
+        if self.minutes:
+            self.limit = threading.Timer(60 * self.minutes, setattr, (self, "asked", True))
+            self.limit.daemon = True
+            self.limit.start()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.alarm:
-            self.alarm.cancel()
+        for timer in (self.alarm, self.limit):
+            if timer:
+                timer.cancel()
         for number, handler in self.before.items():
             signal.signal(number, handler)
 

@@ -81,6 +81,7 @@ def build_trainer(config: Config, dataset: Any = None, *, on_log: OnLog | None =
 
     teacher = make_teacher(student)
     if config.compile:
+        torch.compiler.reset()  # a process compiles a function eight times: not earlier runs' too
         for model in (student, teacher):
             model.backbone.compile(dynamic=False)  # once for each size of views
     loss = DINOLoss(config.out_dim, student_temp=config.student_temp,

@@ -150,7 +150,7 @@ class Trainer:
         if self.step == self.total_steps and self.folder.teacher.exists():
             say(f"{self.folder.path} is finished: nothing is left to train")
             return read_teacher(self.folder.teacher, self.device), self.history
-        self.interrupts = Interrupts()
+        self.interrupts = Interrupts(self.config.stop_after)
         first = self.ranks.rank == 0
         hidden = None if self.config.progress and first else True  # None: where it's no terminal
         bar = tqdm(total=self.total_steps, initial=self.step, unit="step", leave=False,

@@ -56,11 +56,10 @@ def test_verdict(row, verdict):
     assert bench.verdict(row) == verdict
 
 
-def test_it_runs_and_writes_its_rows(tmp_path, capsys, monkeypatch):
+def test_it_runs_and_writes_its_rows(tmp_path, capsys):
     pytest.importorskip("lightly")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     bench.main(["--quick", "--only", "step", "--out", str(tmp_path / "bench.json")])
     printed = capsys.readouterr().out
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert len(rows) == 10 and all(row["ratio"] > 0 for row in rows)
-    assert "no CUDA device" in printed and all(row["figure"] in printed for row in rows)
+    assert all(row["figure"] in printed for row in rows)

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import threading
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,8 @@ from dino_lib.data.shapes import Shapes
 from dino_lib.run.checkpoint import load_newest
 from dino_lib.run.train import train
 from dino_lib.run.trainer import Trainer
+
+CPU = torch.device("cpu")
 
 
 class Failing(torch.utils.data.Dataset):
@@ -325,3 +328,29 @@ def test_another_error_of_a_worker_stays_what_it_is(pictures):
     with pytest.raises(ZeroDivisionError, match="mine"):
         next(views.batches(0, BATCHES))
     assert not torch.multiprocessing.active_children()
+
+
+def test_a_large_batch_takes_no_more_shared_memory_than_what_is_under_way(pictures, monkeypatch):
+    """Each piece is let go before the next one is asked for: `original` has 256 an update."""
+    views = WorkerViews(pictures, MultiCrop(16, 8, 1), seed=0, device=CPU, num_workers=0)
+    monkeypatch.setattr(loaders, "PIECE", 2)
+    alive, start = [], views._start
+
+    def watched():
+        start()
+        pieces = views._loaded
+
+        def one_by_one():
+            for made, used in pieces:
+                assert not any(piece() is not None for piece in alive)
+                alive[:] = [weakref.ref(tensor) for tensor in (*made, used)]
+                yield made, used
+                del made, used
+
+        views._loaded = one_by_one()
+
+    monkeypatch.setattr(views, "_start", watched)
+    found = next(views.batches(0, [np.arange(8)]))
+    plain = WorkerViews(pictures, MultiCrop(16, 8, 1), seed=0, device=CPU, num_workers=0)
+    for a, b in zip(found, next(plain.batches(0, [np.arange(8)])), strict=True):
+        assert torch.equal(a, b)

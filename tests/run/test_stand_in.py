@@ -5,6 +5,7 @@ autograd has no threads for a card that isn't there: `backward` only gives param
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from dino_lib.run.config import multicrop_settings
 from dino_lib.run.folder import RunFolder
 from dino_lib.run.presets import PRESETS
 from dino_lib.run.step import momentum_if, step_if
+from dino_lib.run.train import build_trainer
 from dino_lib.run.trainer import Trainer
 from dino_lib.teacher import make_teacher
 
@@ -96,6 +98,7 @@ def test_a_store_is_on_the_card_where_it_takes_a_third_of_what_is_free(monkeypat
     assert on_card(images, torch.device("cpu")) is images
 
 
+COMPILE = torch.nn.Module.compile
 OPTIMIZERS = {
     "fused": lambda parameters: torch.optim.AdamW(parameters, lr=0.1, fused=True),
     "plain": lambda parameters: torch.optim.AdamW(parameters, lr=0.1),
@@ -128,3 +131,30 @@ def test_views_of_a_batch_take_few_kernels_and_bounded_memory():
         assert [tuple(view.shape) for view in views] == [(n, 3, 96, 96)] * 2 + [(n, 3, 48, 48)] * 6
         assert card.kernels < most
         assert card.largest <= 4 * batch_views.GPU_CHUNK
+
+
+@pytest.mark.parametrize("name", ["colab", "gpu", "imagenette", "demo"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_with_compile_an_update_has_no_graph_break_and_nothing_is_compiled_twice(
+    tiny, pictures, monkeypatch, name, precision
+):
+    """The presets' kinds of network, small; the graphs are traced and run as they are."""
+    preset, graphs = PRESETS[name], []
+
+    def traced(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", functools.partialmethod(COMPILE, backend=traced, fullgraph=True)
+    )
+    own = {key: preset.backbone_options[key] for key in ("reg_tokens", "qk_norm")
+           if key in preset.backbone_options}  # fmt: skip
+    options = {**tiny.backbone_options, **own}
+    config = dataclasses.replace(
+        tiny, backbone_options=options, conv_stem=preset.conv_stem, drop_path=preset.drop_path,
+        precision=precision, use_bn=preset.use_bn, compile=True, eval_every=0)  # fmt: skip
+    trainer = build_trainer(config, pictures)
+    for views in trainer.views.batches(0, np.arange(24).reshape(3, 8)):
+        trainer.train_step(views)
+    assert len(graphs) == 3  # the student on views of two sizes, the teacher on large ones

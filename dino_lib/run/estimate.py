@@ -1,0 +1,89 @@
+"""How long a run will take, and how much memory: measured on a few updates before it starts."""
+
+import dataclasses
+import gc
+from typing import Any
+
+import numpy as np
+import torch
+
+from dino_lib.data.say import say
+from dino_lib.run.config import Config
+from dino_lib.run.profile import clock, memory
+from dino_lib.run.train import build_trainer
+from dino_lib.run.trainer import Trainer
+
+WARM_UP = 2  # updates that are not measured: the first ones choose kernels
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What `estimate` has found. `str()` says it in words."""
+
+    config: Config
+    """The settings, with `accumulate` as the memory allows."""
+    seconds: float
+    """Of an update, its views included."""
+    updates: int
+    """In the whole run."""
+    bytes: int
+    """On CUDA what tensors take at most, elsewhere what the process takes."""
+    free: int | None
+    """Bytes that were free on the GPU before; None without one."""
+    precision: str
+
+    @property
+    def minutes(self) -> float:
+        """Of all updates; evaluations and checkpoints come on top."""
+        return self.seconds * self.updates / 60
+
+    def __str__(self) -> str:
+        config, parts = self.config, self.config.accumulate
+        room = "" if self.free is None else f" of {self.free / 2**30:.1f}"
+        cut = f" in {parts} parts" if parts > 1 else ""
+        return (f"{self.updates:,} updates of {config.batch_size} images{cut}, "
+                f"{self.seconds:.2f} s each in {self.precision}: about {self.minutes:.0f} minutes, "
+                f"evaluations aside; {self.bytes / 2**30:.1f}{room} GiB of memory")
+
+
+def estimate(config: Config, dataset: Any = None, *, updates: int = 8) -> Estimate:
+    """Take some updates of a run of these settings and throw them away; nothing is written.
+
+    Where an update does not fit into the GPU's memory, `accumulate` is doubled until it does.
+    dataset: as for `train`. The images are decoded here, and kept for the run as `train` keeps
+    them. Raises torch.OutOfMemoryError where one image a part is still too much.
+    """
+    gpu = torch.cuda.is_available() and config.device != "cpu"
+    free = torch.cuda.mem_get_info()[0] if gpu else None
+    while True:
+        try:
+            trainer = build_trainer(dataclasses.replace(config, eval_every=0.0), dataset)
+            seconds = _seconds(trainer, updates)
+            precision = str(trainer.dtype).removeprefix("torch.")
+            taken = memory(trainer.device)
+            return Estimate(config, seconds, trainer.total_steps, taken, free, precision)
+        except torch.OutOfMemoryError:
+            trainer = None
+            parts = 2 * config.accumulate
+            if config.batch_size % parts:
+                raise
+            config = dataclasses.replace(config, accumulate=parts)
+            say(f"the memory does not suffice: {parts} parts")
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _seconds(trainer: Trainer, updates: int) -> float:
+    """Of one update, views and all: the mean over so many."""
+    size = trainer.config.batch_size
+    indices = np.arange(size * (updates + WARM_UP)).reshape(-1, size) % len(trainer.views)
+    batches = trainer.views.batches(0, indices)
+    for step in range(updates + WARM_UP):
+        if step == WARM_UP:
+            start = clock(trainer.device)
+        trainer.step = trainer.total_steps - 1  # the last layer is not frozen there
+        trainer.train_step(next(batches))
+    seconds = (clock(trainer.device) - start) / updates
+    if hasattr(trainer.views, "close"):
+        trainer.views.close()
+    return seconds
