@@ -1,4 +1,4 @@
-"""The command line: `dino train`, `report`, `explore`, `video`, `doctor`; or `python -m dino_lib`.
+"""The command line: `dino train`, `report`, `explore`, `video`, ...; or `python -m dino_lib`.
 
 What a command needs is imported when it is asked for, so that `dino --help` answers at once.
 """
@@ -131,6 +131,19 @@ def video(words: Sequence[str]) -> None:
     _wrote(write_videos(given.clip, _teachers(given), given.out, head=head, size=given.size))
 
 
+def export(words: Sequence[str]) -> None:
+    """write a teacher for other programs: ONNX, timm, Hugging Face"""
+    parser = _Parser("export", "Write a teacher for programs without dino_lib, and a model card.")
+    parser.add_argument("teacher", help="what load_teacher takes: demo, photos, a run's folder, ...")
+    parser.add_argument("--format", required=True, help="onnx, timm or huggingface")
+    parser.add_argument("--out", required=True, help="the folder to write, a new one")
+    given = parser.parse_args(words)
+
+    from dino_lib.teachers.export import export
+
+    _wrote(export(given.teacher, given.format, given.out))
+
+
 def doctor(words: Sequence[str]) -> None:
     """say what ails runs and what to change"""
     parser = _Parser("doctor", "Say what ails a run, from which step, and what to change.")
@@ -180,6 +193,7 @@ COMMANDS = {
     "report": report,
     "explore": explore,
     "video": video,
+    "export": export,
     "doctor": doctor,
 }
 
@@ -235,7 +249,7 @@ def _is_expected(error: Exception, command: str | None) -> bool:
     """Whether an error's message says all that there is to say."""
     from dino_lib.data.images import InputError
 
-    if command in ("explore", "video") and isinstance(error, TypeError):
-        return True  # a network without attention
+    if command in ("explore", "video", "export") and isinstance(error, TypeError):
+        return True  # a network without attention, or one that a format has no place for
     kinds = ValueError | OSError | MemoryError | FloatingPointError | ImportError | InputError
     return isinstance(error, kinds)
