@@ -74,7 +74,7 @@ class Looks(nn.Module):
         if beside:
             prefix = prefix + vit.pos_embed[:, :beside]
         patches = (maps + places).flatten(1, 2)
-        prefix = prefix.expand(len(patches), -1, -1)
+        prefix = prefix.expand(patches.shape[0], -1, -1)  # len() would fix the batch
         return vit.norm_pre(torch.cat([prefix, patches], 1)), grid
 
 
