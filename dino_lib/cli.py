@@ -134,7 +134,7 @@ def video(words: Sequence[str]) -> None:
 def export(words: Sequence[str]) -> None:
     """write a teacher for other programs: ONNX, timm, Hugging Face"""
     parser = _Parser("export", "Write a teacher for programs without dino_lib, and a model card.")
-    parser.add_argument("teacher", help="what load_teacher takes: demo, photos, a run's folder, ...")
+    parser.add_argument("teacher", help="a run's folder, or what else load_teacher takes")
     parser.add_argument("--format", required=True, help="onnx, timm or huggingface")
     parser.add_argument("--out", required=True, help="the folder to write, a new one")
     given = parser.parse_args(words)

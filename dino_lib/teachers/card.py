@@ -162,8 +162,8 @@ def _numbers(values: tuple[float, ...]) -> str:
 def _data(teacher: Teacher) -> str:
     if teacher.config is None:
         what = teacher.about.get("what", "weights")
-        return (f"This was loaded from {what}, trained elsewhere. The terms of those weights and of "
-                "their data hold here too: **name both before you publish**.")
+        return (f"This was loaded from {what}, trained elsewhere. The terms of those weights and "
+                "of their data hold here too: **name both before you publish**.")
     text = f"It was trained on {DATA.get(teacher.config.dataset, OWN)}. No label was used."
     if teacher.config.pretrained or teacher.config.weights:
         text += (" It started from weights trained elsewhere, whose terms hold here too: **name "

@@ -137,8 +137,7 @@ def write_onnx(path: str | Path, backbone: Backbone, transform: EvalTransform,
 
 def _need_onnx() -> None:
     try:
-        import onnx
-        import onnxscript  # noqa: F401 (torch.onnx uses both)
+        import onnxscript  # noqa: F401 (torch.onnx uses it, and it uses onnx)
     except ImportError as error:
         raise ImportError("ONNX needs packages that are not installed: "
                           "pip install onnx onnxscript onnxruntime") from error
