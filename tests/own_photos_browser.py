@@ -59,6 +59,7 @@ def made_files():
     clear = Image.fromarray(noise.integers(0, 256, (90, 130, 4), dtype=np.uint8), "RGBA")
     kinds = {
         "noise.png": (Image.fromarray(noise.integers(0, 256, (131, 97, 3), dtype=np.uint8)), {}),
+        "tall.png": (Image.fromarray(noise.integers(0, 256, (400, 90, 3), dtype=np.uint8)), {}),
         "tiny.png": (Image.fromarray(noise.integers(0, 256, (7, 5, 3), dtype=np.uint8)), {}),
         "large.png": (large, {}),
         "grey.png": (llama.convert("L"), {}),
@@ -142,8 +143,8 @@ def try_page(chromium, path, teachers, size, out):
     said = drop(watch, "notes.txt", b"no image")
     if "no image that this browser can read" not in said:
         faults.append(f"a text: {said}")
-    page.locator("#file").set_input_files(PHOTOS / "leopard.jpg")
-    page.locator("#own-text", has_text="leopard.jpg: looked").wait_for()
+    page.locator("#file").set_input_files(PHOTOS / "leopards.jpg")
+    page.locator("#own-text", has_text="leopards.jpg: looked").wait_for()
     use(watch, len(teachers))
     page.screenshot(path=out / f"own-{path.stem}-used.png", full_page=True)
     page.set_viewport_size(SCREENS["phone"])

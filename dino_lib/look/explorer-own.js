@@ -1,4 +1,4 @@
-/* ---- one's own photograph: the teachers run in this page, on onnxruntime-web; nothing leaves ---- */
+/* ---- one's own photograph: the teachers run in this page (onnxruntime-web), nothing leaves ---- */
 
 async function unpack(text) {  // base64 of gzip
   const packed = Uint8Array.from(atob(text), c => c.charCodeAt(0))
@@ -86,7 +86,7 @@ async function takeFile(file) {
   try {
     rgba = await decode(file)
   } catch {
-    return tell(`${file.name || "this"} is no image that this browser can read: take a .jpg or .png`)
+    return tell(`${file.name} is no image that this browser can read: take a .jpg or .png`)
   }
   const start = performance.now(), entries = []
   try {

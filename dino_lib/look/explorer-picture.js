@@ -9,7 +9,8 @@ function roundEven(x) {
 /** PIL's weights, in whole numbers of 22 bits, of the pixels from .. to of n for each of nOut:
     list of [first pixel, weights]. The cubic kernel has a = -0.5, stretched when it shrinks. */
 function cubicWeights(n, from, to, nOut) {
-  const cubic = t => t < 1 ? (1.5 * t - 2.5) * t * t + 1 : t < 2 ? ((-0.5 * t + 2.5) * t - 4) * t + 2 : 0
+  const cubic = t =>
+    t < 1 ? (1.5 * t - 2.5) * t * t + 1 : t < 2 ? ((-0.5 * t + 2.5) * t - 4) * t + 2 : 0
   from = Math.fround(from)  // PIL keeps a box in single precision
   const step = Math.fround(Math.fround(to) - from) / nOut, width = Math.max(step, 1)
   return Array.from({ length: nOut }, (_, i) => {
@@ -24,32 +25,35 @@ function cubicWeights(n, from, to, nOut) {
   })
 }
 
-/** A box of an image at wide x high pixels, as PIL's resize: columns first, rounded, then rows.
-    image: { pixels (height * width * channels), width, height, channels } of 8 bits. */
-function resize(image, [left, top, right, bottom], wide, high) {
+/** An image, { pixels (height * width * channels) of 8 bits, width, height, channels }, resampled
+    from left to right, or from top to bottom. */
+function resample(image, weights, isDown) {
   const { pixels, width, height, channels } = image
-  const across = cubicWeights(width, left, right, wide)
-  const down = cubicWeights(height, top, bottom, high)
-  const start = down[0][0], end = Math.max(...down.map(([first, w]) => first + w.length))
-  const round = sum => Math.min(Math.max(Math.floor(sum / 2 ** 22 + 0.5), 0), 255)
-  const columns = new Uint8Array((end - start) * wide * channels)
-  for (let y = start; y < end; y++)
-    across.forEach(([first, weights], x) => {
+  const out = { ...image, [isDown ? "height" : "width"]: weights.length }
+  out.pixels = new Uint8Array(out.height * out.width * channels)
+  const stride = (isDown ? width : 1) * channels
+  let i = 0
+  for (let y = 0; y < out.height; y++)
+    for (let x = 0; x < out.width; x++) {
+      const [first, ws] = weights[isDown ? y : x]
+      const from = isDown ? first * width + x : y * width + first
       for (let c = 0; c < channels; c++) {
-        let sum = 0, at = (y * width + first) * channels + c
-        for (const w of weights) { sum += w * pixels[at]; at += channels }
-        columns[((y - start) * wide + x) * channels + c] = round(sum)
+        let sum = 0, at = from * channels + c
+        for (const w of ws) { sum += w * pixels[at]; at += stride }
+        out.pixels[i++] = Math.min(Math.max(Math.floor(sum / 2 ** 22 + 0.5), 0), 255)
       }
-    })
-  const out = new Uint8Array(high * wide * channels), row = wide * channels
-  down.forEach(([first, weights], y) => {
-    for (let i = 0; i < row; i++) {
-      let sum = 0, at = (first - start) * row + i
-      for (const w of weights) { sum += w * columns[at]; at += row }
-      out[y * row + i] = round(sum)
     }
-  })
-  return { pixels: out, width: wide, height: high, channels }
+  return out
+}
+
+/** A box of an image at wide x high pixels, as PIL's resize, rounded after each of its two passes.
+    From version 13 on (tallFirst) PIL begins with the rows of what is much too tall. */
+function resize(image, [left, top, right, bottom], wide, high, tallFirst) {
+  const { width, height } = image
+  const across = picture => resample(picture, cubicWeights(width, left, right, wide), false)
+  const down = picture => resample(picture, cubicWeights(height, top, bottom, high), true)
+  const isTall = height > high && height - high > 2 * (width - wide)
+  return tallFirst && isTall ? across(down(image)) : down(across(image))
 }
 
 /** A canvas's RGBA as RGB, or as grey by PIL's weights. */
@@ -64,16 +68,17 @@ function toChannels({ data, width, height }, channels) {
 }
 
 /** What a teacher sees of an image: its middle square, or (size) all of it at whole patches. */
-function asSeen(image, { side, size, patch }) {
+function asSeen(image, { side, size, patch, tallFirst }) {
   const { width, height } = image
   if (size === null) {
-    const short = Math.min(width, height), left = (width - short) * 0.5, top = (height - short) * 0.5
-    return resize(image, [left, top, left + short, top + short], side, side)
+    const short = Math.min(width, height)
+    const left = (width - short) * 0.5, top = (height - short) * 0.5
+    return resize(image, [left, top, left + short, top + short], side, side, tallFirst)
   }
   const ratio = size / Math.sqrt(width * height)
   const [high, wide] = [[height, patch[0]], [width, patch[1]]]
     .map(([n, p]) => Math.max(1, roundEven(n * ratio / p)) * p)
-  return resize(image, [0, 0, width, height], wide, high)
+  return resize(image, [0, 0, width, height], wide, high, tallFirst)
 }
 
 /** (height * width * channels) of 8 bits -> (channels, height, width), normalised. */

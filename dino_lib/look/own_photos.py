@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import PIL
 from torch import Tensor
 
 from dino_lib.backbone import Backbone
@@ -65,6 +66,7 @@ def packed_teacher(backbone: Backbone, transform: EvalTransform, directions: Ten
         "network": network, "directions": to_base64(directions.float()),
         "side": transform.size, "size": size, "patch": backbone.patch_size,
         "mean": transform.mean, "std": transform.std,
+        "tallFirst": int(PIL.__version__.split(".")[0]) >= 13,  # the page resizes as PIL does here
     }
 
 
