@@ -1,4 +1,4 @@
-/* ---- one's own photograph: the teachers run in this page (onnxruntime-web), nothing leaves ---- */
+/* ---- one's own photograph: the teachers run in this page (onnxruntime-web); it stays here ---- */
 
 async function unpack(text) {  // base64 of gzip
   const packed = Uint8Array.from(atob(text), c => c.charCodeAt(0))

@@ -6,6 +6,7 @@ Another project's layout to write belongs here; how layouts are read is in `run/
 import inspect
 import json
 import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -47,8 +48,7 @@ def export(name_or_path: str | os.PathLike, layout: str, out: str | os.PathLike)
     try:
         LAYOUTS[layout](out, teacher.model, teacher.transform)
     except BaseException:
-        if not any(out.iterdir()):
-            out.rmdir()
+        shutil.rmtree(out)  # it held nothing before
         raise
     (out / "README.md").write_text(card, "utf-8")
     return sorted(out.iterdir())
@@ -71,8 +71,11 @@ def _to_timm(out: Path, backbone: Backbone, transform: EvalTransform) -> None:
         parts = [inspect.getsource(part) for part in (ConvStem, _prime_factors)]
         (out / "stem.py").write_text(STEM + "\n\n".join(parts), "utf-8")
     told = {"pretrained_cfg": {"tag": "dino", "license": "see README.md"}}
-    save_for_hf(backbone.model, str(out), told, arguments, safe_serialization=True,
-                data_config=seen)
+    try:
+        save_for_hf(backbone.model, str(out), told, arguments, safe_serialization=True,
+                    data_config=seen)
+    except ValueError as error:  # built with a class, such as DINOv2's MLP, that JSON can't hold
+        raise TypeError(f"timm's config.json can't describe this network: {error}") from error
 
 
 def _to_huggingface(out: Path, backbone: Backbone, transform: EvalTransform) -> None:

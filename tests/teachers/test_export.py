@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dino_lib.backbone import create_backbone
@@ -19,7 +19,7 @@ from dino_lib.measure.attention import cls_attention, every_layer, full_attentio
 from dino_lib.run.build import build_backbone
 from dino_lib.run.presets import PRESETS
 from dino_lib.run.teacher_file import save_teacher
-from dino_lib.teachers.export import export
+from dino_lib.teachers.export import _check_vit_model, export
 from dino_lib.teachers.graph import Looks, check_plain
 from dino_lib.teachers.load import load_teacher
 
@@ -53,25 +53,25 @@ def vit(**options):
     return moved(create_backbone("vit_tiny_patch16_224", **{**TINY, **options}))
 
 
+def made_run(folder, *, stem=False, dataset="shapes", options=TINY, **settings):
+    """The folder of a run's teacher with these options of its backbone."""
+    config = dataclasses.replace(
+        PRESETS["smoke"],
+        conv_stem=stem,
+        dataset=dataset,
+        backbone_options=dict(options),
+        **settings,
+    )
+    folder.mkdir()
+    backbone = moved(build_backbone(config))
+    save_teacher(folder / "teacher.safetensors", backbone, config, step=8, images_seen=64)
+    return folder
+
+
 @pytest.fixture
 def run(tmp_path):
-    """The function that gives the folder of a run's teacher with these options of its backbone."""
-
-    def made(name="run", *, stem=False, dataset="shapes", options=TINY, **settings):
-        config = dataclasses.replace(
-            PRESETS["smoke"],
-            conv_stem=stem,
-            dataset=dataset,
-            backbone_options=dict(options),
-            **settings,
-        )
-        (tmp_path / name).mkdir()
-        backbone = moved(build_backbone(config))
-        path = tmp_path / name / "teacher.safetensors"
-        save_teacher(path, backbone, config, step=8, images_seen=64)
-        return tmp_path / name
-
-    return made
+    """`made_run` in a folder of this test."""
+    return lambda **options: made_run(tmp_path / "run", **options)
 
 
 def images(backbone, rows, columns, n=2, channels=3):
@@ -118,32 +118,36 @@ def test_other_networks_are_no_graph(name, options, word):
 
 
 @pytest.fixture(scope="module")
-def sessions(tmp_path_factory):
-    """(session of the ONNX file, teacher): of demo, with a stem, and of a plain tiny run."""
+def exported(tmp_path_factory):
+    """(the ONNX file in onnxruntime, its teacher, its folder); about ten seconds."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    out = tmp_path_factory.mktemp("onnx")
-    [_, path] = export("demo", "onnx", out)
+    folder = tmp_path_factory.mktemp("onnx")
+    options = {**TINY, "depth": 1, "reg_tokens": 2, "qk_norm": True}
+    made_run(folder / "run", stem=True, options=options)
+    export(folder / "run", "onnx", folder / "out")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(path, options), load_teacher("demo"), out
+    session = onnxruntime.InferenceSession(folder / "out" / "model.onnx", options)
+    return session, load_teacher(folder / "run"), folder / "out"
 
 
-@pytest.mark.parametrize("n, grid", [(1, (8, 8)), (5, (8, 8)), (2, (3, 13)), (1, (1, 1))])
-def test_onnx_gives_feature_and_heads_at_any_batch_and_size(sessions, n, grid):
-    session, teacher, _ = sessions
+@pytest.mark.parametrize("n, grid", [(1, (4, 4)), (5, (8, 8)), (2, (3, 13)), (1, (1, 1))])
+def test_onnx_gives_feature_and_heads_at_any_batch_and_size(exported, n, grid):
+    session, teacher, _ = exported
     x = images(teacher.model, *grid, n=n)
     feature, attention = session.run(["feature", "attention"], {"images": x.numpy()})
     close(feature, teacher.model(x))
     close(attention, cls_attention(teacher, x))
 
 
-def test_onnx_is_one_file_that_knows_how_to_look(sessions):
-    session, teacher, out = sessions
+def test_onnx_is_one_file_that_knows_how_to_look(exported):
+    session, teacher, out = exported
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "model.onnx"]
     told = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
-    assert told["size"] == 48 and tuple(told["mean"]) == teacher.transform.mean
-    assert told["std"] == list(teacher.transform.std)
+    assert told["size"] == teacher.transform.size
+    assert tuple(told["mean"]) == teacher.transform.mean
+    assert tuple(told["std"]) == teacher.transform.std
     [given] = session.get_inputs()
     assert given.shape == ["batch", 3, "6*rows", "6*columns"]
 
@@ -163,8 +167,6 @@ def test_without_the_packages_a_word_and_no_folder(tmp_path, monkeypatch, capsys
 
 def read_elsewhere(folder, x, tmp_path):
     """What the code in the card gives for x, run in a new process from the export's folder."""
-    from safetensors.torch import save_file
-
     save_file({"images": x}, tmp_path / "x.safetensors")
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
     code = code.replace("PATH/OF/THIS/FOLDER", str(folder))
@@ -212,6 +214,16 @@ def test_any_network_is_written_for_timm(run, tmp_path):
     export(folder, "timm", tmp_path / "out")
     x = torch.randn(2, 3, 40, 40)
     close(read_elsewhere(tmp_path / "out", x, tmp_path), load_teacher(folder).model(x))
+
+
+def test_what_a_config_cannot_describe_is_named(run, tmp_path, monkeypatch):
+    folder = run()
+    built = load_teacher(folder)
+    built.model.model._model_args["mlp_layer"] = nn.Linear
+    monkeypatch.setattr("dino_lib.teachers.export.load_teacher", lambda name: built)
+    with pytest.raises(TypeError, match="can't describe.*mlp_layer"):
+        export(folder, "timm", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # --- hugging face ---------------------------------------------------------------------------------
@@ -347,8 +359,6 @@ def test_what_vit_model_has_no_place_for_is_named(run, tmp_path, options, words)
 def test_another_mlp_is_named():
     backbone = vit()
     backbone.model.blocks[0].mlp.act = nn.GELU("tanh")
-    from dino_lib.teachers.export import _check_vit_model
-
     with pytest.raises(TypeError, match="GELU"):
         _check_vit_model(backbone.model, backbone)
 
