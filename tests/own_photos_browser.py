@@ -36,6 +36,11 @@ DROP = """([name, content]) => {
     transfer.items.add(new File([bytes], name));
     return transfer;
 }"""
+IN_SIGHT = """() => {  // whether the chosen image's button is in its strip's window
+    const strip = document.getElementById('images'), chosen = strip.lastChild;
+    return chosen.getAttribute('aria-pressed') === 'true' &&
+        chosen.getBoundingClientRect().right <= strip.getBoundingClientRect().right + 1;
+}"""
 FOUND = """number => {
     const t = data.teachers[number], item = t.images.at(-1), flat = a => Array.from(a).flat();
     const all = data.teachers.map((_, i) => i);
@@ -122,6 +127,9 @@ def try_page(chromium, path, teachers, size, out):
     watch = Watch(chromium, path, viewport=SCREENS["desktop"], color_scheme="light")
     page, faults, worst = watch.page, watch.faults, {}
     page.context.set_offline(True)
+    given = page.evaluate_handle(DROP, ["a.png", ""])
+    page.dispatch_event("body", "dragover", {"dataTransfer": given})
+    page.screenshot(path=out / f"own-{path.stem}-before.png")
     for name, content in made_files().items():
         said = drop(watch, name, content)
         if "has not left this computer" not in said:
@@ -145,6 +153,9 @@ def try_page(chromium, path, teachers, size, out):
         faults.append(f"a text: {said}")
     page.locator("#file").set_input_files(PHOTOS / "leopards.jpg")
     page.locator("#own-text", has_text="leopards.jpg: looked").wait_for()
+    page.wait_for_timeout(200)
+    if not page.evaluate(IN_SIGHT):
+        faults.append("the photograph's button is not in sight")
     use(watch, len(teachers))
     page.screenshot(path=out / f"own-{path.stem}-used.png", full_page=True)
     page.set_viewport_size(SCREENS["phone"])

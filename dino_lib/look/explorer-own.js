@@ -102,6 +102,7 @@ async function takeFile(file) {
   })
   data.names.push(file.name)
   set({ image: data.names.length - 1, patch: null })
+  requestAnimationFrame(() => { $("images").scrollLeft = $("images").scrollWidth })  // once drawn
   const seconds = ((performance.now() - start) / 1000).toFixed(1)
   tell(`${file.name}: looked at in ${seconds} s. It has not left this computer.`)
 }

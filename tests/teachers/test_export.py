@@ -221,7 +221,7 @@ def test_what_a_config_cannot_describe_is_named(run, tmp_path, monkeypatch):
     built = load_teacher(folder)
     built.model.model._model_args["mlp_layer"] = nn.Linear
     monkeypatch.setattr("dino_lib.teachers.export.load_teacher", lambda name: built)
-    with pytest.raises(TypeError, match="can't describe.*mlp_layer"):
+    with pytest.raises(TypeError, match=r"can't describe.*mlp_layer"):
         export(folder, "timm", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
