@@ -165,55 +165,52 @@ def test_without_the_packages_a_word_and_no_folder(tmp_path, monkeypatch, capsys
 
 
 
-def read_elsewhere(folder, x, tmp_path):
-    """What the code in the card gives for x, run in a new process from the export's folder."""
-    save_file({"images": x}, tmp_path / "x.safetensors")
-    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
-    code = code.replace("PATH/OF/THIS/FOLDER", str(folder))
-    lines = [
-        "import sys, torch",
-        "from safetensors.torch import load_file, save_file",
-        "images = load_file(sys.argv[1])['images']",
-        "torch.set_grad_enabled(False)",
-        code,
-        "save_file({'feature': feature.contiguous()}, sys.argv[2])",
-        "assert 'dino_lib' not in sys.modules",
-    ]
-    words = [sys.executable, "-c", "\n".join(lines)]
-    words += [str(tmp_path / "x.safetensors"), str(tmp_path / "y.safetensors")]
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
+ELSEWHERE = """
+import json, sys, torch
+from safetensors.torch import load_file, save_file
+torch.set_grad_enabled(False)
+for folder, code, given, found in json.loads(sys.argv[1]):
+    sys.path[0] = folder
+    images = load_file(given)["images"]
+    exec(code.replace("PATH/OF/THIS/FOLDER", folder))
+    save_file({"feature": feature.contiguous()}, found)
+assert "dino_lib" not in sys.modules
+"""
+NETWORKS = {  # of a run -> sizes of its images
+    "stem": ({"stem": True, "options": {**TINY, "reg_tokens": 2, "qk_norm": True}}, [24, 36]),
+    "plain": ({"options": {**TINY, "class_token": False, "global_pool": "avg"}}, [24, 36]),
+    "resnet": ({"options": {}, "backbone": "resnet10t"}, [40]),
+}
+
+
+def test_timm_alone_reads_what_was_written_for_it(tmp_path):
+    """By the code in the card, in one new process for all, since an import takes seconds."""
+    jobs, expected = [], []
+    for name, (options, sizes) in NETWORKS.items():
+        folder, out = made_run(tmp_path / name, **options), tmp_path / f"{name}-out"
+        files = [path.name for path in export(folder, "timm", out)]
+        stem = ["stem.py"] if name == "stem" else []
+        assert files == ["README.md", "config.json", "model.safetensors", *stem]
+        code = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[1]
+        for size in sizes:
+            x = torch.randn(2, 3, size, size + 12, generator=torch.Generator().manual_seed(0))
+            save_file({"images": x}, tmp_path / f"x-{name}-{size}")
+            places = [str(tmp_path / f"{kind}-{name}-{size}") for kind in "xy"]
+            jobs.append([str(out), code, *places])
+            expected.append(load_teacher(folder).model(x))
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    words = [sys.executable, "-c", ELSEWHERE, json.dumps(jobs)]
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return load_file(tmp_path / "y.safetensors")["feature"]
+    for (*_, found), feature in zip(jobs, expected, strict=True):
+        close(load_file(found)["feature"], feature)
 
 
-@pytest.mark.parametrize(
-    "stem, options",
-    [
-        (True, {**TINY, "reg_tokens": 2, "qk_norm": True}),
-        (False, {**TINY, "class_token": False, "global_pool": "avg"}),
-    ],
-    ids=["stem", "no CLS"],
-)
-def test_timm_alone_reads_its_folder(run, tmp_path, stem, options):
-    folder = run(stem=stem, options=options)
-    out = tmp_path / "out"
-    files = [path.name for path in export(folder, "timm", out)]
-    assert files == ["README.md", "config.json", "model.safetensors"] + ["stem.py"] * stem
-    told = json.loads((out / "config.json").read_text())["pretrained_cfg"]
+def test_timms_config_tells_how_to_look_and_nothing_of_timms_own_weights(run, tmp_path):
+    export(run(), "timm", tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
     assert told["mean"] == [0.485, 0.456, 0.406] and told["input_size"] == [3, 48, 48]
-    assert "apache" not in json.dumps(told)  # the licence of timm's own weights
-    teacher = load_teacher(folder)
-    for grid in ((4, 4), (3, 6)):
-        x = images(teacher.model, *grid)
-        close(read_elsewhere(out, x, tmp_path), teacher.model(x))
-
-
-def test_any_network_is_written_for_timm(run, tmp_path):
-    folder = run(options={}, backbone="resnet10t")
-    export(folder, "timm", tmp_path / "out")
-    x = torch.randn(2, 3, 40, 40)
-    close(read_elsewhere(tmp_path / "out", x, tmp_path), load_teacher(folder).model(x))
+    assert "apache" not in json.dumps(told) and "url" not in told
 
 
 def test_what_a_config_cannot_describe_is_named(run, tmp_path, monkeypatch):
@@ -345,7 +342,6 @@ def test_transformers_reads_it(handed_on):
         ({"init_values": 0.1}, "layer scale"),
         ({"pre_norm": True}, "a norm before"),
         ({"fc_norm": True}, "another norm"),
-        ({"img_size": (24, 36)}, "not square"),
         ({"class_token": False, "global_pool": "avg"}, "CLS"),
     ],
 )
@@ -356,7 +352,11 @@ def test_what_vit_model_has_no_place_for_is_named(run, tmp_path, options, words)
     assert not (tmp_path / "out").exists()
 
 
-def test_another_mlp_is_named():
+def test_what_a_run_cannot_have_is_named_too():
+    """Of weights from elsewhere: oblong images, another MLP."""
+    oblong = vit(img_size=(24, 36))
+    with pytest.raises(TypeError, match="not square"):
+        _check_vit_model(oblong.model, oblong)
     backbone = vit()
     backbone.model.blocks[0].mlp.act = nn.GELU("tanh")
     with pytest.raises(TypeError, match="GELU"):
