@@ -120,7 +120,7 @@ def _check_vit_model(vit: nn.Module, backbone: Backbone) -> None:
         "another norm than LayerNorm at the end": not isinstance(vit.norm, nn.LayerNorm)
         or type(vit.fc_norm) is not identity,
         "another MLP than two layers with GELU":
-            type(block.mlp) is not Mlp or type(block.mlp.act) is not nn.GELU,
+            type(block.mlp) is not Mlp or getattr(block.mlp.act, "approximate", "") != "none",
         "patches or images that are not square":
             len(set(backbone.patch_size)) > 1 or len(set(embed.img_size)) > 1,
     }
