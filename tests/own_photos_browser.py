@@ -164,7 +164,8 @@ def try_page(chromium, path, teachers, size, out):
     if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
         faults.append("the page is wider than a phone")
     page.close()
-    return faults, worst
+    own = "request: blob:"  # the runtime, which the page itself holds
+    return [fault for fault in faults if not fault.startswith(own)], worst
 
 
 def use(watch, n_teachers):
