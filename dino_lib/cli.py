@@ -1,4 +1,4 @@
-"""The command line: `dino train`, `report`, `explore`, `video`, `doctor`; or `python -m dino_lib`.
+"""The command line: `dino train`, `report`, `explore`, `video`, ...; or `python -m dino_lib`.
 
 What a command needs is imported when it is asked for, so that `dino --help` answers at once.
 """
@@ -120,14 +120,14 @@ def explore(words: Sequence[str]) -> None:
     parser.add_argument(
         "--limit", type=int, default=12, help="the most images of a folder (default: 12)"
     )
+    own_help = "the page looks at its visitor's own photographs too (fetches 33 MB by npm, once)"
+    parser.add_argument("--own-photos", action="store_true", help=own_help)
     given = parser.parse_args(words)
 
     from dino_lib.look.explorer import write_explorer
 
-    teachers = _teachers(given)
-    _wrote(
-        write_explorer(given.images, teachers, given.out, size=given.size, limit=given.limit)
-    )
+    options = {"size": given.size, "limit": given.limit, "own_photos": given.own_photos}
+    _wrote(write_explorer(given.images, _teachers(given), given.out, **options))
 
 
 def video(words: Sequence[str]) -> None:
@@ -144,6 +144,19 @@ def video(words: Sequence[str]) -> None:
 
     head = int(given.head) if given.head and given.head.isdecimal() else given.head
     _wrote(write_videos(given.clip, _teachers(given), given.out, head=head, size=given.size))
+
+
+def export(words: Sequence[str]) -> None:
+    """write a teacher for other programs: ONNX, timm, Hugging Face"""
+    parser = _Parser("export", "Write a teacher for programs without dino_lib, and a model card.")
+    parser.add_argument("teacher", help="a run's folder, or what else load_teacher takes")
+    parser.add_argument("--format", required=True, help="onnx, timm or huggingface")
+    parser.add_argument("--out", required=True, help="the folder to write, a new one")
+    given = parser.parse_args(words)
+
+    from dino_lib.teachers.export import export
+
+    _wrote(export(given.teacher, given.format, given.out))
 
 
 def doctor(words: Sequence[str]) -> None:
@@ -195,6 +208,7 @@ COMMANDS = {
     "report": report,
     "explore": explore,
     "video": video,
+    "export": export,
     "doctor": doctor,
 }
 
@@ -250,7 +264,7 @@ def _is_expected(error: Exception, command: str | None) -> bool:
     """Whether an error's message says all that there is to say."""
     from dino_lib.data.images import InputError
 
-    if command in ("explore", "video") and isinstance(error, TypeError):
-        return True  # a network without attention
+    if command in ("explore", "video", "export") and isinstance(error, TypeError):
+        return True  # a network without attention, or one that a format has no place for
     kinds = ValueError | OSError | MemoryError | FloatingPointError | ImportError | InputError
     return isinstance(error, kinds)

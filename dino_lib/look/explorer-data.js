@@ -31,6 +31,7 @@ const layer = () => state.layer < 0 ? last() : Math.min(state.layer, last())
 /** The CLS row over the patches (or the pooled similarity), for each head: list of Float32Array. */
 function clsMaps(image, layer) {
   const item = teacher().images[image], n = item.grid[0] * item.grid[1], heads = teacher().heads
+  if (item.layers) return item.layers[layer]  // one's own photograph, see explorer-own.js
   const all = bytes(item.maps, Uint8Array)
   return Array.from({ length: heads }, (_, head) => {
     const m = layer * heads + head
@@ -41,8 +42,12 @@ function clsMaps(image, layer) {
 /** The last layer's row of one patch over the patches, for each head; null where there is none. */
 function patchMaps(image, patch) {
   const item = teacher().images[image], { rank, tokens } = item
-  if (!item.queries) return null
   const n = item.grid[0] * item.grid[1]
+  if (item.matrix) return item.matrix.map(head => {
+    const all = Math.sqrt(head.length), end = (all - n + patch + 1) * all
+    return head.subarray(end - n, end)
+  })
+  if (!item.queries) return null
   const queries = bytes(item.queries, Int8Array), keys = bytes(item.keys, Int8Array)
   return Array.from({ length: item.scale.length / rank }, (_, head) => {
     const scores = new Float32Array(tokens)
@@ -57,7 +62,8 @@ function patchMaps(image, patch) {
 
 /** Unit features of an image's patches: list of Float32Array. */
 function features(image) {
-  const text = teacher().images[image].features, scale = teacher().features
+  const { features: text, rows } = teacher().images[image], scale = teacher().features
+  if (rows) return rows
   return once("unit " + text, () => {
     const values = bytes(text, Int8Array), out = []
     for (let at = 0; at < values.length; at += scale.length) {
@@ -69,7 +75,8 @@ function features(image) {
   })
 }
 function similarity(image, query) {
-  return Float32Array.from(features(image), row => row.reduce((sum, v, r) => sum + v * query[r], 0))
+  const product = row => row.reduce((sum, v, r) => sum + v * (query[r] ?? 0), 0)  // own are longer
+  return Float32Array.from(features(image), product)
 }
 
 /** The smallest set of patches that holds the share `keep` of the mass, as attention.mass_mask. */

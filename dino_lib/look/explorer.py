@@ -26,13 +26,15 @@ from dino_lib.data.items import SkipUnreadable
 from dino_lib.data.say import printable, say
 from dino_lib.data.transforms import as_seen
 from dino_lib.look.maps import attention_sheet, heads_of
+from dino_lib.look.own_photos import packed_runtime, packed_teacher
 from dino_lib.look.packing import compress, factorise, quantise, to_base64, to_short
 from dino_lib.look.video import file_word
 from dino_lib.measure.attention import every_layer, full_attention, pooled_similarity
 from dino_lib.measure.patches import patch_features
 
 PAGE = Path(__file__).with_name("explorer.html")
-SCRIPTS = (PAGE.with_name("explorer-data.js"), PAGE.with_name("explorer.js"))
+PARTS = ("-data", "-picture", "", "-own")
+SCRIPTS = [PAGE.with_name(f"explorer{part}.js") for part in PARTS]
 # for the patch attention of a page: 15 dimensions a head for two ViT-S/8 and 12 images
 FACTOR_BYTES = 3_500_000
 
@@ -56,7 +58,8 @@ class Explorer:
 
 
 def explore(teacher: Any, images: Any, *, path: str | Path = "explorer.html",
-            size: int | None = None, limit: int = 12, progress: bool = True) -> Explorer:
+            size: int | None = None, limit: int = 12, own_photos: bool = False,
+            progress: bool = True) -> Explorer:
     """Write the explorer of `images` as seen by `teacher` to `path`.
 
     teacher: what `load_teacher` gives, or a dict of name -> teacher, several stages of
@@ -65,9 +68,11 @@ def explore(teacher: Any, images: Any, *, path: str | Path = "explorer.html",
     a list of these, or a folder, of which at most `limit` readable images are taken,
     evenly spread. size: None for the teacher's own transform (the middle
     square), or the whole image is seen, resized to about size x size pixels in all, its
-    aspect kept but for rounding to whole patches. progress=False shows no bar. Raises
-    UnreadableImage, FileNotFoundError, ValueError, and TypeError where there are no
-    patches.
+    aspect kept but for rounding to whole patches. own_photos: the page lets these teachers
+    look at photographs of its visitor's too; it grows by 5 MB and the teachers, plain ViTs,
+    and what `own_photos.py` says is needed. progress=False shows no bar. Raises
+    UnreadableImage, FileNotFoundError, ValueError, TypeError where there are no patches;
+    for own_photos ImportError and OSError where something is missing.
     """
     teachers = teacher if isinstance(teacher, dict) else {"teacher": teacher}
     transforms = [t.transform for t in teachers.values() if hasattr(t, "transform")]
@@ -75,6 +80,7 @@ def explore(teacher: Any, images: Any, *, path: str | Path = "explorer.html",
         raise ValueError("no teacher has a .transform(PIL image): set one, as "
                          "data.transforms.EvalTransform makes it")
     names, images = _gather(images, limit)
+    runtime = packed_runtime() if own_photos else None
     room = FACTOR_BYTES / (len(images) * len(teachers))
     pictures: list[str] = []
     entries = []
@@ -84,9 +90,12 @@ def explore(teacher: Any, images: Any, *, path: str | Path = "explorer.html",
         transform = getattr(model, "transform", transforms[0])
         bar = tqdm(images, desc=f"{name} looks", leave=False, disable=hidden)
         looks = [_look(backbone_of(model), image, transform, size) for image in bar]
-        entries.append(_entry(str(name), looks, pictures, room))
+        entry, directions = _entry(str(name), looks, pictures, room)
+        if own_photos:
+            entry["own"] = packed_teacher(backbone_of(model), transform, directions, size)
+        entries.append(entry)
         seen[name] = [(look["picture"], look["maps"]) for look in looks]
-    page = {"names": names, "pictures": pictures, "teachers": entries}
+    page = {"names": names, "pictures": pictures, "teachers": entries, "runtime": runtime}
     data = json.dumps(page, separators=(",", ":")).replace("<", "\\u003c")  # ends no script
     script = "\n".join(file.read_text("utf-8") for file in SCRIPTS)
     text = PAGE.read_text("utf-8").replace("{{script}}", script).replace("{{data}}", data)
@@ -95,8 +104,8 @@ def explore(teacher: Any, images: Any, *, path: str | Path = "explorer.html",
     return Explorer(path, text, seen)
 
 
-def write_explorer(images: str | Path, teachers: dict, out: str | Path, *,
-                   size: int | None = None, limit: int = 12) -> list[Path]:
+def write_explorer(images: str | Path, teachers: dict, out: str | Path, *, size: int | None = None,
+                   limit: int = 12, own_photos: bool = False) -> list[Path]:
     """Write explorer.html and the heads' figures to the folder `out`; the files' paths.
 
     Each teacher gets heads.png (heads-TEACHER.png where there are several): of one image its heads
@@ -104,7 +113,8 @@ def write_explorer(images: str | Path, teachers: dict, out: str | Path, *,
     """
     out = Path(out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
-    page = explore(teachers, images, path=out / "explorer.html", size=size, limit=limit)
+    page = explore(teachers, images, path=out / "explorer.html", size=size, limit=limit,
+                   own_photos=own_photos)
     paths = [page.path]
     for name, looks in page.seen.items():
         suffix = f"-{file_word(name)}" if len(page.seen) > 1 else ""
@@ -148,9 +158,12 @@ def _look(backbone: Backbone, image: Image.Image, transform, size: int | None) -
             "features": features}
 
 
-def _entry(name: str, looks: list[dict], pictures: list[str], room: float) -> dict:
-    """One teacher's part of the page's data; new pictures are added to `pictures`."""
-    features, scale = compress(torch.cat([look["features"] for look in looks]))
+def _entry(name: str, looks: list[dict], pictures: list[str], room: float) -> tuple[dict, Tensor]:
+    """One teacher's part of the page's data, and the directions of its features.
+
+    New pictures are added to `pictures`.
+    """
+    features, scale, directions = compress(torch.cat([look["features"] for look in looks]))
     features = features.split([len(look["features"]) for look in looks])
     images = []
     for look, packed in zip(looks, features, strict=True):
@@ -172,7 +185,7 @@ def _entry(name: str, looks: list[dict], pictures: list[str], room: float) -> di
         images.append(image)
     layers, heads = looks[0]["maps"].shape[:2]
     return {"name": printable(name), "map": looks[0]["kind"], "layers": layers, "heads": heads,
-            "features": to_short(scale), "images": images}
+            "features": to_short(scale), "images": images}, directions
 
 
 def _gather(images, limit: int) -> tuple[list[str], list[Image.Image]]:

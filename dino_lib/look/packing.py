@@ -51,12 +51,15 @@ def factorise(attention: Tensor, n_patches: int,
     return queries, keys, scale[:, 0], off
 
 
-def compress(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (N, D) -> int8 (N, r), scale (r,); int8 * scale keeps the cosines."""
+def compress(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Features (N, D) -> int8 (N, r), scale (r,), directions (D, r).
+
+    int8 * scale, about unit features @ directions, keeps the cosines.
+    """
     x = F.normalize(tokens.double(), dim=-1)
-    directions = torch.linalg.eigh(x.T @ x).eigenvectors.flip(1)  # largest first
-    values, step = _to_int8((x @ directions[:, :FEATURE_DIMS]).float())
-    return values, step[0]
+    directions = torch.linalg.eigh(x.T @ x).eigenvectors.flip(1)[:, :FEATURE_DIMS]  # largest first
+    values, step = _to_int8((x @ directions).float())
+    return values, step[0], directions
 
 
 def _to_int8(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -142,7 +142,7 @@ def test_factors_stay_within_their_room_and_tell_how_far_they_are_off(room, rank
 
 
 def test_fewer_dimensions_than_asked_for_are_no_error():
-    values, scale = compress(torch.eye(3)[[0, 0, 1]])
+    values, scale, _ = compress(torch.eye(3)[[0, 0, 1]])
     x = values * scale
     torch.testing.assert_close(
         x @ x.T, torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]]), atol=1e-2, rtol=0
