@@ -7,7 +7,7 @@
 #
 # **You need** the loss of [notebook 03](03_loss.ipynb).
 #
-# **Time.** The cells take about 70 seconds of one CPU core, most of them for the run in section 9. For you: about 35 minutes to read and predict, 33 for the four pieces, 50 for the five exercises.
+# **Time.** The cells take about 55 seconds of one CPU core, most of them for the run in section 9. For you: about 35 minutes to read and predict, 33 for the four pieces, 50 for the five exercises.
 #
 # Before: [03 · The loss](03_loss.ipynb). After: [05 · Training](05_training.ipynb).
 
@@ -354,7 +354,7 @@ train_step = checks.train_step(train_step)
 # Three mistakes run without an error; the check names them, a run would not:
 #
 # - The teacher follows *before* the optimizer's step. Then it averages a student that is one update older.
-# - You call `loss_fn.update_center` too. Then the center moves twice, once of them before the loss.
+# - You call `loss_fn.update_center` too. Then the center moves twice, the first time before the loss.
 # - `zero_grad` is missing. Then old gradients add up.
 #
 # The library's `Trainer.train_step` is this step with a few lines more, for parts of a batch, half precision and several processes. Both start from the same seed and get the same views, for three steps.

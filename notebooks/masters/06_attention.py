@@ -14,7 +14,7 @@
 # the course.
 #
 # **Time:** about 65 minutes for the reading and *your turn* 1 to 3, 110 with the exercises. The
-# cells take about 55 seconds of one CPU core.
+# cells take about 45 seconds of one CPU core.
 #
 # [Before: 05, training](05_training.ipynb) · after: [07, the collapse lab](07_collapse_lab.ipynb)
 
