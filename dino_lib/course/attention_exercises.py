@@ -175,9 +175,8 @@ def patch_row(yours: Callable) -> Callable:
     for seed, (grid, prefix, row, col) in enumerate([((3, 5), 1, 1, 2), ((4, 3), 5, 2, 1),
                                                      ((2, 4), 1, 0, 3), ((3, 2), 2, 2, 0)]):
         tokens = prefix + grid[0] * grid[1]
-        generator = torch.Generator().manual_seed(seed)
-        matrix = torch.randn(2, tokens, tokens, generator=generator).softmax(-1)
-        cases.append(on(matrix, row, col, grid, prefix))
+        matrix = torch.randn(2, tokens, tokens, generator=torch.Generator().manual_seed(seed))
+        cases.append(on(matrix.softmax(-1), row, col, grid, prefix))
     return check("patch_row", yours, finished, cases, {
         "the prefix tokens come first, so the patch's number moves on by them":
             token(lambda r, c, g, n: r * g[1] + c),
@@ -205,9 +204,10 @@ def patch_row(yours: Callable) -> Callable:
         "that is the CLS token's row": lambda m, r, c, g, n: m[:, 0, n:].unflatten(-1, tuple(g)),
         "the map was made to sum to 1; give the entries as they are": lambda m, r, c, g, n:
             F.normalize(m[:, n + r * g[1] + c, n:], p=1, dim=-1).unflatten(-1, tuple(g)),
+        "the entries are shares already: no softmax": lambda m, r, c, g, n:
+            m[:, n + r * g[1] + c, n:].softmax(-1).unflatten(-1, tuple(g)),
         "the heads stay apart": lambda m, r, c, g, n: finished(m, r, c, g, n).mean(0),
-        "give the map's grid (heads, h, w), not one long row": lambda m, r, c, g, n:
-            finished(m, r, c, g, n).flatten(1),
+        "give the map's grid (heads, h, w), not one long row": lambda *a: finished(*a).flatten(1),
         "the patches come row by row, and the grid was filled column by column":
             lambda m, r, c, g, n: m[:, n + r * g[1] + c, n:].unflatten(-1, tuple(g)[::-1]).mT,
         "the grid is (h, w): rows first": lambda m, r, c, g, n:

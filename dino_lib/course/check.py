@@ -109,21 +109,24 @@ def judge(yours: Any, finished: Any, cases: Sequence[Case], mistakes: Mapping[st
         broken = rule(yours) if rule else None
         return f"wrong: {broken}" if broken else "right"
     for hint, piece in mistakes.items():
-        if _equal(mine, _try(piece, cases), tolerance):
+        if _makes(piece, cases, mine, tolerance):
             return f"wrong: {hint}"
     said = _which(mine, right, tolerance, parts) or _in_general(mine, right, tolerance, counted)
     return f"wrong: {said}"
 
 
-def _try(piece: Any, cases: Sequence[Case]) -> list[list[Tensor]]:
-    """What a wrong piece gives; nothing for cases in which it fails."""
-    found = []
-    for case in cases:
+def _makes(piece: Any, cases: Sequence[Case], mine: list[list[Tensor]], tolerance: float) -> bool:
+    """Whether a wrong piece gives `mine` on all cases (nothing where it fails). It stops at the
+    first case that differs.
+    """
+    for case, want in zip(cases, mine, strict=True):
         try:
-            found.append(_flat(case(piece)))
+            found = _flat(case(piece))
         except Exception:
-            found.append([])
-    return found
+            found = []
+        if not _equal([want], [found], tolerance):
+            return False
+    return True
 
 
 def _empty(piece: Any) -> bool:
@@ -217,7 +220,8 @@ def _in_general(mine: list[list[Tensor]], right: list[list[Tensor]], tolerance: 
             what = _words(m).rpartition(" ")[0]
             return f"it gives {what}, and {_words(r)} expected{_in_case(number, mine)}"
         if not all(t.isfinite().all() for t in m) and all(t.isfinite().all() for t in r):
-            return f"it gives values that are not finite{_in_case(number, mine)}"
+            return (f"it gives values that are not finite{_in_case(number, mine)}: a logarithm of "
+                    "0, a division by 0, an overflow?")
     for hint, change in GENERAL.items():
         if _equal([[change(t) for t in case] for case in mine], right, tolerance):
             return hint

@@ -25,6 +25,9 @@ __all__ = ["accumulated_step", "cosine_schedule", "ema_update", "ema_weights", "
            "momentum_for", "temperature_schedule", "train_step"]
 
 
+BUFFERS = "buffers are averaged, too: the update is for parameters only"
+
+
 def ema_update(yours: Callable) -> Callable:
     """`yours(teacher, student, momentum)`: the teacher's parameters move, in place."""
     return check("ema_update", yours, library.ema_update,
@@ -70,11 +73,16 @@ def _followed(momentum: float) -> Case:
         student, follower = nets[0], nets[1].requires_grad_(False)
         before = [copy.deepcopy(net.state_dict()) for net in nets]
         held = list(follower.parameters())
-        update(follower, student, momentum)
+        try:
+            update(follower, student, momentum)
+        except RuntimeError as error:  # batch norm counts its batches: a buffer of whole numbers
+            if "Long" in str(error):
+                raise Mistake(BUFFERS) from error
+            raise
         if not _same(before[0], student.state_dict()):
             raise Mistake("the student moves, and it must stay as it is")
         if not torch.equal(before[1]["1.running_mean"], follower[1].running_mean):
-            raise Mistake("buffers are averaged, too: the update is for parameters only")
+            raise Mistake(BUFFERS)
         if any(p.requires_grad or not p.is_leaf for p in follower.parameters()):
             raise Mistake("autograd has recorded the update: put it under torch.no_grad()")
         if not all(p is q for p, q in zip(held, follower.parameters(), strict=True)):

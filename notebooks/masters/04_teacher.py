@@ -3,11 +3,11 @@
 #
 # <!-- badge -->
 #
-# **You will build** the teacher, a slow average of the student; the schedules that steer a run; and, from an empty cell, the whole training step. Then you train with it, and see what the teacher is for.
+# **You will build** the teacher, a slow average of the student; the schedules that steer a run; and the whole training step. Then you train with it, and see what the teacher is for.
 #
-# **You need** the loss of [notebook 03](03_loss.ipynb). This notebook uses the library's version of it.
+# **You need** the loss of [notebook 03](03_loss.ipynb).
 #
-# **Time.** The cells take about 70 seconds of one CPU core, more than half of them for the run in section 9. For you: about 40 minutes to read and predict, 33 for the four pieces, and 50 for the five exercises.
+# **Time.** The cells take about 55 seconds of one CPU core, most of them for the run in section 9. For you: about 35 minutes to read and predict, 33 for the four pieces, 50 for the five exercises.
 #
 # Before: [03 · The loss](03_loss.ipynb). After: [05 · Training](05_training.ipynb).
 
@@ -15,7 +15,7 @@
 # written by build.py
 
 # %% [markdown]
-# The paper is Caron et al. 2021, [arXiv 2104.14294](https://arxiv.org/abs/2104.14294). The teacher is in section 3.1 ("Teacher network"), what it is worth in section 5.2, the schedules in section 3.2.
+# In the paper ([Caron et al. 2021](https://arxiv.org/abs/2104.14294)) the teacher is in section 3.1, its worth in 5.2, the schedules in 3.2.
 #
 # Three words first. The **student** is the network that learns by gradient. The **teacher** is a second network of the same shape; it gives the student its targets. **k-NN** measures features without training: a picture gets the label that most of its 20 nearest neighbours have, among pictures whose labels we know.
 
@@ -38,9 +38,9 @@ _ = torch.manual_seed(0)
 # %% [markdown]
 # ## 1. A slow follower
 #
-# Nobody has trained a teacher. So where do the targets come from? From the student's own past. After each update the teacher takes a small step towards the student.
+# Nobody has trained a teacher. The targets come from the student's own past: after each update the teacher takes a small step towards the student.
 #
-# One number first. The teacher's weight is 0. The student's has jumped to 1 and stays there. At each update the teacher keeps the share $m = 0.9$ of itself; $m$ is called the **momentum**.
+# The teacher's weight is 0; the student's has jumped to 1 and stays there. At each update the teacher keeps the share $m = 0.9$ of itself; $m$ is the **momentum**.
 
 # %%
 t, s, m = 0.0, 1.0, 0.9
@@ -50,14 +50,14 @@ for update in range(1, 23):
         print(f"after {update:2d} updates the teacher is at {t:.3f}")
 
 # %% [markdown]
-# After $n$ updates the share $m^n$ of the old weight is left. When is it half? Solve $m^n = \tfrac12$: the **half-life** is $n = \ln\tfrac12 / \ln m$ updates.
+# After $n$ updates the share $m^n$ of the old weight is left. Half is left after the **half-life**, $n = \ln\tfrac12 / \ln m$ updates.
 
 # %%
 for m in [0.5, 0.9, 0.96, 0.99, 0.996, 0.9995]:
     print(f"momentum {m:<6}: half-life {math.log(0.5) / math.log(m):7.1f} updates")
 
 # %% [markdown]
-# Check this number before a run. The paper's 0.996 (173 updates) is meant for hundreds of thousands of updates. After 400 updates, $0.996^{400}$ = 20% of that teacher would still be its random start. A *preset* is a named set of the library's settings. The preset `demo`, for the embedded pictures, starts with 0.96, and nothing of the start is left. **The half-life must fit the run.**
+# The paper's 0.996 (173 updates) is meant for hundreds of thousands of updates. After 400 updates, $0.996^{400}$ = 20% of that teacher would still be its random start. The preset `demo` (a *preset* is a named set of settings) starts with 0.96, and nothing of the start is left. **The half-life must fit the run.**
 
 # %% [markdown] tags=["note"]
 # **Note · 8 minutes for sections 1 and 2.** Let the room guess the half-life of 0.9 before the table; most say 10. *Misconception:* "the teacher is a better network that somebody trained". It is the student's own past. *Ask:* how many updates has your last project had, and which momentum would fit?
@@ -65,7 +65,7 @@ for m in [0.5, 0.9, 0.96, 0.99, 0.996, 0.9995]:
 # %% [markdown]
 # ## 2. A low-pass filter
 #
-# Training is noisy: each batch pulls the weights another way. An average of the recent past keeps the drift and loses the noise. In sound this is called a low-pass filter. Here a student of one weight drifts from 0 to 1 under noise, and three teachers follow it.
+# Each batch pulls the weights another way. An average of the recent past keeps the drift and loses this noise. Here a student of one weight drifts from 0 to 1 under noise, and three teachers follow it.
 
 # %%
 steps = np.arange(400)
@@ -80,7 +80,7 @@ for m in [0.5, 0.96, 0.996]:
     teacher_paths[m] = np.array(path)
 
 # %% [markdown]
-# **Predict.** Which teacher is nearest to the drift itself, the line without noise? The measure is the root mean square distance over the 400 updates. **a** the fastest, m = 0.5. **b** the middle one, m = 0.96. **c** the slowest, m = 0.996.
+# **Predict.** Which teacher is nearest to the drift, by root mean square distance over the 400 updates? **a** the fastest, m = 0.5. **b** the middle one, m = 0.96. **c** the slowest, m = 0.996.
 
 # %%
 guess = "?"  # a, b or c
@@ -103,13 +103,13 @@ nearest = "abc"[list(away).index(min(away, key=away.get))]
 settle(guess, {"a": "0.5 is nearest", "b": "0.96 is nearest", "c": "0.996 is nearest"}, nearest)
 
 # %% [markdown]
-# *Jitter* is the standard deviation of the step from one update to the next. A slow teacher is quiet, and it lags: what it says is old. A fast one is up to date, and noisy. Here the best momentum is between the two. With less noise, a faster teacher would do.
+# *Jitter* is the standard deviation of the step from one update to the next. A slow teacher is quiet, and it lags. A fast one is up to date, and noisy. Here the best momentum is between the two.
 #
-# Write the recursion out, and the teacher is a weighted sum of all the students there have been:
+# Written out, the teacher is a weighted sum of all past students:
 #
 # $$t_n = m^n\, s_0 + (1 - m) \sum_{j=1}^{n} m^{\,n-j}\, s_j .$$
 #
-# Here $s_0$ is the common start and $s_j$ the student after update $j$. So the teacher is an *ensemble* of past students, and recent ones count most. The paper compares it with Polyak averaging (section 5.2) and reports that the teacher is better than the student all through training.
+# Here $s_0$ is the common start and $s_j$ the student after update $j$. So the teacher is an *ensemble* of past students, and recent ones count most. The paper compares it with Polyak averaging (section 5.2).
 
 # %%
 m, n = 0.96, 400  # s_1 ... s_400 are the student's 400 entries; the teacher starts at s_0 = s_1
@@ -122,12 +122,12 @@ print(f"the weights sum to {weights.sum():.6f}; "
 # %% [markdown]
 # ## 3. The same for a network
 #
-# Call the teacher's parameters $\theta_t$, the student's $\theta_s$, and the momentum $m$. Then
+# With the teacher's parameters $\theta_t$, the student's $\theta_s$ and the momentum $m$:
 #
 # $$\theta_t \leftarrow m\,\theta_t + (1 - m)\,\theta_s .$$
 
 # %% [markdown]
-# **Your turn 1 · easy · 4 minutes · the moving average.** Write the update for two networks of the same shape. It runs after the optimizer's step, changes the teacher's parameters in place, and leaves no gradient. What should come out: after `ema_update(teacher, student, 0.9)` each weight of the teacher has gone a tenth of the way to the student's, and the student is as it was.
+# **Your turn 1 · easy · 4 minutes · the moving average.** Write the update for two networks of the same shape. It changes the teacher's parameters in place and leaves no gradient. What should come out: after `ema_update(teacher, student, 0.9)` each weight of the teacher has gone a tenth of the way to the student's, and the student is as it was.
 #
 # <details><summary>Hint</summary>
 #
@@ -147,9 +147,9 @@ def ema_update(teacher, student, momentum):
 ema_update = checks.ema_update(ema_update)
 
 # %% [markdown]
-# When a check says "right", the notebook keeps your piece as a file in the folder `my_pieces`, beside the notebook. Notebook 05 trains with it.
+# A piece that is right is kept in the folder `my_pieces`, beside the notebook. Notebook 05 trains with it.
 #
-# Is it equal to the library's? Two copies of a small network follow a student side by side. The momentum changes, and the student moves at random.
+# Is it equal to the library's? Two copies of a small network follow a student that moves at random.
 
 # %% tags=["equality"]
 def small_network(seed):
@@ -170,7 +170,7 @@ for momentum in [0.9, 0.996, 0.5, 0.0, 1.0, 0.96]:
 print("equal after 6 updates")
 
 # %% [markdown]
-# Why not mix the two `state_dict`s? They also hold *buffers*, such as the running mean of batch norm. The update leaves buffers alone: the teacher sees views itself, and keeps its own statistics.
+# Why not mix the two `state_dict`s? They also hold *buffers*, such as the running mean of batch norm. The update leaves those alone: the teacher sees views itself, and keeps its own statistics.
 
 # %% tags=["equality"]
 student[1].running_mean.fill_(7.0)
@@ -185,9 +185,9 @@ print("the teacher's running mean is still its own:", theirs[1].running_mean.tol
 # %% [markdown]
 # ## 4. A copy with no gradient and no noise
 #
-# The teacher starts as a copy of the student, backbone and head. Why a copy, and not a second random network? Two networks that start apart don't agree on what prototype 17 stands for. A copy agrees from the first step.
+# The teacher starts as a copy of the student, backbone and head. Two random networks would not agree on what prototype 17 stands for.
 #
-# The copy needs its own storage and no gradient. One more thing is switched off: *drop path*. It skips blocks of the student at random, as a regulariser. Targets should not be noisy on purpose.
+# The copy needs its own storage and no gradient. *Drop path*, which skips blocks of the student at random, is switched off: targets should not be noisy on purpose.
 
 # %% [markdown]
 # **Your turn 2 · easy · 6 minutes · the teacher.** Make the copy. What should come out: the same numbers in other storage; no parameter of it takes a gradient; every `DropPath` in it, at any depth, has `drop_prob` 0; the student is as it was. The teacher stays in train mode, as in the official code: batch norm then uses the batch's own statistics.
@@ -212,7 +212,7 @@ def make_teacher(student):
 make_teacher = checks.make_teacher(make_teacher)
 
 # %% [markdown]
-# Yours and the library's. The student is that of the preset `smoke`, the smallest, with two blocks and strong drop path. Each sentence above becomes one assertion.
+# Yours and the library's, for the smallest preset, `smoke`, with two blocks and strong drop path. Each sentence above becomes one assertion.
 
 # %% tags=["equality"]
 smoke = PRESETS["smoke"]
@@ -233,12 +233,12 @@ print(f"two looks at the same views: the student differs, the teacher by {(teach
 # %% [markdown]
 # ## 5. Schedules: a run on paper
 #
-# Four settings change during a run. Each is an array with one value a step. The arrays are computed *before* training, so you can plot and check them.
+# Four settings change during a run. Each is an array with one value a step, computed *before* training.
 #
-# - The **learning rate** warms up linearly, then falls along half a cosine. Large steps help early and harm late. The warm-up protects the first updates, when the optimizer knows little of the gradient's scale.
-# - The **weight decay** rises along half a cosine. From 0.04 to 0.4, as in the paper.
-# - The teacher's **momentum** rises too, so that the teacher settles. A slow teacher would hold on to its random start early on.
-# - The teacher's **temperature** starts at 0.04: sharp targets, far from a uniform answer. On large data it may warm up to 0.07 at most. `demo` keeps it at 0.04.
+# - The **learning rate** warms up linearly, then falls along half a cosine. The warm-up protects the first updates, when the optimizer knows little of the gradient's scale.
+# - The **weight decay** rises along half a cosine, from 0.04 to 0.4: the weights are free early and held small late.
+# - The teacher's **momentum** rises too: the teacher leaves its random start early and settles late.
+# - The teacher's **temperature** is 0.04: sharp targets. On large data it may warm up to 0.07 at most.
 #
 # The cosine part starts from $b$ and approaches $f$ in $N$ steps, $i = 0 \dots N - 1$:
 #
@@ -252,7 +252,7 @@ for i in range(N + 1):
           + ("   (one step after the end)" if i == N else ""))
 
 # %% [markdown]
-# **Your turn 3 · medium · 8 minutes · the schedule.** `total_steps` values in all. The first `warmup_steps` go in a straight line from `start` to `base`, both ends included. The rest is the cosine from `base` towards `final`, and its $i$ starts at 0. What should come out: `cosine_schedule(1.0, 0.0, 8, 4)` is 0, ⅓, ⅔, 1, 1, 0.85, 0.5, 0.15. The 1 comes twice: at the end of the warm-up and at $i = 0$.
+# **Your turn 3 · medium · 8 minutes · the schedule.** `total_steps` values in all. The first `warmup_steps` go in a straight line from `start` to `base`, both ends included. The rest is the cosine from `base` towards `final`, and its $i$ starts at 0. What should come out: `cosine_schedule(1.0, 0.0, 8, 4)` is 0, ⅓, ⅔, 1, 1, 0.85, 0.5, 0.15, with the 1 twice.
 #
 # <details><summary>Hint</summary>
 #
@@ -283,7 +283,7 @@ for arguments in [(2e-3, 1e-5, 100, 10, 0.0), (0.04, 0.4, 50, 0, 0.0),
 print("equal for 4 schedules")
 
 # %% [markdown]
-# The four schedules of the preset `demo`, as the library computes them. It has 4,000 images: an epoch is 62 updates of 64.
+# The four schedules of `demo`, from the library. With 4,000 images an epoch is 62 updates of 64.
 
 # %%
 config = PRESETS["demo"]
@@ -303,11 +303,11 @@ print(f"your momentum differs from the library's by {abs(mine - run['momentum'])
 # %% [markdown]
 # ## 6. The whole step, from an empty cell
 #
-# You have every part now: views, student, teacher, loss, schedules. This is one update of DINO. The order matters.
+# You have every part now. This is one update of DINO, and the order matters.
 #
-# 1. Set this step's learning rate in both of the optimizer's groups, and the weight decay in the first. The first group holds the matrices. The second holds the vectors: biases, and the scale vectors of layer norm. They have no reason to be near 0.
+# 1. Set this step's learning rate in both of the optimizer's groups, and the weight decay in the first. The first group holds the matrices. The second holds biases and the scale vectors of layer norm, which have no reason to be near 0.
 # 2. The teacher looks at the two global views, `views[:2]`, without a gradient.
-# 3. The student looks at all views, and the loss compares them. `loss_fn(student_says, teacher_says, teacher_temp)` also moves the center, after it has taken the loss.
+# 3. The student looks at all views, and the loss compares them. `loss_fn(student_says, teacher_says, teacher_temp)` also moves the center, after the loss.
 # 4. The student takes a step: clear the old gradient, go backward, clip the norm of the whole gradient to `clip_grad`, step.
 # 5. The teacher follows.
 
@@ -351,15 +351,13 @@ def train_step(views, student, teacher, loss_fn, optimizer, now, clip_grad=3.0):
 train_step = checks.train_step(train_step)
 
 # %% [markdown]
-# Three mistakes here run without an error:
+# Three mistakes run without an error; the check names them, a run would not:
 #
 # - The teacher follows *before* the optimizer's step. Then it averages a student that is one update older.
-# - The center moves before the loss. Then the targets are centered by themselves.
+# - You call `loss_fn.update_center` too. Then the center moves twice, the first time before the loss.
 # - `zero_grad` is missing. Then old gradients add up.
 #
-# Your check names each of them; a run would not.
-#
-# Is it the step that the library takes? `Trainer.train_step` in `dino_lib/run/trainer.py` is this step with a few lines more: a batch may come in parts, in half precision or from several processes. Both start from the same seed and get the same views, for three steps.
+# The library's `Trainer.train_step` is this step with a few lines more, for parts of a batch, half precision and several processes. Both start from the same seed and get the same views, for three steps.
 
 # %% tags=["equality"]
 tiny = dataclasses.replace(smoke, precision="fp32", device="cpu", eval_every=0, progress=False)
@@ -382,9 +380,9 @@ assert not torch.equal(student(views), teacher(views))
 print("losses, center, student and teacher agree over 3 steps")
 
 # %% [markdown]
-# The cell compares outputs, not parameters. Some biases inside attention have a gradient that is zero but for rounding. The optimizer turns that rounding into a drift without meaning.
+# The cell compares outputs, not parameters: some biases inside attention have a gradient of rounding alone, and the optimizer turns it into a drift without meaning.
 #
-# Longer runs also hold the prototypes still for the first epoch (`freeze_last_layer`). What is kept in the end is the *teacher's backbone*, in eval mode, without the head.
+# What is kept after a run is the *teacher's backbone*, in eval mode, without the head.
 
 # %% [markdown] tags=["note"]
 # **Note · 20 minutes.** Let pairs write the step on paper first, as five lines of words. *Misconception:* "the student should see only the local views". It sees all of them; each global view of the student is compared with the other global view of the teacher. *Ask:* which two lines could you swap without a change? (`zero_grad` and the teacher's look, for example.)
@@ -392,7 +390,7 @@ print("losses, center, student and teacher agree over 3 steps")
 # %% [markdown]
 # ## 7. Break it
 #
-# The toy of notebook 03 shows within a second what a mistake does: eight points in eight dimensions, noise for views, and a small MLP with sixteen prototypes. `toy_run` takes the teacher's update as an argument. It gives two distances: from the teacher to the student, and from the teacher to its own start. Somebody also swaps the two shares, $(1 - m)\,\theta_t + m\,\theta_s$ with $m = 0.9$.
+# What if the teacher takes the gradient too? The toy of notebook 03 shows it within a second: eight points in eight dimensions, noise for views, and a small MLP with sixteen prototypes.
 
 # %%
 class Toy(nn.Module):
@@ -405,38 +403,8 @@ class Toy(nn.Module):
         z = nn.functional.normalize(self.body(x), dim=-1)
         return z @ nn.functional.normalize(self.prototypes.weight, dim=-1).T
 
-def distance(a, b):
-    pairs = zip(a.parameters(), b.parameters(), strict=True)
-    return math.sqrt(sum((p - q).square().sum().item() for p, q in pairs))
-
-# %%
-def toy_run(update, steps=60):
-    """Train the toy -> how far the teacher is from the student, and from its start, at the end."""
-    torch.manual_seed(0)
-    spots, student = torch.randn(8, 8), Toy()
-    teacher, start, loss_fn = make_teacher(student), copy.deepcopy(student), DINOLoss(16)
-    optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
-    for _ in range(steps):
-        views = spots[torch.randint(8, (64,))] + 0.3 * torch.randn(4, 64, 8)
-        loss = loss_fn(student(views), teacher(views[:2]), 0.04)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        update(teacher, student)
-    return distance(teacher, student), distance(teacher, start)
-
-# %%
-runs = {f"momentum {m}": toy_run(lambda t, s, m=m: ema_update(t, s, m)) for m in (0.0, 0.9, 0.99, 1.0)}
-runs["reversed, 0.9"] = toy_run(lambda t, s: ema_update(t, s, 1 - 0.9))
-for name, (behind, moved) in runs.items():
-    print(f"{name:14} behind the student {behind:.1f}   moved from the start {moved:.1f}")
-
 # %% [markdown]
-# - **Momentum 1**: the teacher never moves. The student learns to agree with a random network.
-# - **Momentum 0**: the teacher *is* the student of a moment ago. No ensemble, no filter.
-# - **Reversed** with $m = 0.9$: the half-life is 0.3 updates. The teacher is hardly behind its student, as with momentum 0. It runs without an error.
-#
-# Now two other teachers. A **frozen** one stands still, as with momentum 1. The other takes the gradient as well: the same loss trains both networks. Then the loss has two ways down: a better prediction, or *an easier question*. There is no center in this experiment.
+# Two teachers, both without a center. A **frozen** one stands still, as with momentum 1. The other is trained by the same loss as its student. Then the loss has two ways down: a better prediction, or *an easier question*.
 #
 # Notebook 03 judged a teacher by a **gap**: the entropy of the batch's mean answer, less the entropy of one answer. $e^{\text{gap}}$ is the number of groups that the teacher tells apart.
 
@@ -493,7 +461,7 @@ settle(guess, {"a": "the frozen one is lower", "b": "the one with a gradient is 
                "c": "they are alike"}, lower)
 
 # %% [markdown]
-# The run with a gradient has the lower loss, 0.01 against 0.96. But its teacher tells fewer groups apart, 2.4 against 3.3. The gradient bends the teacher until its answers are easy to guess, and the answers say less about the points. A stop-gradient keeps the question as it is. **Never judge a run by its loss alone.**
+# The run with a gradient has the lower loss, 0.01 against 0.96. But its teacher tells fewer groups apart, 2.4 against 3.3. The gradient bends the teacher until its answers are easy to guess and say less about the points. **Never judge a run by its loss alone.**
 
 # %% [markdown] tags=["note"]
 # **Note · 12 minutes.** At the picture: cover the titles and ask which run the room would keep. Most choose the lower loss. *Misconception:* "a lower loss is a better network". The target moves; the loss is measured against it. *Ask:* what else could you log to tell the two apart?
@@ -501,9 +469,9 @@ settle(guess, {"a": "the frozen one is lower", "b": "the one with a gradient is 
 # %% [markdown]
 # ## 8. What the teacher is for: one student, four momenta
 #
-# Does the momentum matter to what is learned? A script, `benchmarks/momentum.py`, has trained a tiny network with each of four teachers, with three seeds each: momentum **0**, the student of a moment ago; **0.96**; **1**, a teacher that never moves; and the preset's schedule, **0.96 to 0.99**. All four start from the same weights and see the same views. After every 30 updates it measured the k-NN of teacher and student. There are ten kinds of pictures, so chance is 10%.
+# A script, `benchmarks/momentum.py`, has trained a tiny network with four teachers, three seeds each: momentum **0**, the student of a moment ago; **0.96**; **1**, a teacher that never moves; and the preset's schedule, **0.96 to 0.99**. All four start from the same weights and see the same views. Every 30 updates it measured the k-NN of teacher and student.
 #
-# Three grey lines are *baselines*: chance, the untrained network, and a histogram of the colours, which needs no network. In the plots a thin line is one seed, a thick line the mean of three.
+# Three grey lines are *baselines*: chance (ten kinds of pictures: 10%), the untrained network, and a histogram of the colours, which needs no network. A thin line is one seed, a thick line the mean of three.
 
 # %%
 from dino_lib.course.momentum import follow, measured
@@ -557,14 +525,15 @@ settle(guess, {"a": "as high as 0.96", "b": "between the untrained network and 0
                "c": "no better than the untrained network"}, place)
 
 # %% [markdown]
-# - **Momentum 0** falls far below the untrained network, teacher and student. It is worse than a network that has learned nothing.
-# - **Momentum 1** helps its student a good deal, although the teacher knows nothing: from 0.30 to 0.38. The student learns to say the same of all views of a picture, and that alone orders the features.
-# - **0.96** and the **schedule** do best, and they are alike. The moving targets add 2 to 4 points to momentum 1, in so short a run. Each improvement of the student flows back into them.
+# - **Momentum 0** falls far below the untrained network, teacher and student.
+# - **Momentum 1** helps its student, although the teacher knows nothing: from 0.30 to 0.38. The student learns to say the same of all views of a picture, and that alone orders the features.
+# - **0.96** and the **schedule** do best, and they are alike. The moving targets add 2 to 4 points to momentum 1, in so short a run.
 # - So too fast a teacher is fatal here, and too slow a one costs little.
-# - Why does the k-NN of a teacher with momentum 1 change at all? Its weights stay. But k-NN looks at it in eval mode, where batch norm uses its running statistics. They start at mean 0 and variance 1, and adapt to the pictures.
-# - **No line reaches the colour histogram.** A tiny network with 240 updates learns less than the colours give away. Notebook 05 trains longer.
+# - The paper reports a teacher that is better than its student all through training (section 5.2). Here the two end alike: 0.41 and 0.42 with 0.96, 0.40 and 0.40 with the schedule.
+# - The teacher of momentum 1 keeps its weights. Its k-NN changes because its batch norm's running statistics adapt to the pictures.
+# - **No line reaches the colour histogram.** A tiny network with 240 updates learns less than the colours give away.
 #
-# The paper agrees on ImageNet: a teacher that copies the student of the update before does not converge (section 5.2). What happens to it? Look at its answers. Take $B$, the entropy of the mean answer to a batch. Then $e^B$ says how many of the 256 prototypes are in use.
+# On ImageNet, too, a teacher that copies the student of the update before does not converge (section 5.2). What happens to it? Take $B$, the entropy of its mean answer to a batch. Then $e^B$ says how many of the 256 prototypes are in use.
 
 # %%
 figure, axis = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
@@ -583,9 +552,9 @@ for momentum in colours:
           f"{found_so_far.max():5.1f} (most in the mean of the seeds: {found_so_far.mean(0).max():5.1f})")
 
 # %% [markdown]
-# For the first 120 updates the teacher of momentum 0 has a handful of prototypes in use, at times a single one. In the mean of the seeds it has 17 at most. The slower teachers never fall below 24.
+# For the first 120 updates the teacher of momentum 0 has few prototypes in use, at times a single one, and 17 at most in the mean of the seeds. The slower teachers never fall below 24.
 #
-# What makes it collapse is our guess. The student's last step is the next target. So a small shift towards some prototypes comes back at once, and grows; the center pushes against it too late. A slow teacher averages over such swings. Later its answers spread over many prototypes again, but its k-NN does not come back.
+# Our guess at the reason: the student's last step is the next target, so a small shift towards some prototypes comes back at once and grows; a slow teacher averages over such swings. Later the answers spread over many prototypes again, but the k-NN does not come back.
 
 # %% [markdown] tags=["note"]
 # **Note · 15 minutes.** Take the guesses before the plot; nearly everybody expects momentum 0 to be fine, "since it is the newest network". *Misconception:* "momentum 1 can't teach anything". Its student gets better than the untrained network. *Ask:* why does no line reach the histogram, and why do we draw it all the same?
@@ -593,7 +562,7 @@ for momentum in colours:
 # %% [markdown]
 # ## 9. Train: your own step
 #
-# Now a run of your own, live, with your `train_step` and a momentum that has not been measured. It has the start and the views of seed 0. It takes about 40 seconds of one CPU core.
+# Now a live run with your `train_step` and a momentum that has not been measured, from the start and with the views of seed 0.
 #
 # **Predict.** With 0.5 the teacher's half-life is one update. Where does your student end? **a** within 3 points of the three runs of 0.96, or above. **b** lower, and above the mean of momentum 0. **c** at the mean of momentum 0, or lower.
 
@@ -621,24 +590,24 @@ place = "a" if last >= of_middle.min() - 0.03 else "b" if last > of_zero.mean() 
 settle(guess, {"a": "as high as 0.96", "b": "between momentum 0 and 0.96", "c": "as low as momentum 0"}, place)
 
 # %% [markdown]
-# One run is one seed. Look at the thin red lines: with so fast a teacher, the three seeds end far apart. Rounding alone moves such a run, too: from the same seed, the student ended at 0.21 with the finished step, and at 0.27 with the solution of *Your turn 4*. Both are far below 0.96, and your number may lie elsewhere below it.
+# One run is one seed, and the thin red lines show how far apart seeds end with so fast a teacher. Rounding alone moves such a run, too: from the same seed, the student ended at 0.21 with the finished step, and at 0.27 with the solution of *Your turn 4*. Both are far below 0.96.
 
 # %% [markdown]
-# **Exercise 5 · easy · 10 minutes · a momentum of your own.** (It needs the run above, so it stands here. Exercises 6 to 9 come after the summary.) Set `my_momentum` to 0.9, 0.99 or 0.996, and guess first. Then run the three cells above again. Work out the half-life before: how many of them does a run of 240 updates have? What should come out: your line in black among the measured ones. With 0.996 look at the left plot too: how much of this teacher is still its random start, and does its student mind in so short a run?
+# **Exercise 5 · easy · 10 minutes · a momentum of your own.** (Exercises 6 to 9 come after the summary.) Set `my_momentum` to 0.9, 0.99 or 0.996, work out how many half-lives fit into 240 updates, guess, and run the three cells above again. What should come out: your line in black among the measured ones. With 0.996 look at the left plot too: how much of this teacher is still its random start, and does its student mind?
 
 # %% [markdown]
 # ## Summary
 #
 # - The teacher is a running average of the student: a low-pass filter, and an ensemble of past students.
 # - Its half-life, ln ½ / ln m, must fit the length of the run.
-# - It starts as a copy, with its own storage, without a gradient and without drop path. Buffers stay its own.
-# - Schedules are arrays with one value a step. Plot them before you train.
+# - It starts as a copy: its own storage and buffers, no gradient, no drop path.
+# - Schedules are arrays: plot them before you train.
 # - The step has five parts. The center moves after the loss, and the teacher after the optimizer.
 #
 # ## Exercises
 
 # %% [markdown]
-# **Exercise 6 · easy · 5 minutes · a momentum that fits.** You plan a run of `total_steps` updates. The teacher's half-life is to be the given share of it. Which momentum do you set? What should come out: 400 updates and a share of 0.1 give about 0.983.
+# **Exercise 6 · easy · 5 minutes · a momentum that fits.** In a run of `total_steps` updates the teacher's half-life is to be the given share of the run. Which momentum do you set? What should come out: 400 updates and a share of 0.1 give about 0.983.
 #
 # <details><summary>Hint</summary>
 #
@@ -675,7 +644,7 @@ def temperature_schedule(start, final, total_steps, warmup_steps):
 temperature_schedule = checks.temperature_schedule(temperature_schedule)
 
 # %% [markdown]
-# **Exercise 8 · medium · 10 minutes · the students in the teacher.** Section 2 gave the weights of past students for a constant momentum. Give them for a schedule: `momenta[j]` is used at update j + 1. What should come out: n + 1 weights that sum to 1. Entry 0 belongs to the common start, entry j to the student after update j.
+# **Exercise 8 · medium · 10 minutes · the students in the teacher.** Section 2 gave the weights of past students for one momentum. Give them for a schedule: `momenta[j]` is used at update j + 1. What should come out: n + 1 weights that sum to 1. Entry 0 belongs to the common start, entry j to the student after update j.
 #
 # <details><summary>Hint</summary>
 #
@@ -696,7 +665,7 @@ def ema_weights(momenta):
 ema_weights = checks.ema_weights(ema_weights)
 
 # %% [markdown]
-# **Exercise 9 · hard · 20 minutes · the same step in less memory.** Write one update that gives the networks only one part of the batch at a time, and still equals the update of the whole batch. `parts` is a list of tensors (V, b, 8), the views of b images each. `loss_fn(student, teacher, teacher_temp, update_center=False)` is a part's loss; `loss_fn.update_center(rows)` moves the center, with rows of any shape (..., K). There are no schedules and no clipping here. What should come out: the student, teacher and center of a whole batch, with one part's graph in memory at a time.
+# **Exercise 9 · hard · 20 minutes · the same step in less memory.** Write one update that gives the networks one part of the batch at a time, and still equals that of the whole batch. `parts` is a list of tensors (V, b, 8), the views of b images each. `loss_fn(student, teacher, teacher_temp, update_center=False)` is a part's loss; `loss_fn.update_center(rows)` moves the center, with rows of any shape (..., K). There are no schedules and no clipping here. What should come out: the student, teacher and center of a whole batch, with one part's graph in memory at a time.
 #
 # <details><summary>Hint</summary>
 #

@@ -4,19 +4,17 @@
 # <!-- badge -->
 #
 # DINO became known for its pictures: nobody told the network what an object is, and its attention
-# lies on objects. In this notebook you take a trained teacher apart and look for yourself. What
-# does each head see? How does a map become a mask, and the mask a score? What does a map get that
-# sees nothing? Where does a head fail, and what happens without it?
+# lies on objects. Here you take a trained teacher apart. What does each head see? How does a map
+# become a mask, and the mask a score? What does a map get that sees nothing?
 #
-# **You write** the attention row of the class token, the mask that holds 60% of it, and the k-NN
-# classifier, and four more pieces at the end. A check compares each with the library's. What is
-# right is used from there on.
+# **You write** the attention row of the class token, its mask, the k-NN classifier, and four more
+# pieces at the end.
 #
-# **You need** a vision transformer with a class token (notebook 02). You train nothing: two teachers
-# ship with the course.
+# **You need** a vision transformer with a class token (notebook 02). Two trained teachers ship with
+# the course.
 #
-# **Time:** about 65 minutes for the reading and *your turn* 1 to 3, 110 with the exercises at the
-# end. The cells themselves take about 55 seconds of one CPU core.
+# **Time:** about 65 minutes for the reading and *your turn* 1 to 3, 110 with the exercises. The
+# cells take about 45 seconds of one CPU core.
 #
 # [Before: 05, training](05_training.ipynb) · after: [07, the collapse lab](07_collapse_lab.ipynb)
 
@@ -61,8 +59,8 @@ from dino_lib.run.build import build_student, open_probes
 # %% [markdown]
 # ## 1. A teacher and a photograph
 #
-# Everything below looks at this teacher and this photograph. Change the two lines and run all
-# cells again.
+# Change these two lines, run all cells again, and everything below is about another teacher or
+# photograph.
 
 # %% tags=["equality"]
 TEACHER = "demo"
@@ -72,17 +70,25 @@ PHOTO = PHOTOS / "llama.jpg"
 # | `TEACHER = ` | what it is |
 # | --- | --- |
 # | `"demo"` | ships with the course, trained for minutes on the embedded creatures |
-# | `"photos"` | ships with the course, trained for an hour on photographs; has four registers |
+# | `"photos"` | ships with the course, trained for an hour on photographs |
+#
+# <details><summary>Other teachers</summary>
+#
+# | `TEACHER = ` | what it is |
+# | --- | --- |
 # | `"runs/mine"` | the folder of your own run |
 # | `"dino_deitsmall16_pretrain.pth"` | a file with the official weights, as torch.hub has them |
 # | `"timm:vit_small_patch16_224.dino"` | Meta's own ViT-S/16 of the paper, downloaded |
 # | `"timm:vit_small_patch14_reg4_dinov2.lvd142m"` | DINOv2 with registers, downloaded |
 # | `"timm:vit_small_patch16_dinov3.lvd1689m"` | DINOv3, downloaded |
 #
-# `PHOTO` is any picture file. Sixteen photographs lie in `PHOTOS`, such as `panda.jpg`; no shipped
-# teacher has seen them. Meta's teachers need a network once. The course was made without one, so a
-# test runs every cell here on networks and files of the same form with random weights. The
-# sentences below that describe a picture describe `demo` and the llama.
+# The course was made without Meta's weights: a test runs every cell on networks and files of the
+# same form with random ones.
+#
+# </details>
+#
+# `PHOTO` is any picture file; sixteen lie in `PHOTOS`, such as `panda.jpg`, and no shipped teacher
+# has seen them. The sentences below describe `demo` and the llama.
 
 # %% tags=["equality"]
 teacher = load_teacher(TEACHER)
@@ -98,9 +104,8 @@ print(f"{TEACHER}: {n_heads} heads, patches of {patch[0]} x {patch[1]} pixels, "
       f"the photograph has {grid[0]} x {grid[1]} patches")
 
 # %% [markdown]
-# A claim needs something to compare with. Beside everything the teacher shows, we put the same
-# network *untrained*: the weights it had before its first update. A network from elsewhere gets new
-# random weights of the usual size.
+# Beside everything the teacher shows, we put the same network *untrained*: the weights it had
+# before its first update. A network from elsewhere gets new random weights of the usual size.
 
 # %%
 @torch.no_grad()
@@ -142,9 +147,9 @@ over_photo({"teacher, mean of the heads": photo_maps.mean(0),
             "untrained, mean of the heads": untrained_maps.mean(0)})
 
 # %% [markdown]
-# Bright is much attention, and both maps have one scale. The untrained network looks at everything
-# alike. The teacher looks at the llama, and at the grass in the lower left corner: the famous figures
-# look like this. `demo` has never seen a photograph, so how can that be? Section 10 finds out.
+# Bright is much attention; both maps have one scale. The untrained network looks at everything
+# alike, the teacher at the llama and at the grass in the lower left corner. `demo` has never seen a
+# photograph, so how can that be? Section 10 finds out.
 
 # %% [markdown] tags=["note"]
 # **Note · 5 minutes.** Ask the room before anyone scrolls: "Is this proof that the network knows
@@ -168,16 +173,15 @@ print(scores)
 print(scores.softmax(-1).round(decimals=2))
 
 # %% [markdown]
-# Row 0 is what CLS reads: mostly token 1, for their product is the largest. For one head, with $q$
-# the query of CLS, $k_j$ the key of token $j$, $d$ their length and $T$ the number of tokens,
+# Row 0 is what CLS reads: mostly token 1. For one head, with $q$ the query of CLS, $k_j$ the key of
+# token $j$, $d$ their length and $T$ the number of tokens,
 #
 # $$a_j = \frac{\exp(q \cdot k_j / \sqrt d)}{\sum_{i=1}^{T} \exp(q \cdot k_i / \sqrt d)} .$$
 #
-# The map that everybody shows is the CLS row of the *last* block, laid out on the grid of patches,
-# one map a head.
+# The map is the CLS row of the *last* block, laid out on the grid of patches, one map a head.
 #
-# Where do we get it? The fused kernel that makes attention fast never forms the matrix. But queries,
-# keys and values do go into it, so we listen at its door: a `TorchFunctionMode` sees every call.
+# The fused kernel that makes attention fast never forms the matrix. But queries, keys and values go
+# into it, and a `TorchFunctionMode` sees them.
 
 # %% tags=["equality"]
 class AtTheDoor(TorchFunctionMode):
@@ -203,7 +207,7 @@ q, k, v = queries_keys_values(network, x_photo[None])[-1]
 print("queries of the last block:", tuple(q.shape), "= (pictures, heads, tokens, d)")
 
 # %% [markdown]
-# **Your turn 1 · medium · 10 minutes · the attention row.** From queries and keys of one block, write the maps of the CLS token. CLS is token 0. Other tokens may stand between CLS and the patches (registers); the patches come last, row by row of the grid. All tokens take part in the softmax; only the patches stand in the map. What should come out: `attention_row(q, k, grid)` has shape (pictures, heads, h, w), and each map sums to a little less than 1.
+# **Your turn 1 · medium · 10 minutes · the attention row.** From queries and keys of one block, write the maps of the CLS token. CLS is token 0. Other tokens may stand between CLS and the patches (*registers*, section 7); the patches come last, row by row of the grid. All tokens take part in the softmax; only the patches stand in the map. What should come out: `attention_row(q, k, grid)` has shape (pictures, heads, h, w), and each map sums to a little less than 1.
 #
 # <details><summary>Hint</summary>
 #
@@ -224,9 +228,7 @@ def attention_row(q, k, grid):
 attention_row = checks.attention_row(attention_row)
 
 # %% [markdown]
-# **Equal?** Yours comes from queries and keys. The library's comes from timm with the fused kernel
-# switched off, where the matrix exists. We compare them in every block, on pictures that are wider
-# than high.
+# **Equal?** The library's map comes from timm without the fused kernel. We compare in every block.
 
 # %% tags=["equality"]
 torch.manual_seed(0)
@@ -239,8 +241,8 @@ for layer, (q, k, v) in enumerate(blocks):
 print(f"equal in {len(blocks)} block(s): {tuple(mine.shape)}")
 
 # %% [markdown]
-# Can such a map be trusted? The rows of the whole matrix should sum to 1, and the matrix times the
-# values should be what the block passes on. We ask the block's last linear map, `proj`, what it got.
+# Can such a map be trusted? The matrix times the values should be what the block passes on. We ask
+# its last linear map, `proj`, what it got.
 
 # %% tags=["equality"]
 got = []
@@ -280,24 +282,22 @@ settle(guess, answers, "a" if ratio < 0.9 else "b" if ratio > 1.1 else "c")
 over_photo({"as the network computes": photo_maps.mean(0), "without the root": without_root.mean(0)})
 
 # %% [markdown]
-# Sharper is not better: a few patches take it all, and the llama falls apart into spots. And it
-# isn't what the network computes.
+# Sharper is not better: the llama falls apart into spots, and it isn't what the network computes.
 #
 # ## 3. Heads
 #
-# Each head has its own queries and keys, so each may look elsewhere. The photograph again, large,
-# each head by itself; in colours, each place has the colour of the head that looks at it most.
+# Each head has its own queries and keys, so each may look elsewhere. In colours, each place has the
+# colour of the head that looks at it most.
 
 # %%
 heads_of(pil_to_tensor(photo), photo_maps)
 
 # %% [markdown]
-# Heads 0, 1, 2, 5 and 6 lie on the llama, head 3 on a few spots of it. Heads 4 and 7 look at the
-# grass at the lower border.
+# Heads 4 and 7 look at the grass, the others mostly at the llama.
 #
-# One photograph proves little. So we take pictures whose objects we know: the embedded creatures,
-# with their outlines. `demo` was trained on others of the same kind, never on an outline. Each gets
-# 8 × 8 patches: a teacher with larger patches sees them enlarged, `demo` at their own 48 pixels.
+# One photograph proves little. So we take the embedded creatures, with their outlines. `demo` was
+# trained on others of the same kind, never on an outline. Each picture gets 8 × 8 patches; a
+# teacher with larger patches sees it enlarged.
 
 # %% tags=["equality"]
 probes = open_probes(PRESETS["demo"], limit=400)  # 400 gallery pictures, 200 queries with outlines
@@ -324,13 +324,13 @@ rows[f"untrained\nhead {chosen_blank}"] = blank[six, chosen_blank]
 attention_sheet(probes.queries[six], rows, masks=probes.masks[six])
 
 # %% [markdown]
-# Heads 0 to 6 are on the creature in all six pictures, some of them on much the same part of it.
-# Head 7 looks at the ground too. The last row is the untrained network's best-looking head (section 5 says how it is
-# chosen): almost flat.
+# Heads 0 to 6 are on the creature in all six pictures, head 4 too, which was on the grass of the
+# photograph. Head 7 looks at the ground as well. The last row is the untrained network's head that
+# section 5 chooses: almost flat.
 #
-# **Predict, then run.** Nothing in the loss asks heads to differ, and nothing asks them to agree.
-# Take two heads' maps of one picture as two lists of numbers; their *correlation* is 1 for the same
-# pattern, 0 for none in common. What do two heads of the teacher get on average?
+# **Predict, then run.** Nothing in the loss asks heads to differ, or to agree. The *correlation* of
+# two heads' maps is 1 for the same pattern, 0 for none in common. What do two heads of the teacher
+# get on average?
 #
 # a) below 0.2: they divide the work. b) between 0.2 and 0.8: they agree in part. c) above 0.8: one
 # head would do.
@@ -372,8 +372,7 @@ figure
 # ## 4. From a map to a mask
 #
 # To compare a map with an object, the paper turns it into a mask: the *smallest set of patches that
-# holds 60% of the mass* (section 4.2.2). Sort the patches, add them up from the largest, stop when
-# 60% is reached. In numbers:
+# holds 60% of the mass* (section 4.2.2). In numbers:
 
 # %%
 toy = torch.tensor([0.05, 0.40, 0.10, 0.30, 0.15])
@@ -409,7 +408,7 @@ mass_mask = checks.mass_mask(mass_mask)
 # %% [markdown]
 # The score is the *Jaccard index* of mask $M$ and object $O$: what they share, over what either
 # has, $\frac{|M \cap O|}{|M \cup O|}$. The paper takes the *best head of each picture* and averages
-# over the pictures (`jaccard`). Averaged for one head, it is `jaccard_one_head`.
+# over the pictures.
 
 # %% tags=["equality"]
 def my_jaccard(masks, truth):
@@ -462,8 +461,8 @@ measured = "a" if papers["untrained"] > papers["blobs"] else "b"
 settle(guess, answers, measured if papers["teacher"] > papers["blobs"] else "c")
 
 # %% [markdown]
-# The masks themselves, with the outlines. Every row shows the head (or the blob) that fits best. It
-# is chosen for each picture with the outline in hand, as the paper's score does:
+# The masks, with the outlines. Every row shows the head (or the blob) that fits best, chosen for
+# each picture with the outline in hand, as the paper's score does:
 
 # %%
 def best_masks(maps, which):
@@ -475,18 +474,17 @@ rows = {name: best_masks(of, six) for name, of in looks.items()}
 attention_sheet(probes.queries[six], rows, masks=probes.masks[six])
 
 # %% [markdown]
-# **The paper's score is half blind.** `demo` gets 0.44, but blobs that never see a picture get 0.39,
-# more than the untrained network. The creatures lie anywhere; of eight blobs one often lies right,
-# and the best of eight finds it. The score also depends on how *broad* a map is: the teacher's masks
-# lie on the creature and cover only a part of it. We need a score without a threshold, in which a
-# blind map gets nothing.
+# **The paper's score is half blind.** `demo` gets 0.44, but blobs that never see a picture get
+# 0.39, more than the untrained network: of eight blobs one often lies right. And the teacher's
+# masks lie on the creature and cover only a part of it. We need a score without a threshold, in
+# which a blind map gets nothing.
 #
 # ## 5. A score that a blind map can't get
 #
 # **AUC**: take a patch of the object and one of the background. How often has the object's the
-# larger value (ties count half)? Chance is 0.5, but a blob in the middle gets more. So we let the
-# object play against the places where *other* pictures have their objects. In numbers: two pictures
-# of three patches. In the first, the object is the middle patch, in the second the right one.
+# larger value (ties count half)? Chance is 0.5, but a blob in the middle gets more. So the object
+# plays against the places where *other* pictures have their objects. In numbers: two pictures of
+# three patches; the object is the middle patch in the first, the right one in the second.
 
 # %%
 blind = [0.1, 0.6, 0.3], [0.1, 0.6, 0.3]  # left, middle, right: the same map for both pictures
@@ -499,16 +497,17 @@ for name, (first, second) in {"blind": blind, "sees ": sees}.items():
 
 # %% [markdown]
 # The blind map gets 0.75 against the background, for it is bright where objects often are. Against
-# the other's place it gets 0.5: what it wins on one picture it loses on the other. In general:
+# the other's place it loses on one picture what it wins on the other. In general:
 #
 # $$s = \frac{1}{|O|} \sum_{p \in O} \sum_{q} w_q
 # \left( [a_p > a_q] + \tfrac12\,[a_p = a_q] \right), \qquad
 # \text{above blind} = \frac{\bar s - \frac12}{\bar s^{\,\circ} - \frac12}$$
 #
-# Here $s$ is how often a patch of the object beats a patch $q$ drawn from where the *other* pictures
-# have their objects; $w_q$ is the share of their objects at $q$. $\bar s$ is the mean over the
-# pictures, and $\bar s^{\,\circ}$ the same with the masks as maps. So the masks get 1. A map that is
-# the same for every picture gets 0 (exactly, if all objects are equally large). Research on eye movements calls it *shuffled AUC*.
+# Of all patches that the *other* pictures' objects cover, $w_q$ is the share that lies at $q$; $s$
+# is how often a patch of the object beats one of them. $\bar s$ is the mean over the pictures, and
+# $\bar s^{\,\circ}$ the same with the masks as maps. So the masks get 1. A map that is the same for
+# every picture gets 0 (exactly, if all objects are equally large). (Elsewhere it is called
+# *shuffled AUC*.)
 
 # %% tags=["equality"]
 def my_above_blind(maps, objects):
@@ -538,13 +537,13 @@ torch.testing.assert_close(mine, auc(random_maps[:, [0]], places)[0], rtol=1e-4,
 print("above blind is equal on 3 sets of maps, AUC on 1")
 
 # %% [markdown]
-# Two more rivals do see the picture, though no network made them: how much the pixels of a patch
-# differ (*local contrast*), and how *dark* it is. A patch counts as the object's if the object
-# covers more than half of it.
+# Two more rivals see the picture without a network: how much the pixels of a patch differ (*local
+# contrast*), and how *dark* it is. A patch counts as the object's if that covers more than half of
+# it.
 #
-# Which head do we show? `choose_head` uses no outline. It takes the head whose brightest quarter has
-# the fewest patches on the border, because the ground reaches the border more often than an object
-# does. It assumes something about pictures, so it is no law.
+# Which head do we show? `choose_head` uses no outline. It takes the head whose brightest quarter
+# has the fewest patches on the border, because the ground reaches the border more often than an
+# object does.
 
 # %% tags=["nbval-ignore-output"]
 objects = patch_masks(probes.masks, (8, 8))  # (200, 8, 8)
@@ -565,10 +564,10 @@ axis.axvline(0, color="grey", linewidth=0.8)
 figure
 
 # %% [markdown]
-# Each dot is a head, a blob or a map; the circle is the head that `choose_head` takes. Now they come
-# apart. The blobs get about 0 (-0.05 to -0.03: the creatures differ in size). Seven heads of `demo` lie above every rival, and the chosen one is
-# nearly the best. Darkness is the strongest rival: most creatures are darker than their ground. That
-# is the number to beat, more than the blobs'.
+# Each dot is a head, a blob or a map; the circle is the head that `choose_head` takes. The blobs
+# get about 0 (-0.05 to -0.03: the creatures differ in size). Seven heads of `demo` lie above every
+# rival. The strongest is darkness, for most creatures are darker than their ground: that is the
+# number to beat.
 #
 # **Where does it fail?** The chosen head's six worst and six best pictures, by the AUC of each, and
 # its mask.
@@ -585,10 +584,10 @@ titles = [f"{value:.2f}" for value in of_each[ends]]
 attention_sheet(probes.queries[ends], rows, masks=probes.masks[ends], titles=titles)
 
 # %% [markdown]
-# AUC counts the order of the patches, not how bright they are, so a pale map can score well. The
-# worst of `demo` are large creatures, mostly light or striped; the best are dark, and small or cut
-# off by the border. So darkness and size have a part in what this head gets. A mean hides this; a
-# look at the worst pictures shows it in a minute.
+# AUC counts the order of the patches, not how bright they are: a pale map can score well, and of
+# two creatures one may stay dim as long as it is above the ground. The worst of `demo` are large
+# creatures, mostly light or striped; the best are dark, and small or cut off by the border. So
+# darkness and size have a part in what this head gets.
 
 # %% [markdown] tags=["note"]
 # **Note · 12 minutes for sections 4 and 5.** Let the room say why eight blobs beat an untrained
@@ -599,8 +598,7 @@ attention_sheet(probes.queries[ends], rows, masks=probes.masks[ends], titles=tit
 # %% [markdown]
 # ## 6. Through the layers
 #
-# Papers show the last block. What do the earlier ones see? The best head and the mean of the heads'
-# scores, block by block.
+# What do the earlier blocks see? The best head and the mean of the heads' scores, block by block.
 
 # %% tags=["nbval-ignore-output"]
 by_layer = {}
@@ -619,14 +617,11 @@ axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5
 figure
 
 # %% [markdown]
-# In both blocks of `demo` some head finds the creatures. What the last block adds is the others: the
-# mean of its heads is far higher. The number of a head means nothing across blocks, for each block
-# mixes all heads' outputs anew.
+# In both blocks of `demo` some head finds the creatures; in the last one most do.
 #
-# In every block a token also keeps its old self (the residual connection). *Rollout* (Abnar &
-# Zuidema 2020, [arXiv 2005.00928](https://arxiv.org/abs/2005.00928)) counts this as attention to
-# itself and multiplies through. With $\bar A_l$ the mean over the heads of block $l$ and $I$ the
-# identity, the rows of
+# In every block a token also keeps its old self (the residual connection). *Rollout* ([Abnar &
+# Zuidema 2020](https://arxiv.org/abs/2005.00928)) counts this as attention to itself and multiplies
+# through. With $\bar A_l$ the mean over the heads of block $l$ and $I$ the identity, the rows of
 #
 # $$R = \tfrac12(\bar A_L + I) \cdots \tfrac12(\bar A_2 + I)\,\tfrac12(\bar A_1 + I)$$
 #
@@ -642,10 +637,10 @@ print(f"above blind: mean map of the last block {above_blind(maps.mean(1, keepdi
 #
 # ## 7. Registers and long tokens
 #
-# Large networks that train for long use a few patches of plain background as a scratch pad for the
-# whole picture. These tokens are *very long*, and attention on them tells nothing about the picture
-# (Darcet et al. 2023, [arXiv 2309.16588](https://arxiv.org/abs/2309.16588)). The remedy: spare tokens
-# for that purpose, *registers*. `photos` has four, so it stands beside your teacher here.
+# Large networks that train for long use a few patches of plain background as a scratch pad. Their
+# tokens are *very long*, and attention on them tells nothing about the picture ([Darcet et al.
+# 2023](https://arxiv.org/abs/2309.16588)). The remedy: spare tokens for that purpose, *registers*.
+# `photos` has four.
 #
 # **Predict, then run.** How does the longest patch token of `photos` compare with the median?
 #
@@ -690,15 +685,16 @@ axis.legend(frameon=False, fontsize=8)
 figure
 
 # %% [markdown]
-# `demo` has a tail to 2.6, far from 10; `photos` has none. Its registers are longer than any of its
-# patches, but only a little: 1.4 to 1.5 against 1.2. Darcet et al. report no long tokens in small networks either. To see them, set `TEACHER` to
-# `timm:vit_large_patch14_dinov2.lvd142m`, then to `timm:vit_large_patch14_reg4_dinov2.lvd142m`.
+# `demo` has a tail to 2.6, far from 10; `photos` has none, and registers that are little longer
+# than its patches. Darcet et al. report no long tokens in small networks either. To see them, set
+# `TEACHER` to `timm:vit_large_patch14_dinov2.lvd142m`, then to
+# `timm:vit_large_patch14_reg4_dinov2.lvd142m`.
 #
 # ## 8. Neighbours
 #
-# What is a *feature*, the vector of the whole picture, worth? Show the network a picture, look for
-# the most similar ones among pictures with known classes (the *gallery*), and let them vote. In
-# numbers: a query, four gallery features of two classes, and their *cosines*.
+# What is a *feature*, the vector of the whole picture, worth? Look for the most similar ones among
+# pictures with known classes (the *gallery*), and let them vote. In numbers: a query, four gallery
+# features of two classes, and their *cosines*.
 
 # %%
 toy_gallery = F.normalize(torch.tensor([[3.0, 1], [2, 2], [1, 3], [0, 1]]), dim=-1)
@@ -712,8 +708,7 @@ for c in (0, 1):
     print(f"class {c}: {weight[toy_labels[index] == c].sum() / weight.sum():.2f} of the vote")
 
 # %% [markdown]
-# Class 1 has two of the three neighbours, but class 0 wins: a near neighbour counts for more. The
-# weight is $\exp(\cos / 0.07)$.
+# Class 1 has two of the three neighbours, but class 0 wins: the weight is $\exp(\cos / 0.07)$.
 #
 # **Your turn 3 · medium · 10 minutes · k-NN.** Write the classifier. Features come with any length, so normalise them first. What should come out: `knn(toy_gallery, toy_labels, toy_query, k=3)` is class 0.
 #
@@ -746,9 +741,9 @@ for number in (1, 5, 20):
 print("100 queries get the same class as the library's for k = 1, 5 and 20")
 
 # %% [markdown]
-# **Predict, then run.** 20-NN on the creatures, gallery of 400, 200 queries. The rival that has
-# learned nothing is a *colour histogram*: how often each colour occurs. *Level* means: within two
-# standard errors of the difference.
+# **Predict, then run.** 20-NN on the creatures, gallery of 400, 200 queries. A rival is the *colour
+# histogram*: how often each colour occurs. *Level* means: within two standard errors of the
+# difference.
 #
 # a) the teacher is ahead, the other two are level. b) the teacher is ahead, and one of the others
 # clearly beats the third. c) a rival is level with the teacher, or ahead.
@@ -788,8 +783,7 @@ print(f"teacher ahead by {lead:.0f} standard errors, untrained of the histogram 
 settle(guess, answers, "c" if lead <= 2 else "a" if abs(apart) <= 2 else "b")
 
 # %% [markdown]
-# Three queries and their five nearest pictures in the gallery. Blue frames: the same kind; dashed
-# red: another.
+# Three queries and their five nearest pictures in the gallery:
 
 # %%
 asked = [0, 3, 7]
@@ -801,14 +795,12 @@ neighbour_sheet(probes.queries[asked].repeat(len(sheet), 1, 1, 1), probes.galler
                 probes.gallery_labels[index] == labels[:, None], titles)
 
 # %% [markdown]
-# From top: the teacher, the untrained network, the colour histogram. `demo`'s neighbours have the
-# query's kind more often, in other places and turns.
+# `demo`'s neighbours have the query's kind more often, in other places and turns.
 #
 # ## 9. Take a head out
 #
 # A map shows where a head reads. Does the feature need it? `without_head` silences one head of the
-# last block: what it read is not passed on. Then we ask the k-NN again. We compute the last block
-# alone, for the earlier ones stay the same.
+# last block: what it read is not passed on. Then we ask the k-NN again.
 #
 # **Predict, then run.** Which head costs the k-NN most?
 #
@@ -858,9 +850,9 @@ right_.set(xlabel="head", ylabel="above blind", xticks=range(n_heads))
 figure
 
 # %% [markdown]
-# Orange is the head that sees the creatures best; the thin lines are one standard error. A head with
-# a fine map may cost nothing: the others read the same places, and the token also keeps what the
-# earlier blocks gave it. So a good map doesn't prove that the feature hangs on it.
+# Orange is the head that sees the creatures best, head 6: it costs nothing, so on the left it has
+# no bar. The thin lines are one standard error. The other heads read the same places, and the token
+# keeps what the earlier blocks gave it. So a good map doesn't prove that the feature hangs on it.
 
 # %% [markdown] tags=["note"]
 # **Note · 10 minutes for sections 8 and 9.** Ask before the plot: "If I remove the head with the most
@@ -871,8 +863,7 @@ figure
 # %% [markdown]
 # ## 10. The llama, or the dark?
 #
-# `demo` never saw a photograph, and its attention lay on the llama. The llama is black. We test it
-# with one change: the photograph's *negative*, in which dark is light.
+# The llama is black. We change one thing: in the photograph's *negative* dark is light.
 #
 # **Predict, then run.** Where does the mean map go?
 #
@@ -902,13 +893,13 @@ over_photo({"teacher": there, "untrained": cls_attention(untrained, x_negative[N
            negative, "its negative")
 
 # %% [markdown]
-# Nothing about the shape has changed, only light and dark, and the map leaves the llama for the dark
-# sky. So the shape alone doesn't hold it. How much is the dark? On the photograph, the correlation is
-# 0.71, but the untrained network's almost flat map has 0.59 by itself. On the negative, the teacher's
-# drops to 0.29, and the untrained network's to -0.19. So the dark draws the teacher, and it isn't all.
+# The shape is the same, and the map leaves the llama for the dark sky. So the shape alone doesn't
+# hold it. How much is the dark? On the photograph the correlation is 0.71, but the untrained
+# network's almost flat map has 0.59 by itself. On the negative it is 0.29 against -0.19. So the
+# dark draws the teacher, and it isn't all.
 #
-# One photograph can't settle more, so `benchmarks/horses.py` measured 251 photographs of horses with
-# outlines (96 pixels; they don't ship):
+# `benchmarks/horses.py` measured 251 photographs of horses with outlines (96 pixels; they don't
+# ship):
 #
 # | above blind | chosen head | best head |
 # | --- | --- | --- |
@@ -916,26 +907,21 @@ over_photo({"teacher": there, "untrained": cls_attention(untrained, x_negative[N
 # | the same network untrained, three seeds | 0.10 to 0.24 | 0.10 to 0.25 |
 # | `photos` | 0.25 | 0.28 |
 # | the same network untrained, three seeds | 0.00 to 0.18 | 0.09 to 0.31 |
+# | local contrast, no network | 0.26 | |
+# | darkness, no network | 0.34 | |
+# | redness (red less green), no network | 0.42 | |
 #
-# | maps that no network made | above blind |
-# | --- | --- |
-# | local contrast | 0.26 |
-# | darkness | 0.34 |
-# | redness (red less green) | 0.42 |
-#
-# On horses, `demo` does no better than darkness. Redness alone does best: a horse is browner than
-# grass. `photos` learned from photographs and still gets less than `demo`; its best head lies within
-# the range of untrained ones. So neither shows that it knows objects in photographs. The paper's maps
-# come from 1.3 million photographs and days of GPU time.
+# On horses, `demo` does no better than darkness, and redness alone does best. `photos` gets less
+# than `demo`; its best head lies within the range of untrained ones. So neither shows that it knows
+# objects in photographs. The paper's maps come from 1.3 million photographs and days of GPU time.
 
 # %% [markdown]
 # ## The closing picture
 #
-# Attention and clusters of the creatures, of the network before training and of the teacher. Each
-# row shows the head that `choose_head` takes, without outlines. In the plane (t-SNE: near features
-# stay near) each dot is a picture and each colour a kind. *NMI* compares ten clusters, found without
-# labels, with the kinds: 1 is the same. Chance is not 0 on so few pictures: the last line of the
-# table clusters random numbers.
+# Attention and clusters, before training and after. Each row shows the head that `choose_head`
+# takes. In the plane (t-SNE: near features stay near) each dot is a picture and each colour a kind.
+# *NMI* compares ten clusters, found without labels, with the kinds: 1 is the same. The last line of
+# the table, clusters of random numbers, is chance.
 
 # %%
 ten = slice(10, 20)
@@ -961,9 +947,9 @@ cluster_plot(panels, probes.query_labels, probes.classes)
 # %% [markdown]
 # ## Your own photographs
 #
-# `explore` writes one page that needs no kernel and no network: choose picture, layer, head and
-# threshold, click on a patch to see what it attends to. Give it a folder of yours in place of
-# `PHOTOS`. In a notebook, `page` alone on the last line shows it.
+# `explore` writes one page that needs no kernel: choose picture, layer, head and threshold, click
+# on a patch to see what it attends to. It takes a folder of yours in place of `PHOTO`; `page` alone
+# on the last line shows it here.
 
 # %% tags=["nbval-ignore-output"]
 folder = Path(tempfile.mkdtemp())  # to keep it: Path(".")
@@ -973,16 +959,16 @@ print(f"{page.path.name}: {page.path.stat().st_size / 1e6:.1f} MB")
 
 # %% [markdown]
 # From a terminal: `dino explore FOLDER --teacher photos --out seen`; `dino video CLIP` makes a film
-# of a clip's attention; `dino report photos --dataset FOLDER --out seen` scores a teacher on your
-# labelled pictures.
+# of a clip's attention; `dino report` scores a teacher on your labelled pictures.
 #
 # ## Summary
 #
 # - A map is the CLS token's row of softmax(q kᵀ / √d). Matrix times values is what the block passes
-#   on, so the map is not an illustration.
+#   on.
 # - A mask is the smallest set of patches with 60% of the mass. "Jaccard, best of the heads" is half
 #   blind: fixed blobs come close to the teacher.
-# - Above blind gives any fixed map 0 and the outlines 1. Maps that no network made belong beside it.
+# - Above blind gives any fixed map 0 and the outlines 1. Maps that no network made belong beside
+#   it.
 # - A fine map doesn't prove that the feature needs the head: take it out and measure.
 # - A fine map on one photograph doesn't prove that the object was seen: change one thing and look.
 #
@@ -1008,7 +994,7 @@ def head_entropy(maps):
 head_entropy = checks.head_entropy(head_entropy)
 
 # %% [markdown]
-# **Exercise 5 · easy · 10 minutes · a box around it.** Object detectors want boxes. From a bool mask on the grid of patches give the smallest box around *all* its True patches, in pixels: (top, left, height, width). `patch_size` is one whole number, for the patches are square. What should come out: four whole numbers.
+# **Exercise 5 · easy · 10 minutes · a box around it.** From a bool mask on the grid of patches give the smallest box around *all* its True patches, in pixels: (top, left, height, width). `patch_size` is one whole number, for the patches are square. What should come out: four whole numbers.
 #
 # <details><summary>Hint</summary>
 #
@@ -1077,9 +1063,7 @@ print("rollout is equal on a grid of", tuple(row.shape))
 
 # %% [markdown]
 # **Exercise 8 · easy · 10 minutes · change the mask, the size, the head.** Set the share of the mask, the
-# size of the photograph in patches a side, and the head (or `None` for their mean); run the cell for
-# several values of one of them. Which matters most: share, size, or head? More pixels make a map
-# finer: do they make it better?
+# size of the photograph in patches a side, and the head (or `None` for their mean); run the cell for several values of one of them. Which matters most: share, size, or head?
 #
 # <details><summary>What we saw</summary>
 #

@@ -3,9 +3,9 @@
 #
 # <!-- badge -->
 #
-# **You will** take DINO apart, one part at a time, on a network so small that a run takes seconds: centering, sharpening, the moving average, the stop-gradient, the small views, the number of prototypes, batch norm in the head. Before each run you predict what will happen. A table, the *ledger*, keeps what the runs say.
+# **You will** take DINO apart, one part at a time, on a network so small that a run takes seconds: centering, sharpening, the moving average, the stop-gradient, and more. Before each run you predict what will happen. A table, the *ledger*, keeps what the runs say.
 #
-# **You need** the loss of [notebook 03](03_loss.ipynb) and the teacher of [notebook 04](04_teacher.ipynb). You write eight pieces in about 55 minutes; reading, tables and runs take as long again, so about 110 in all. Running the whole notebook takes about 60 seconds of one CPU core.
+# **You need** the loss of [notebook 03](03_loss.ipynb) and the teacher of [notebook 04](04_teacher.ipynb). About 55 minutes for the eight pieces, and as long again to read, predict and look. The cells take about 60 seconds of one CPU core.
 #
 # Before: [06 · Attention](06_attention.ipynb).
 
@@ -13,7 +13,7 @@
 # written by build.py
 
 # %% [markdown]
-# The paper is Caron et al. 2021, [arXiv 2104.14294](https://arxiv.org/abs/2104.14294). Section 5.1 and its table 7 take parts out; section 5.3 and its figure 7 show the two collapses.
+# In the paper ([Caron et al. 2021](https://arxiv.org/abs/2104.14294)) table 7 takes parts out, and figure 7 shows the two collapses.
 
 # %% tags=["equality"]
 import copy, math
@@ -34,11 +34,11 @@ _ = torch.manual_seed(0)
 # %% [markdown]
 # ## 1. The lab
 #
-# A student that gives the same answer for every picture agrees with its teacher perfectly. It has learned nothing. This is a **collapse**, and the loss alone doesn't show it. DINO has several parts against it. Which of them are needed, and what does each one do?
+# A student that gives the same answer for every picture agrees with its teacher perfectly, and has learned nothing. This is a **collapse**, and the loss alone doesn't show it. DINO has several parts against it. What does each one do?
 #
-# The lab has 1,000 embedded pictures of ten kinds of creatures, 24 pixels wide. A batch is 32 pictures; each gives two large views of 16 pixels and two small ones of 8. The network is a vision transformer of one block, 64 wide, with four attention heads. The convolutional stem before the block has batch norm in every variant. Runs that you make here stop at update 60; the shipped ones go to 100.
+# The lab has 1,000 embedded pictures of ten kinds of creatures, 24 pixels wide. A batch is 32 pictures; each gives two large views of 16 pixels and two small ones of 8. The network is a vision transformer of one block, 64 wide, with four attention heads. Runs that you make here stop at update 60; the shipped ones go to 100.
 #
-# These are the settings of the healthy run. `targets="center"` means that a center is subtracted from the teacher's logits, `momentum` rises to `momentum_end` during the run, `n_local` is the number of small views, and `out_dim` is K, the number of prototypes.
+# These are the settings of the healthy run. `targets="center"` means that a center is subtracted from the teacher's logits, `momentum` rises to `momentum_end` during the run, `n_local` is the number of small views, `out_dim` is K, the number of prototypes, and `use_bn` puts batch norm into the head.
 
 # %%
 print(*str(lab.HEALTHY)[8:-1].split(", "), sep="\n")
@@ -62,7 +62,7 @@ for axis, name in zip(axes[:, 0], ["picture, 24 px", "large view, 16 px", "small
 # %% [markdown]
 # ## 2. Vital signs
 #
-# Four numbers tell how a run is doing: two entropies, the number of prototypes used, and a divergence. Take four pictures and four prototypes, and four teachers made by hand. Each row of a teacher is what it says of one picture: a distribution over the prototypes.
+# Take four pictures, four prototypes, and four teachers made by hand. Each row of a teacher is what it says of one picture: a distribution over the prototypes.
 
 # %%
 sure, unsure = torch.eye(4), torch.full((4, 4), 0.25)
@@ -77,7 +77,7 @@ for name, rows in teachers.items():
 print(f"{'':17} the largest possible is ln 4 = {math.log(4):.2f}")
 
 # %% [markdown]
-# The *entropy* of a distribution says how undecided it is: 0 for one sure choice, ln K for K equal ones. The **gap** between the two entropies tells the first teacher from the other three. It says how much a row depends on the picture. Three teachers have no gap, and they are the three collapses:
+# The *entropy* of a distribution says how undecided it is: 0 for one sure choice, ln K for K equal ones. The **gap** between the two entropies says how much a row depends on the picture. Three teachers have none. They are the three collapses:
 #
 # - **one prototype**: sure, and the same for every picture;
 # - **uniform**: undecided about every picture;
@@ -102,7 +102,7 @@ def used_prototypes(q):
 used_prototypes = checks.used_prototypes(used_prototypes)
 
 # %% [markdown]
-# The divergence is that of Kullback and Leibler, **KL** for short. It says how far the student's answer is from the teacher's: 0 where they agree. The loss, a cross-entropy, is the sum of the two:
+# The divergence of Kullback and Leibler, **KL**, says how far the student's answer is from the teacher's: 0 where they agree. The loss is entropy plus KL:
 #
 # $$\underbrace{-\sum_k q_k \log p_k}_{\text{loss}} \;=\; \underbrace{-\sum_k q_k \log q_k}_{\text{entropy of the teacher}} \;+\; \underbrace{\sum_k q_k \log \frac{q_k}{p_k}}_{\text{KL}}$$
 
@@ -112,7 +112,7 @@ loss, entropy, kl = -(q * p.log()).sum(), -(q * q.log()).sum(), (q * (q / p).log
 print(f"loss {loss:.3f} = entropy {entropy:.3f} + KL {kl:.3f}")
 
 # %% [markdown]
-# **Your turn 2 · hard · 12 minutes · the vital signs.** Write the three numbers for a whole batch: the entropy of one target (the mean over views and pictures), the entropy of the mean target, and the KL (the mean over pictures and over the pairs of a teacher view i and a student view v ≠ i). `q` (2, B, K) are the targets, `log_p` (V, B, K) the logarithms of the student's probabilities. The student's views 0 and 1 are the teacher's two views, so v ≠ i leaves out a view beside itself. What should come out: three numbers. A target may hold zeros, and then no `nan`.
+# **Your turn 2 · hard · 12 minutes · the vital signs.** Write the three numbers for a whole batch: the entropy of one target (the mean over views and pictures), the entropy of the mean target, and the KL (the mean over pictures and over the pairs of a teacher view i and a student view v ≠ i). `q` (2, B, K) are the targets, `log_p` (V, B, K) the logarithms of the student's probabilities. The student's views 0 and 1 are the teacher's two. What should come out: three numbers, and no `nan` where a target holds zeros.
 #
 # <details><summary>Hint</summary>
 #
@@ -137,7 +137,7 @@ def vital_signs(q, log_p):
 vital_signs = checks.vital_signs(vital_signs)
 
 # %% [markdown]
-# The library takes the two entropies too, and PyTorch has a divergence. Is yours the same?
+# Against the library's entropies and PyTorch's divergence:
 
 # %% tags=["equality"]
 generator = torch.Generator().manual_seed(0)
@@ -180,7 +180,7 @@ for name, rows in teachers.items():
     print(f"{name:17} {used_prototypes(rows)} used: {diagnose(of_one, of_mean, 4)}")
 
 # %% [markdown]
-# The signs so far judge the *head*. What a user of the network takes are the **features**: what the backbone gives before the head. They can lie in a few directions only. The *effective rank* counts directions, each by its weight: with $\sigma_j$ the singular values of the features and $s_j = \sigma_j / \sum \sigma$ their shares, it is $e^{-\sum s_j \ln s_j}$. A high rank proves nothing: an untrained network can have it, and so can a collapsed run. A rank near 1 is a warning.
+# The signs so far judge the *head*. What is used later are the **features**, which the backbone gives before the head. Their *effective rank* counts the directions in which they lie, each by its weight: with $\sigma_j$ the singular values of the features and $s_j = \sigma_j / \sum \sigma$ their shares, it is $e^{-\sum s_j \ln s_j}$. A rank near 1 is a warning.
 
 # %%
 for singular in ([1.0, 1, 1, 1], [8.0, 1, 1, 1], [1.0, 0, 0, 0]):
@@ -208,7 +208,7 @@ def effective_rank(features):
 effective_rank = checks.effective_rank(effective_rank)
 
 # %% [markdown]
-# The library calls it `feature_rank` and works it out from the eigenvalues of the products of features. It's the same number:
+# The library's `feature_rank` takes another way, by eigenvalues, to the same number:
 
 # %% tags=["equality"]
 x = torch.randn(60, 10, generator=generator) * torch.arange(1.0, 11)
@@ -221,7 +221,7 @@ print(f"equal: {effective_rank(x):.2f} of 10 directions")
 # %% [markdown]
 # ## 3. A loss with a switch
 #
-# Two parts stand inside the loss: the *center*, which is subtracted from the teacher's logits, and the *sharpening*, a teacher temperature below the student's. A third is the stop-gradient: targets carry no gradient. The lab's loss has a switch for it.
+# Two parts stand inside the loss: the *center*, which is subtracted from the teacher's logits, and the *sharpening*, a teacher temperature below the student's. The stop-gradient is a third: targets carry no gradient. The lab's loss has a switch for it.
 
 # %% [markdown]
 # **Your turn 5 · medium · 10 minutes · a loss with a switch.** Write DINO's loss for logits `student` (V, B, K) and `teacher` (2, B, K): targets softmax((teacher − center) / teacher_temp), cross-entropy with the student at its own temperature, the mean over pictures and over the pairs i, v with v ≠ i. With `stop_gradient=True` no gradient flows into the teacher's logits; with `False` it does. What should come out: one number that `backward` works on.
@@ -269,16 +269,25 @@ print(f"equal, and so is the student's gradient, of norm {mine[0].norm():.3f}; t
 # %% [markdown]
 # ## 4. The healthy run
 #
-# This is the whole loop of the lab. It takes your `lab_loss` and your `vital_signs`.
+# The whole loop of the lab, with your `lab_loss` and your `vital_signs`:
 
 # %%
 source = inspect.getsource(lab.run)
 print(source[source.index("    student = build"):source.index("    scores =")])
 
 # %% [markdown]
-# The ledger starts with what knows nothing. **Untrained** is the student before its first update. The colour histogram looks at colours alone. *k-NN* is the accuracy of guessing a picture's kind from its 20 nearest neighbours among 1,000 pictures; chance is 0.10. *Above blind* says how well the attention finds the creature, the mean of the four heads: 0 for a map that doesn't depend on the picture, 1 for the creature's own outline. Both are measured on 500 other pictures (attention: 200). A map that lies on the background more than on the creature comes out a little below 0.
+# The ledger starts with what knows nothing: the **untrained** student, and a histogram of the colours. Its columns:
 #
-# The other columns: *H one* and *H mean* are the entropy of one target and of the mean target. They, the loss and the KL are means over the last ten updates, in *nats*, the unit of the natural logarithm. *used* counts the first choices among the targets of the last ten updates. Read it only beside H one: where H one is near ln K, a first choice among nearly equal numbers is noise. *rank* is the effective rank of the features.
+# | column | what it says |
+# | --- | --- |
+# | loss, KL | the loss, and how far the student is from the teacher |
+# | H one, H mean | the entropy of one target, and of the mean target; ln K = 4.85 is the most |
+# | used | the first choices among the targets; where H one is near ln K, it is noise |
+# | rank | the effective rank of the features |
+# | k-NN | a picture's kind guessed from its 20 nearest among 1,000; chance is 0.10 |
+# | above | *above blind*, attention on the creature: 0 for a map that doesn't depend on the picture, 1 for the outline; mean of the four heads |
+#
+# Loss, KL, entropies (in *nats*) and *used* are those of the last ten updates. k-NN is measured on 500 other pictures, above blind on 200. From the fourth line on you see the healthy run and the newest one.
 
 # %%
 ledger, live = [], {}
@@ -335,9 +344,7 @@ def show_run(*names):
 show_run("healthy")
 
 # %% [markdown]
-# The loss falls, and the gap between the entropies stays open: the targets differ from picture to picture. The KL falls too, but not to 0: something is left to learn. The features beat the untrained ones, and the attention goes from blind to well above it.
-#
-# The colour histogram stays ahead in k-NN. This network is tiny and has seen 60 batches. So the lab compares variants with each other and with the untrained network; it says nothing about the best that DINO can do.
+# The loss falls, and the gap between the entropies stays open. The KL falls too, but not to 0: something is left to learn. The features beat the untrained ones, and the attention goes from blind to well above it. The colour histogram stays ahead in k-NN: this tiny network has seen 60 batches. So the lab compares variants with each other and with the untrained network.
 
 # %% [markdown] tags=["note"]
 # **Teacher's note · 10 minutes.** At the picture ask: "Where is the gap, and where is the KL?" The loss lies on the entropy of one plus the KL. The misconception: "the KL should reach 0". Where it does, teacher and student agree on everything, and there is nothing left to learn from.
@@ -345,7 +352,7 @@ show_run("healthy")
 # %% [markdown]
 # ## 5. Without the center, without sharpening
 #
-# The center makes each prototype equally popular on average. The sharpening makes each target surer than the student. Take out one at a time. "No sharpening" gives teacher and student one temperature, 0.1.
+# The center pulls towards equal use of the prototypes. It does not get there: the healthy run uses few of its 128. The sharpening makes each target surer than the student. Take out one at a time. "No sharpening" gives both networks one temperature, 0.1.
 
 # %% [markdown]
 # **Predict.** The center is gone, and everything else stays. What happens?
@@ -384,10 +391,10 @@ settle(guess, {"a": "one prototype wins", "b": "the targets become uniform", "c"
 show_run("no center", "no sharpening")
 
 # %% [markdown]
-# Two different ends. Without the center both entropies go towards 0: nearly every picture gets the same prototype. Without sharpening both go to ln K: every picture gets all prototypes. In both the gap closes and the KL falls to 0.05. And the run without a center has the lowest loss in this notebook. **A low loss is no sign of health.**
+# Two different ends. Without the center both entropies go towards 0: nearly every picture gets the same prototype. Without sharpening both go to ln K. In both the gap closes and the KL falls to 0.05. And the run without a center has by far the lowest loss. **A low loss is no sign of health.**
 
 # %% [markdown]
-# One seed may be luck. The script `benchmarks/collapse.py` trained each variant of this notebook with three seeds, once, and its numbers ship with the package. Here are the four combinations of center and sharpening: one thin line a seed.
+# One seed may be luck. `benchmarks/collapse.py` trained each variant with three seeds. Here are the four combinations of center and sharpening: one thin line a seed.
 
 # %%
 measured = lab.read_measured()
@@ -446,11 +453,11 @@ def show_scores(names):
 show_scores(["untrained", "healthy", "no center", "no sharpening", "neither"])
 
 # %% [markdown]
-# This is the paper's figure 7, on a network that trains in seconds. The paper says: if one operation is missing, the KL goes to 0, which means a collapse; the entropy goes to 0 without centering and to ln K without sharpening. Without sharpening all three seeds do that here. Without a center one seed of the three is down to a single prototype by update 100. The other two have stopped on the way, at three and four prototypes with a gap of 0.6 and 0.9; notebook 03 met such seeds too. The fourth panel has neither. Its two entropies lie on each other below ln K: one mixed answer, the third collapse. Center and sharpening pull in opposite directions, and each one alone goes too far.
+# The paper says: with one operation missing the KL goes to 0, a collapse; the entropy goes to 0 without centering and to ln K without sharpening. Without sharpening all three seeds do that here. Without a center one of the three is down to a single prototype by update 100; the other two have stopped at three and four prototypes with a gap of 0.6 and 0.9. With neither, the two entropies lie on each other below ln K: one mixed answer, the third collapse.
 #
-# The healthy targets first get surer, until update 30 to 50, and then less sure again; the gap stays near 1. Your run of section 4 has a schedule of 60 updates, and its targets end surer than these three runs' targets.
+# The healthy targets get surer until update 30 to 50, then less sure again; the gap stays near 1. Your run of section 4 stops earlier, and its targets end surer.
 #
-# One thing differs from the paper. There a collapsed run ends at chance. Here the k-NN stays near that of the healthy run. The attention is lower than the healthy run's, and far above the untrained network's. So the head has collapsed, and the backbone has not. Where teacher and student agree, little is left to learn. How long is the gradient, before it is clipped?
+# One thing differs from the paper, where a collapsed run ends at chance. Here the k-NN stays near the healthy run's, and the attention far above the untrained network's: the head has collapsed, the backbone has not. How long is the gradient, before it is clipped?
 
 # %% tags=["nbval-ignore-output"]
 for name in ("healthy", "no center", "no sharpening"):
@@ -459,7 +466,7 @@ for name in ("healthy", "no center", "no sharpening"):
           f"{np.mean(norms[-10:]):.2f} in the last ten")
 
 # %% [markdown]
-# In the two collapsed runs the gradient falls to a twentieth of its first length or less; in the healthy run it falls to a fifth. We think that this is why their backbones keep what they learned before: little pulls at them. It's no proof, since the optimizer divides each step by the usual size of the gradient. After 100 updates the entropies show a collapse, and the k-NN doesn't yet.
+# In the two collapsed runs the gradient falls to about a twentieth of its first length, in the healthy run to a fifth. We think that this is why their backbones keep what they learned before: little pulls at them. It's no proof, since the optimizer divides each step by the usual size of the gradient.
 
 # %% [markdown] tags=["note"]
 # **Teacher's note · 15 minutes.** Show the paper's figure 7 beside the four panels. Then ask: "If the head has collapsed, why is the k-NN not at chance?" Let them look at the norms of the gradient and at the KL. Nothing destroys the backbone in 100 updates.
@@ -467,7 +474,7 @@ for name in ("healthy", "no center", "no sharpening"):
 # %% [markdown]
 # ## 6. The teacher, and the stop-gradient
 #
-# The teacher follows the student slowly. What if it *is* the student (momentum 0)? What if it never moves (momentum 1), and stays a random network? And what if the gradient flows into the targets as well?
+# What if the teacher *is* the student (momentum 0)? What if it never moves (momentum 1)? And what if the gradient flows into the targets as well?
 #
 # **Predict.** The teacher is the student itself, and the stop-gradient is gone: the loss may change question and answer together. What happens to the targets?
 #
@@ -486,7 +493,7 @@ settle(guess, {"a": "the targets are surer than in the healthy run",
        "a" if without < 0.5 * with_stop else "b" if without > 0.9 * math.log(128) else "c")
 
 # %% [markdown]
-# Those are the targets. And the student's own answers, for one batch of views?
+# And the student's own answers, for one batch of views?
 
 # %% tags=["nbval-ignore-output"]
 views = lab.draw_views(2, torch.Generator().manual_seed(0))
@@ -506,13 +513,13 @@ show_seeds(["teacher = student", "momentum 0.5", "momentum 0.998", "frozen rando
 show_scores(["untrained", *TEACHERS])
 
 # %% [markdown]
-# Five lessons, row by row. The healthy row has a KL of 0.43.
+# Row by row, beside a healthy KL of 0.43:
 #
-# - **Teacher = student** (momentum 0): the k-NN is 0.29, below the untrained network's 0.35, and the attention depends on the seed. The entropies swing up and down: each update changes the question at once. The gap is open, so `diagnose` calls this run healthy. The rank of the features warns: it is 1.7 (table of section 8). No single number sees every failure. Section 5.2 of the paper reports that a copy of the student as teacher does not converge. Center and sharpening avoid collapse *in the presence of a momentum teacher*; without one they are not enough.
-# - **Momentum 0.5**: the half-life is one update, and that is still too short. The curves swing as well, the rank is 1.8, and the attention is less than half of the healthy run's. The k-NN hardly shows it.
-# - **Momentum 0.998**: the half-life is 346 updates, and the run has 100. The teacher hardly moves. The KL is 0.85, twice the healthy one.
-# - **Frozen random teacher**: it can't collapse, for its answers never change. The student learns to agree with a random network, which is a lesson of its own: two views of a picture have to get one answer. The KL is 1.96, more than twice that of momentum 0.998. There is no second lesson, since the teacher never gets better.
-# - **No stop-gradient**: a free gradient makes the targets sure at first: both entropies fall to near 0. Then the targets end *uniform*. In the figure the orange line is hidden under the green one. The loss, 8.32 in the table, lies far above ln K = 4.85. The student's own answers are nearly all the same, as the first choices above show. The targets come from the same answers, but the center has been subtracted from them, and little is left. The center hides one collapse under another. The attention is no better than the untrained network's.
+# - **Teacher = student** (momentum 0): the k-NN is 0.29, below the untrained network's 0.35, and the attention depends on the seed. The entropies swing: each update changes the question at once. The gap is open, so `diagnose` calls this run healthy; the rank, 1.7 in section 8, warns. No single number sees every failure. In the paper, too, a copy of the student as teacher does not converge (section 5.2): center and sharpening avoid collapse *in the presence of a momentum teacher*.
+# - **Momentum 0.5**: a half-life of one update is still too short. The curves swing as well, and the attention is less than half of the healthy run's. The k-NN hardly shows it.
+# - **Momentum 0.998**: the half-life is 346 updates, and the run has 100. The teacher hardly moves; the KL is 0.85.
+# - **Frozen random teacher**: it can't collapse, for its answers never change. The student learns that two views of a picture get one answer, and no more. The KL stays at 1.96.
+# - **No stop-gradient**: a free gradient first makes the targets sure, and both entropies fall to near 0 (in the figure orange lies under green). Then they end *uniform*. The student's own answers are nearly all the same, as the first choices above show. The targets come from the same answers, less the center, and little is left: the center hides one collapse under another. The loss, 8.32, lies far above ln K = 4.85. The attention is no better than the untrained network's.
 
 # %% [markdown] tags=["note"]
 # **Teacher's note · 10 minutes.** The misconception: "the stop-gradient only saves memory". Ask what the loss rewards if it may also change the question: an easy question. Then ask why the frozen teacher does not collapse (its answers can't move), and why that is no way to learn for long.
@@ -520,7 +527,7 @@ show_scores(["untrained", *TEACHERS])
 # %% [markdown]
 # ## 7. Sinkhorn in place of the center
 #
-# The center balances the prototypes slowly, over many batches. SwAV, and later DINOv2, balance them within each batch. Take $e^{t/\tau}$ for every view and prototype. Divide each column by its sum, so that all prototypes get the same weight. Divide each row by its sum, so that each view has a distribution again. The second step disturbs the first a little; so repeat both. This is the **Sinkhorn-Knopp** algorithm.
+# The center balances the prototypes slowly, over many batches. SwAV, and later DINOv2, balance them within each batch. Take $e^{t/\tau}$ for every view and prototype. Divide each column by its sum: all prototypes get the same weight. Divide each row by its sum: each view has a distribution again, and the columns are a little off. Repeat both: this is the **Sinkhorn-Knopp** algorithm.
 
 # %%
 logits = torch.tensor([[2.0, 1.0, 0.0], [2.0, 0.0, 0.5], [1.5, 0.2, 0.0]])
@@ -584,12 +591,12 @@ settle(guess, {"a": "fewer", "b": "about as many", "c": "more"},
 show_run("healthy", "Sinkhorn")
 
 # %% [markdown]
-# The entropy of the mean lies at ln K from the first update on: balance is not learned, it is enforced in each batch. One prototype can't win, and no mixed answer but the uniform one is left. Uniform would still be balanced: where all views get the same logits, Sinkhorn gives each prototype the same share. What keeps the orange line below the green one is the teacher's low temperature. The gap here is about 0.6, just above the bound of 0.49, a tenth of ln K; the three shipped runs end at 0.8 to 1.0. The healthy run's center only *pulls* towards balance, and many prototypes stay unused.
+# The entropy of the mean lies at ln K from the first update on: balance is enforced in each batch. One prototype can't win. Uniform would still be balanced; what keeps the orange line below the green one is the teacher's low temperature. The gap here is about 0.6, just above the bound of 0.49, a tenth of ln K; the three shipped runs end at 0.8 to 1.0.
 
 # %% [markdown]
 # ## 8. What differs by more than the seeds do?
 #
-# The shipped table also holds the variants that were not run here: no small views, another number of prototypes, no batch norm in the head, one low temperature for both networks. Before you read it: a difference between two variants counts only if it is larger than what another seed does.
+# The shipped table also holds variants that were not run here: no small views, another number of prototypes, no batch norm in the head, one low temperature for both networks. A difference counts only if it is larger than what another seed does.
 
 # %% [markdown]
 # **Your turn 7 · easy · 5 minutes · beyond the seeds.** `a` and `b` are lists of one number a seed. Give the difference of the means, b less a, divided by the spread of a single run: the root of the mean of the two variances, each with n − 1 (`ddof=1`). What should come out: about 2 for `[1, 2, 3]` and `[3, 4, 5]`.
@@ -611,7 +618,7 @@ def beyond_seeds(a, b):
 beyond_seeds = checks.beyond_seeds(beyond_seeds)
 
 # %% [markdown]
-# With three seeds a value within ±2 says nothing, and one beyond ±4 says something. What lies between is open. The whole ledger, each variant against the healthy one:
+# With three seeds a value within ±2 says nothing, one beyond ±4 says something, and what lies between is open. Each variant against the healthy one:
 
 # %%
 print(f"{'means over the seeds':26}{'diagnosis':>18}{'used':>6}{'rank':>6}{'k-NN':>14}{'vs healthy':>11}{'above':>14}{'vs healthy':>11}")
@@ -646,11 +653,11 @@ axes[0].set_yticks(range(len(names)), names, fontsize=9)
 axes[0].invert_yaxis()
 
 # %% [markdown]
-# Read the table with the column "vs healthy" in mind. In k-NN only the student as its own teacher is beyond 4; no batch norm in the head and no stop-gradient lie between 2 and 4. All others are within 2, the collapsed runs among them.
+# In k-NN only the student as its own teacher is beyond 4; no batch norm in the head and no stop-gradient lie between 2 and 4. All others are within 2, the collapsed runs among them.
 #
-# The attention says more. No stop-gradient (−13) and no batch norm in the head (−5) are far below the healthy run, and momentum 0.5 lies at the bound. Neither center nor sharpening, K = 8, the frozen teacher, momentum 0.998 and the student as its own teacher lie between 2 and 4, all of them below the healthy run. No sharpening and one low temperature are at 2. **No variant is above the healthy run by more than a seed does**: that is the best that this table says for DINO's parts.
+# The attention says more. No stop-gradient (−13) and no batch norm in the head (−5) are far below the healthy run, momentum 0.5 lies at the bound, and five more lie between 2 and 4 below it. **No variant is above the healthy run by more than a seed does**: that is the best that this table says for DINO's parts.
 #
-# The rank is near 1 (1.7 or 1.8) in four variants: the student as its own teacher, momentum 0.5, no stop-gradient, no batch norm. These are the four with the lowest attention. A rank of 4 or 5 says nothing: the collapsed runs have it, and the healthy one has less.
+# The rank is near 1 (1.7 or 1.8) in the four variants with the lowest attention: the student as its own teacher, momentum 0.5, no stop-gradient, no batch norm. Without center or sharpening the rank is above the healthy run's, so a high one proves nothing.
 
 # %% [markdown] tags=["note"]
 # **Teacher's note · 10 minutes.** Ask each reader for one row that they may *not* draw a conclusion from. Three seeds give a rough spread only. The misconception: "the mean is higher, so the variant is better".
@@ -670,19 +677,17 @@ for name, (part, there) in paper.items():
 print(f"{'untrained':34}{'':6}{100 * np.mean(scores_of('untrained', 'knn')):7.1f}")
 
 # %% [markdown]
-# What agrees, and what doesn't:
-#
-# - **The student as its own teacher** fails in both. At ImageNet's length it ends at chance; after 100 updates its k-NN is below that of the untrained network.
+# - **The student as its own teacher** fails in both: at chance there, below the untrained network after 100 updates here.
 # - **Sinkhorn** does as well as the center in both, with a momentum teacher.
-# - **No multi-crop** costs five points in the paper, and nothing that can be seen here. A small view has 8 pixels; the pictures at the top show that many hold no creature. And 100 updates are too few for the finer things that small views teach.
-# - **Batch norm**: the paper's head has none and trains well. Here the run without it becomes uniform. We think that the tiny network needs batch norm to spread its features in the first updates; the paper has tens of thousands of updates for it.
-# - **K**: the paper gains a little from more prototypes, up to 65,536. Here the k-NN of 8, 128 and 1,024 prototypes is 0.37, 0.40 and 0.43. The order is the paper's, but both steps from 128 are within ±2. The attention is 0.62, 0.74 and 0.74.
+# - **No multi-crop** costs five points in the paper, and nothing that can be seen here. A small view has 8 pixels, and many hold no creature.
+# - **Batch norm**: the paper's head has none and trains well. Here the run without it becomes uniform. We think that the tiny network needs batch norm to spread its features in the first updates.
+# - **K**: the paper gains a little from more prototypes, up to 65,536. Here the k-NN of 8, 128 and 1,024 prototypes is 0.37, 0.40 and 0.43. The order is the paper's, but both steps from 128 are within ±2.
 # - **One low temperature** (0.06 for both) becomes uniform as well: what counts is that the teacher is *sharper than the student*, not that it is sharp.
 
 # %% [markdown]
 # ## 10. What a collapsed network looks at
 #
-# One closing picture: eight pictures that no network was trained on, and the attention of four networks from this notebook, the mean of their four heads.
+# Eight pictures that no network was trained on, and the attention of four networks from this notebook, the mean of their four heads.
 
 # %% tags=["nbval-ignore-output"]
 rows = {"untrained": lab.build(lab.HEALTHY, seed=0), "healthy": healthy["student"],
@@ -703,12 +708,12 @@ for axis in axes.flat:
     axis.set_xticks([]), axis.set_yticks([])
 
 # %% [markdown]
-# All maps have one colour scale; the number below each name is *above blind* on 200 pictures. The white line is the creature's outline, which no network has seen. The untrained maps are even: each patch gets the same. The healthy network's maps lie on it in most pictures. Single pictures don't rank the two collapsed networks; their numbers lie between: they had learned something before their answers became the same.
+# All maps have one colour scale. The number is *above blind* on 200 pictures, and the white line the creature's outline, which no network has seen. The untrained maps are even. The healthy network's lie on the creature in most pictures. Eight pictures don't rank the two collapsed networks; their numbers lie between: they had learned something before their answers became the same.
 
 # %% [markdown]
 # ## Summary
 #
-# - A collapse is an answer that doesn't depend on the picture. There are three: one prototype, uniform, one mixed answer. The gap between two entropies shows all three; the loss shows none. Bad features behind an open gap can show in a rank near 1 and in the attention; a high rank proves nothing.
+# - A collapse is an answer that doesn't depend on the picture. There are three: one prototype, uniform, one mixed answer. The gap between two entropies shows all three; the loss shows none. Bad features behind an open gap can show in a rank near 1 and in the attention.
 # - The center works against one prototype, the sharpening against uniform. Each alone goes too far.
 # - Both need a teacher that is not the student. The stop-gradient and the slow average keep the question fixed while the student learns to answer it.
 # - Sinkhorn balances each batch by force and works as well as the center.
@@ -718,7 +723,7 @@ for axis in axes.flat:
 # ## Exercises
 
 # %% [markdown]
-# **Exercise 8 · medium · 10 minutes · half-lives.** Notebook 04 said that the teacher's half-life must fit the run. Write a function that gives a `Setting` like the one it gets, but with a constant momentum whose half-life is `updates`: after so many updates half of the old teacher is left. What should come out: for a half-life of 1 the `momentum` and the `momentum_end` are 0.5. Below it, three teachers train for 40 updates each.
+# **Exercise 8 · medium · 10 minutes · half-lives.** Write a function that gives a `Setting` like the one it gets, but with a constant momentum whose half-life is `updates`: after so many updates half of the old teacher is left. What should come out: for a half-life of 1 the `momentum` and the `momentum_end` are 0.5.
 #
 # <details><summary>Hint</summary>
 #
@@ -738,7 +743,7 @@ def with_half_life(setting, updates):
 with_half_life = checks.with_half_life(with_half_life)
 
 # %% [markdown]
-# **Predict.** Half-lives of 1, 10 and 1,000 updates, in runs of 40. In which run is the KL largest at the end, and so the most left to learn from?
+# **Predict.** Half-lives of 1, 10 and 1,000 updates, in runs of 40. In which run is the KL largest at the end?
 #
 # - a: half-life 1;
 # - b: half-life 10;
@@ -766,4 +771,4 @@ for axis, key, title in zip(axes, ["of_one", "of_mean", "kl"], ["entropy of one"
 _ = axes[0].legend(fontsize=8)
 
 # %% [markdown]
-# With a half-life of 1 the teacher is nearly the student: the curves swing. With 1,000 the teacher stays where it was, its entropies hardly move, and the student runs after a fixed target. Between them lies a teacher that moves and still lasts for some updates. Change the three half-lives and run the cells again: where does the swing begin?
+# With a half-life of 1 the teacher is nearly the student: the curves swing. With 1,000 it stays where it was, and the student runs after a fixed target. Change the three half-lives and run the cells again: where does the swing begin?
