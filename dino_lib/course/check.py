@@ -109,21 +109,22 @@ def judge(yours: Any, finished: Any, cases: Sequence[Case], mistakes: Mapping[st
         broken = rule(yours) if rule else None
         return f"wrong: {broken}" if broken else "right"
     for hint, piece in mistakes.items():
-        if _equal(mine, _try(piece, cases), tolerance):
+        if _alike(mine, piece, cases, tolerance):
             return f"wrong: {hint}"
     said = _which(mine, right, tolerance, parts) or _in_general(mine, right, tolerance, counted)
     return f"wrong: {said}"
 
 
-def _try(piece: Any, cases: Sequence[Case]) -> list[list[Tensor]]:
-    """What a wrong piece gives; nothing for cases in which it fails."""
-    found = []
-    for case in cases:
+def _alike(mine: list[list[Tensor]], piece: Any, cases: Sequence[Case], tolerance: float) -> bool:
+    """Whether a wrong piece gives the same on all cases; the first that differs settles it."""
+    for of_case, case in zip(mine, cases, strict=True):
         try:
-            found.append(_flat(case(piece)))
+            found = _flat(case(piece))
         except Exception:
-            found.append([])
-    return found
+            found = []
+        if not _equal([of_case], [found], tolerance):
+            return False
+    return True
 
 
 def _empty(piece: Any) -> bool:

@@ -120,24 +120,18 @@ def wrong_answers(notebook, name):
                 continue  # no Python: nobody would hand it in
 
 
-@EACH
-def test_no_wrong_answer_passes(notebook, name):
-    found = [(what, verdict(notebook, name, p)) for what, p in wrong_answers(notebook, name)]
-    passed = [what for what, (said, _) in found if not said.startswith("wrong")]
-    for what, (said, _) in found:
-        print(f"{said}\n    {what}")
-    assert not passed, f"{len(passed)} of {len(found)} pass; the first:\n{passed[0]}"
-    assert len(found) >= 12
-
-
 @pytest.mark.parametrize("notebook", sorted({notebook for notebook, _ in STUBS}))
-def test_four_of_five_wrong_answers_are_named(notebook):
-    said = [
-        verdict(notebook, name, piece)[0]
-        for number, name in STUBS
-        if number == notebook
-        for _, piece in wrong_answers(notebook, name)
-    ]
-    named = [line for line in said if line.startswith("wrong") and not NOT_NAMED.match(line)]
+def test_no_wrong_answer_passes_and_four_of_five_are_named(notebook):
+    """At least twelve wrong answers a piece; each is judged once, for all that is asked of it."""
+    said = []
+    for name in (name for number, name in STUBS if number == notebook):
+        found = [(what, verdict(notebook, name, p)[0]) for what, p in wrong_answers(notebook, name)]
+        passed = [what for what, line in found if not line.startswith("wrong")]
+        for what, line in found:
+            print(f"{name}: {line}\n    {what}")
+        assert not passed, f"{name}: {len(passed)} of {len(found)} pass; the first:\n{passed[0]}"
+        assert len(found) >= 12, f"{name} has {len(found)} wrong answers"
+        said += [line for _, line in found]
+    named = [line for line in said if not NOT_NAMED.match(line)]
     print(f"{notebook}: {len(said)} wrong answers, {len(named) / len(said):.0%} named")
     assert len(named) >= 0.8 * len(said)
