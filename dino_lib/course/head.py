@@ -44,6 +44,8 @@ def split_tokens(yours: Callable) -> Callable:
     cases = [of_grid(2, 3), of_grid(4, 4), of_grid(1, 5)]
     return check("split_tokens", yours, finished, cases, {
         "CLS is the first token, not the last": with_feature(lambda t: t[:, -1]),
+        "CLS is the first token, not the last, and the patch tokens are all the others":
+            lambda t, grid: (t[:, -1], t[:, :-1].unflatten(1, tuple(grid))),
         "the feature is CLS alone, not the mean of all tokens": with_feature(lambda t: t.mean(1)),
         "the feature is CLS alone, not the mean of the patches":
             with_feature(lambda t: t[:, 1:].mean(1)),
@@ -117,13 +119,13 @@ def nearest_pictures(yours: Callable) -> Callable:
     def sorted_by(key):
         return lambda x, k, n: key(x, k).argsort(descending=True)[:n]
 
-    cases = [on(random_tensor(30, 6), 2, 9), on(random_tensor(8, 8, seed=1), 0, 3),
+    cases = [on(random_tensor(30, 10), 2, 9), on(random_tensor(8, 8, seed=1), 0, 3),
              on(random_tensor(12, 5, seed=2), 4, 1), on(random_tensor(40, 40, seed=3), 7, 5)]
     return check("nearest_pictures", yours, finished, cases, {
         "these are the farthest: the largest cosine is nearest":
             lambda x, k, n: x[:, k].argsort()[:n],
         "these are the cosines; the positions are asked for": lambda x, k, n: x[:, k].topk(n)[0],
-        "a prototype is a column, not a row": lambda x, k, n: x[k].topk(min(n, len(x[k])))[1],
+        "a prototype is a column, not a row": lambda x, k, n: x[k].topk(n).indices,
         "nearest first: the order is turned round": lambda x, k, n: finished(x, k, n).flip(0),
         "these are the right pictures, but nearest first is asked for":
             lambda x, k, n: finished(x, k, n).sort().values,
@@ -163,6 +165,7 @@ def head_parameters(yours: Callable) -> Callable:
         "one bias vector too many: each Linear has one bias for each of its outputs":
             off(lambda d, k, h, b: h),
         "one bias vector too many: the bottleneck has one": off(lambda d, k, h, b: b),
+        "batch norms are counted, and they don't count here": off(lambda d, k, h, b: 4 * h),
         "a bias for each input: a Linear has one for each output": off(lambda d, k, h, b: d - b),
         "the second hidden Linear, hidden to hidden, is missing":
             off(lambda d, k, h, b: -h * h - h),

@@ -100,7 +100,8 @@ HEADS = {
     "bn behind gelu": "batch norm stands before the GELU, right behind its Linear",
     "bn at the end": "no batch norm behind the last Linear: only the hidden ones have it",
     "no biases": "the Linears of the MLP have biases",
-    "torch's start": "weights and biases start as torch likes it: deviation 0.02, biases 0",
+    "torch's start": "weights and biases start as torch makes them: they should have the deviation "
+                     "0.02, and the biases 0",
     "one": "the weights start 50 times too large: deviation 0.02",
     "wide": "the weights start too large: deviation 0.02",
     "torch's biases": "the biases have to start at 0",

@@ -48,6 +48,8 @@ CROSS_ENTROPY = {
         lambda q, p: _cross(p.exp(), p),
     "that is the divergence: the teacher's entropy is missing":
         lambda q, p: _cross(q, p) - _entropy(q),
+    "that is the divergence, and q ln q is not a number where q is 0: only ln p is asked for":
+        lambda q, p: (q * (q.log() - p)).sum(-1),
     "the minus sign is missing": lambda q, p: -_cross(q, p),
     "log_p needs no exponential here": lambda q, p: _cross(q, p.exp()),
     "it is a sum over the prototypes, not a mean": lambda q, p: _cross(q, p) / q.shape[-1],
@@ -270,6 +272,8 @@ LOSS = {
     "the teacher's logits are changed in place, and the center needs them afterwards": _ruined,
     "the defaults are student_temp=0.1 and teacher_temp=0.04":
         lambda s, t, c, hot=0.2, cold=0.04: _loss(s, t, c, hot, cold),
+    "the two temperatures have to be used: 0.1 and 0.04 hold only where none are given":
+        _changed(hot=lambda **_: 0.1, cold=lambda **_: 0.04),
     "the default of student_temp is 0.1, the paper's; it is not doubled":
         lambda s, t, c, hot=0.1, cold=0.08: _loss(s, t, c, hot, cold),
 }

@@ -1,7 +1,7 @@
 """The self-checks of notebook 01: multi-crop."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dino_lib.course import one_image as finished
 from dino_lib.course.check import Case, Mistake, check, on, unless
-from dino_lib.course.views_compared import found_by_colour, pairs, put_back, shared
+from dino_lib.course.view_list import pairs, views
+from dino_lib.course.views_compared import found_by_colour, put_back, shared
 
 __all__ = ["crop", "crop_size", "found_by_colour", "pairs", "put_back", "saturation", "shared",
            "views"]
@@ -74,7 +75,7 @@ def crop(yours: Callable) -> Callable:
     inputs = [(noise, (3, 5, 12, 20), 16), (noise, (0, 0, 24, 32), 8),
               (noise, (10, 20, 14, 12), 24), (grey, (2, 6, 15, 9), 12),
               ((noise * 255).to(torch.uint8), (1, 2, 20, 16), 10)]
-    cases = [_unbatched(on(*of_case)) for of_case in inputs]
+    cases = [_typed(*of_case) for of_case in inputs]
 
     def resize(part: Tensor, size: int, **options: object) -> Tensor:
         options = {"mode": "bicubic", "antialias": True} | options
@@ -160,11 +161,17 @@ def crop(yours: Callable) -> Callable:
     }, tolerance=0.006)  # half a grey level of 255, if a float view is rounded
 
 
-def _unbatched(case: Case) -> Case:
-    """A batch of one is no view, though it holds the same numbers: it counts as 4, its axes."""
+def _typed(x: Tensor, box: tuple, size: int) -> Case:
+    """A view keeps the image's type. A batch of one is no view, though it holds the same numbers:
+    it counts as 4, its axes.
+    """
+    plain = on(x, box, size)
 
     def strict(piece: Callable) -> object:
-        view = case(piece)
+        view = plain(piece)
+        whole = isinstance(view, Tensor) and view.max() > 1
+        if whole and view.is_floating_point() and not x.is_floating_point():
+            raise Mistake("a uint8 image comes out as uint8: round, and turn the type back")
         return 4 if getattr(view, "ndim", 3) == 4 else view
 
     return strict
@@ -182,7 +189,7 @@ def _in_range(x: Tensor) -> Tensor:
 def saturation(yours: Callable) -> Callable:
     """`yours(x, factor)`: x (3, H, W) in [0, 1], blended with its own grey."""
     x = torch.rand(3, 6, 7, generator=torch.Generator().manual_seed(0))
-    cases = [on(x, factor) for factor in (0.5, 0.0, 1.0, 1.6)] + [on(x[:, :2, :5] / 2, 0.8)]
+    cases = [_whole(x, factor) for factor in (0.5, 0.0, 1.0, 1.6)] + [_whole(x[:, :2, :5] / 2, 0.8)]
 
     def blend(other: Callable, change: Callable = lambda f: f, last: Callable = _in_range):
         return lambda x, f: last(change(f) * x + (1 - change(f)) * other(x))
@@ -234,64 +241,15 @@ def saturation(yours: Callable) -> Callable:
     }, tolerance=3e-4)  # 0.299 or 0.2989
 
 
-def views(yours: Callable) -> Callable:
-    """`yours(image, first, second, local, n_local)` -> 2 + n_local views, the global ones first."""
-    right = finished.views
-    return check("views", yours, right, [_listed(4), _listed(0), _listed(1), _listed(7)], {
-        "one local view is repeated: `local` has to be called anew for each, or all are alike":
-            lambda x, a, b, c, n: [a(x), b(x)] + [c(x)] * n,
-        "the local views come first: the teacher takes views 0 and 1, the global ones":
-            lambda *z: (lambda v: v[2:] + v[:2])(right(*z)),
-        "the two global views are exchanged: `first` makes view 0":
-            lambda x, a, b, c, n: right(x, b, a, c, n),
-        "both global views come from `first`": lambda x, a, b, c, n: right(x, a, a, c, n),
-        "both global views come from `second`": lambda x, a, b, c, n: right(x, b, b, c, n),
-        "the two global views are one and the same":
-            lambda x, a, b, c, n: (lambda v: [v, v] + [c(x) for _ in range(n)])(a(x)),
-        "n_local counts the local views alone; the two global ones come on top":
-            lambda x, a, b, c, n: right(x, a, b, c, max(n - 2, 0)),
-        "there is one local view too many: n_local of them":
-            lambda x, a, b, c, n: right(x, a, b, c, n + 1),
-        "there is one local view too few: n_local of them":
-            lambda x, a, b, c, n: right(x, a, b, c, max(n - 1, 0)),
-        "the local views come from `first`: they have a recipe of their own":
-            lambda x, a, b, c, n: [a(x), b(x)] + [a(x) for _ in range(n)],
-        "the local views come from `second`: they have a recipe of their own":
-            lambda x, a, b, c, n: [a(x), b(x)] + [b(x) for _ in range(n)],
-        "the local views are cut from a global view: every view starts from the whole image":
-            lambda x, a, b, c, n: (lambda v: [v, b(x)] + [c(v) for _ in range(n)])(a(x)),
-        "the second view is made of the first: every view starts from the whole image":
-            lambda x, a, b, c, n: (lambda v: [v, b(v)] + [c(x) for _ in range(n)])(a(x)),
-        "the global views are missing": lambda x, a, b, c, n: [c(x) for _ in range(n)],
-        "the second global view is missing":
-            lambda x, a, b, c, n: [a(x)] + [c(x) for _ in range(n)],
-        "the local views are missing": lambda x, a, b, c, n: [a(x), b(x)],
-        "`first` makes the local views, and `local` a global one":
-            lambda x, a, b, c, n: right(x, c, b, a, n),
-        "`second` makes the local views, and `local` a global one":
-            lambda x, a, b, c, n: right(x, a, c, b, n),
-    })
+def _whole(x: Tensor, factor: float) -> Case:
+    """A change of colour leaves its image as it is: the next view starts from it."""
 
-
-def _listed(n_local: int) -> Case:
-    """What each view was made of and by which call of its recipe. A view of a view counts on from
-    that view, so that one can tell it from a view of the image.
-    """
-
-    def case(piece: Callable) -> list[Tensor]:
-        calls = {"first": 0, "second": 0, "local": 0}
-
-        def recipe(name: str, code: float) -> Callable:
-            def make(x: Tensor) -> Tensor:
-                calls[name] += 1
-                return torch.tensor([code, x.flatten()[0].item() + code, calls[name]])
-
-            return make
-
-        makers = recipe("first", 1.0), recipe("second", 2.0), recipe("local", 3.0)
-        found = piece(torch.full((3, 8, 8), 0.5), *makers, n_local)
-        if isinstance(found, Iterator):
-            raise Mistake("return a list: a generator makes its views only when they are looked at")
-        return list(found)
+    def case(piece: Callable) -> object:
+        given = x.clone()
+        found = piece(given, factor)
+        if not torch.equal(given, x):
+            raise Mistake("it changes the image that it gets: make a new one, as the next view "
+                          "starts from the old")
+        return found
 
     return case

@@ -1,6 +1,6 @@
-"""The self-checks of notebook 01, second part: which views meet, and what they have in common."""
+"""The self-checks of notebook 01, third part: what two views have in common."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -8,63 +8,6 @@ from torch import Tensor
 
 from dino_lib.course import one_image as finished
 from dino_lib.course.check import Case, Mistake, check, on, unless
-
-
-def pairs(yours: Callable) -> Callable:
-    """`yours(n_views)` -> (teacher's view, student's view) of each term of the loss, any order."""
-
-    def grid(teachers: Callable, students: Callable, keep: Callable = lambda i, v: i != v):
-        return lambda n: [(i, v) for i in teachers(n) for v in students(n) if keep(i, v)]
-
-    def two(n: int) -> range:
-        return range(2)
-
-    return check("pairs", yours, finished.pairs, [_table(n) for n in (8, 2, 3, 6)], {
-        "a view is paired with itself: there is nothing to predict in it":
-            grid(two, range, lambda i, v: True),
-        "only the first view's pair with itself is left out; (1, 1) is one too":
-            grid(two, range, lambda i, v: (i, v) != (0, 0)),
-        "local views appear as the teacher's, and the teacher sees the two global views only":
-            grid(range, range),
-        "the teacher sees two views, 0 and 1": grid(lambda n: range(3), range),
-        "the teacher sees two views, and here it sees four": grid(lambda n: range(4), range),
-        "the teacher sees both global views, 0 and 1; one of them is missing":
-            grid(lambda n: [0], range),
-        "views are counted from 0: the teacher's are 0 and 1":
-            grid(lambda n: [1, 2][: n - 1], range),
-        "global views are missing on the student's side: it sees all views":
-            grid(two, lambda n: range(2, n)),
-        "teacher and student are exchanged: each pair is (teacher's view, student's view)":
-            grid(range, two),
-        "(0, 1) and (1, 0) are two pairs, and one of them is missing":
-            grid(two, range, lambda i, v: i < v),
-        "view 0 is never the student's: it sees all views": grid(two, lambda n: range(1, n)),
-        "the last view is missing: range(n_views) already ends before n_views":
-            grid(two, lambda n: range(n - 1)),
-        "only the pairs of a view with itself are here; they are the ones to leave out":
-            grid(two, range, lambda i, v: i == v),
-        "some pairs are there twice": lambda n: finished.pairs(n) * 2,
-        "a view has a number outside 0 ... n_views - 1": lambda n: [(-1, -1)],
-    })
-
-
-def _table(n: int) -> Case:
-    """(n, n): how often teacher's view i meets student's view v; -1 if there is no such view."""
-
-    def case(piece: Callable) -> Tensor | None:
-        found = piece(n)
-        if found is None:
-            return None
-        if isinstance(found, Iterator):
-            raise Mistake("return a list: a generator has no length, and is used up after one look")
-        table = torch.zeros(n, n)
-        for i, v in found:
-            if not (0 <= int(i) < n and 0 <= int(v) < n):
-                return torch.zeros(n, n) - 1
-            table[int(i), int(v)] += 1
-        return table
-
-    return case
 
 
 def shared(yours: Callable) -> Callable:
@@ -272,6 +215,8 @@ def put_back(yours: Callable) -> Callable:
             lambda m, b, f, s: right(m, b, False, s).flip(-1) if f else right(m, b, False, s),
         "top and left are exchanged": laid(lambda t, le, h, w: (le, t, h, w)),
         "the box's height and width are exchanged": laid(lambda t, le, h, w: (t, le, w, h)),
+        "rows come first: top and h belong to the rows, left and w to the columns":
+            laid(lambda t, le, h, w: (le, t, w, h)),
         "it lies in the corner: top and left are not used": laid(lambda t, le, h, w: (0, 0, h, w)),
         "it fills the whole image: stretch it to the box, and leave 0 around it":
             lambda m, b, f, s: _stretched(m.flip(-1) if f else m, s, s),

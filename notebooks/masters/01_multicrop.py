@@ -5,11 +5,11 @@
 #
 # DINO learns from pictures without labels. This notebook opens the course, and builds the first part of DINO: the *views* of a picture.
 #
-# **You write** eight pieces, about two hours with the reading: the box of a crop, the crop, a colour change, the list of views, the pairs of the loss, and three measures. Each piece has a check. Where yours is right, the notebook runs on it. Where it isn't done yet, the finished one steps in.
+# **You write** eight pieces: the box of a crop, the crop, a colour change, the list of views, the pairs of the loss, and three measures. Where a check finds yours right, the notebook runs on it; until then on the finished one.
 #
 # **You need** PyTorch tensors and a little probability. Nothing is trained here.
 #
-# **Time.** The cells take about 35 seconds of one CPU core, a quarter of it for imports (measured on a busy machine). The eight pieces are marked with 53 minutes and the exercise with 8. Plan another hour for the reading.
+# **Time.** About two hours: an hour for the pieces and the exercise, an hour for the reading. The cells take about 35 seconds of one CPU core (on a busy machine).
 #
 # Next: [02 · Backbone and head](02_head.ipynb).
 
@@ -19,7 +19,7 @@
 # %% [markdown]
 # ## The course on one screen
 #
-# Here are five drawn creatures and four photographs. Below each is a map of where a network looks that DINO has trained. Nobody ever told it what is in a picture, or where. At the bottom is the same network before training.
+# Below each picture is a map of where a network looks that DINO has trained. Nobody ever told it what is in a picture, or where. At the bottom is the same network before training.
 
 # %% tags=["equality"]
 import math
@@ -64,15 +64,21 @@ for preset, teacher, head, shown in [("demo", "demo", 5, creatures), ("laptop", 
 attention_sheet([tv.pil_to_tensor(picture) for picture in creatures + photographs], rows)
 
 # %% [markdown]
-# The network is a *vision transformer* (ViT). It cuts a picture into patches and turns each patch into a *token*, a list of numbers. From all tokens it makes one list of numbers for the whole picture, the *feature*. *Attention* says how much each token contributes to the feature: black is nothing, bright is three times the map's own mean or more. A network has several such maps, made by its *attention heads*. We show one head for the creatures and one for the photographs. `choose_head` chose the first from 200 pictures, as section 9 does; we chose the second by eye. It follows the leopard and misses the llama: that network is small and was trained for an hour. How is it trained?
+# The network is a *vision transformer* (ViT). It cuts a picture into patches, and turns each patch into a *token*, a list of numbers. All tokens together give the *feature*, one list of numbers for the whole picture. *Attention* says how much each token contributes to it: the picture stays grey where that is nothing, and glows where it is three times the mean or more. A network makes several such maps. For the creatures `choose_head` chose one, as in section 9; for the photographs we chose one by eye. The map of the photographs follows the leopard and misses the llama: that network is small and was trained for an hour.
 #
 # ![One step of DINO](../figures/architecture.png)
 #
-# There are two networks of the same shape. Both see *views* of one picture: random crops with changed colours. The **student** must give, for each view, the answer that the **teacher** gives for another view of the same picture. Only the student learns by gradient. The teacher is a slow average of the student's past weights.
+# DINO trains with two networks of the same shape. Both see *views* of one picture: random crops with changed colours. The **student** must give, for each view, the answer that the **teacher** gives for another view of the same picture. Only the student learns by gradient. The teacher is a slow average of the student's past weights.
 #
-# In the figure, a *head* turns features into *logits*, one number for each of $K$ outputs, and *softmax* turns logits into shares that sum to 1. In these boxes $s$ is the student's logits, $t$ the teacher's, $c$ the teacher's running mean; 0.1 and $\tau$ are *temperatures*: the smaller, the more decided the answer. At the brown arrow $\theta_s$ and $\theta_t$ are the weights of the student and the teacher, and $m$ is a number just below 1. $V$ counts the views. Notebooks 02 to 04 build these boxes; here it is enough to know where the views go in.
+# An answer is a list of $K$ shares that sum to 1. Notebooks 02 to 04 build the boxes of the figure.
 #
-# **Why is it not enough to agree?** A network that gives the same answer for every picture always agrees with itself, and knows nothing. That is *collapse*. DINO prevents it by changing the teacher's answer in two ways. *Centering* subtracts the running mean, so no single answer can win for every picture. *Sharpening* makes the answer favour few outputs, so it can't be "everything equally" either. Notebooks 03 and 07 take them out, one at a time.
+# <details><summary>The symbols in the figure</summary>
+#
+# A *head* turns the feature into *logits*, one number for each of the $K$ outputs, and *softmax* turns logits into shares. $s$ is the student's logits, $t$ the teacher's, $c$ the teacher's running mean. 0.1 and $\tau$ are *temperatures*: the smaller, the more decided the answer. $\theta_s$ and $\theta_t$ are the weights of the two networks, $m$ is a number just below 1, and $V$ counts the views.
+#
+# </details>
+#
+# **Why is it not enough to agree?** A network that gives the same answer for every picture always agrees with itself, and knows nothing. That is *collapse*. DINO changes the teacher's answer in two ways against it. *Centering* subtracts the running mean, so no single answer can win for every picture. *Sharpening* makes the answer favour few outputs, so it can't be "everything equally" either. Notebooks 03 and 07 take them out, one at a time.
 #
 # <details><summary>The methods before DINO, in one line each</summary>
 #
@@ -84,11 +90,11 @@ attention_sheet([tv.pil_to_tensor(picture) for picture in creatures + photograph
 #
 # <details><summary>Why distributions, and not a distance between features?</summary>
 #
-# DINO's answer is a probability distribution over $K$ outputs, like that of a classifier whose classes nobody has named. One can see in a distribution how decided it is, and over many pictures how evenly the outputs are used. Centering and sharpening act on just that. In a bare distance there is nothing of the kind to steer: every constant makes it 0.
+# One can see in a distribution how decided it is, and over many pictures how evenly the outputs are used. Centering and sharpening act on just that. A bare distance has nothing of the kind to steer: every constant makes it 0.
 #
 # </details>
 #
-# The course: views (01), network and head (02), loss (03), teacher (04), a whole run (05), what it sees (06), what breaks it (07). Each notebook proves its pieces equal to those of `dino_lib`, the finished library.
+# Each notebook of the course proves its pieces equal to those of the finished library, `dino_lib`.
 
 # %% [markdown] tags=["note"]
 # **Teacher's note · 10 minutes.** Show the sheet first and say nothing for half a minute. Then ask: *what would the network have to know to light up there?* Expect "someone drew masks". No: no mask, no label. The common misconception is that the teacher is a person or a larger network. It's the student's own past. Be open about the llama: on photographs a four-block network is right in part.
@@ -96,11 +102,11 @@ attention_sheet([tv.pil_to_tensor(picture) for picture in creatures + photograph
 # %% [markdown]
 # ## 1. Why views at all
 #
-# Suppose you must describe a picture with 128 numbers. All you are asked is that the same numbers come out for *another part* of the same picture. The colour of one corner won't do, because the other part doesn't show that corner. Brightness won't do if someone changes it at random in between. What is left is what both parts have in common. Often that is the bee.
+# Describe a picture with 128 numbers, and let the same numbers come out for *another part* of the picture. The colour of one corner won't do, because the other part doesn't show that corner. Brightness won't do if someone changes it in between. What is left is what both parts have in common. Often that is the bee.
 #
-# The paper (Caron et al. 2021, [arXiv 2104.14294](https://arxiv.org/abs/2104.14294), section 3.1) uses two large *global* views, which show most of the picture, and several small *local* views. The teacher sees the global ones only. So the student has to say from a few stripes what the whole is.
+# The paper (Caron et al. 2021, [arXiv 2104.14294](https://arxiv.org/abs/2104.14294), section 3.1) uses two large *global* views, which show most of the picture, and several small *local* views. Only the student sees the local ones. It has to say from a few stripes what the whole is.
 #
-# Small views are also cheap. A ViT with patches of 16 pixels cuts a 224-pixel view into 14 × 14 tokens, and a 96-pixel view into 6 × 6. The official code takes two global and eight local views.
+# Small views are also cheap. A ViT with patches of 16 pixels cuts a 224-pixel view into 14 × 14 tokens, and a 96-pixel view into 6 × 6.
 
 # %%
 tokens = {"global": (224 // 16) ** 2, "local": (96 // 16) ** 2}
@@ -108,7 +114,7 @@ multi_crop = 2 * tokens["global"] + 8 * tokens["local"]
 print(f"2 global and 8 local views: {multi_crop} tokens; 10 global views: {10 * tokens['global']}")
 
 # %% [markdown]
-# Our pictures are drawn by code, so nothing has to be downloaded. There are ten kinds of creatures. Each has a palette, a texture and an outline, and lies anywhere in a clutter of all colours.
+# Our pictures are drawn by code. There are ten kinds of creatures. Each has a palette, a texture and an outline, and lies anywhere in a clutter of all colours.
 
 # %%
 show_images(pictures.images, titles=pictures.classes)
@@ -155,11 +161,11 @@ def crop_size(height, width, share, ratio):
 crop_size = checks.crop_size(crop_size)
 
 # %% [markdown]
-# The share is uniform between two bounds, the *scale* of the view. The ratio lies between 3/4 and 4/3, and its *logarithm* is uniform. So "a third wider" and "a third higher" are equally likely.
+# The share is uniform between two bounds, the *scale* of the view. The ratio lies between 3/4 and 4/3, and its *logarithm* is uniform, so "a third wider" and "a third higher" are equally likely.
 #
-# A box may be larger than the image: a share near 1 with a ratio away from 1. Then we draw again, ten times at most. After that we take the whole image.
+# A box may be larger than the image. Then we draw again, ten times at most. After that we take the whole image.
 #
-# We *hand in* the random numbers, all uniform in [0, 1): ten pairs for the tries, and one pair for the place. Section 6 shows what that is good for.
+# We *hand in* the random numbers, all uniform in [0, 1): ten pairs for the tries, and one pair for the place.
 
 # %% tags=["equality"]
 def random_box(tries, corner, height, width, scale):
@@ -174,7 +180,7 @@ def random_box(tries, corner, height, width, scale):
 
 
 # %% [markdown]
-# **Equal?** `crop_boxes` of the library works out the boxes of a whole batch, without a loop. From the same numbers it has to give the same boxes.
+# **Equal?** `crop_boxes` of the library works out the boxes of a whole batch. From the same numbers it has to give the same boxes.
 
 # %% tags=["equality"]
 torch.manual_seed(1)
@@ -186,7 +192,7 @@ for scale in [(0.4, 1.0), (0.1, 0.4)]:
     assert off == 0
 
 # %% [markdown]
-# Three global boxes (scale 0.4 to 1) on the left, three local ones (0.1 to 0.4) on the right. The global boxes overlap a good deal. The bound of 0.4 is the official code's.
+# Three global boxes (scale 0.4 to 1) on the left, three local ones (0.1 to 0.4) on the right.
 
 # %%
 def draw_boxes(axis, image, boxes, title):
@@ -204,7 +210,7 @@ for axis, scale in zip(axes, [(0.4, 1.0), (0.1, 0.4)]):
 # %% [markdown]
 # ## 3. Crop and resize
 #
-# All global views of a batch need one size, and all local ones too. So each crop is resized. A new pixel is a weighted mean of old pixels near it. DINO uses *bicubic* weights, which keep edges crisp and for that are slightly negative in places. So a value can come out below 0 or above 1. Where a crop shrinks, each mean has to reach over all the pixels that the new one covers. That is *antialiasing*. The [appendix on resampling](A1_resampling.ipynb) derives the weights, and shows that a resize is two small matrix products.
+# All global views of a batch need one size, and all local ones too. So each crop is resized. A new pixel is a weighted mean of old pixels near it. DINO uses *bicubic* weights, which keep edges crisp. Some are slightly negative, so a value can come out below 0 or above 1. Where a crop shrinks, each mean has to reach over all the pixels that the new one covers: *antialiasing*. The [appendix](A1_resampling.ipynb) derives the weights.
 
 # %%
 line = torch.tensor([0.0, 0, 0, 1, 1, 1, 0, 1])[None, None, None]  # a picture of one row
@@ -212,7 +218,7 @@ wide = F.interpolate(line, (1, 16), mode="bicubic", antialias=True).flatten()
 print("8 pixels to 16: from", f"{wide.min():.2f} to {wide.max():.2f}")
 
 # %% [markdown]
-# **Your turn 2 · medium · 8 minutes · the crop.** Write `crop`: cut the box out of an image, and resize it to size × size pixels. The image is a tensor (channels, height, width), either float with values in [0, 1] or uint8 with values up to 255. What should come out: a tensor (channels, size, size) of the same kind. Float values stay in [0, 1].
+# **Your turn 2 · medium · 8 minutes · the crop.** Write `crop`: cut the box out of an image, and resize it to size × size pixels. The image is a tensor (channels, height, width), either float with values in [0, 1] or uint8 with values up to 255. What should come out: a tensor (channels, size, size) of the same type. Float values stay in [0, 1].
 #
 # <details><summary>Hint</summary>
 #
@@ -233,9 +239,9 @@ def crop(x, box, size):
 crop = checks.crop(crop)
 
 # %% [markdown]
-# Training needs this piece: a run cuts every view with it. When the check says "right" of such a piece, the notebook keeps it beside itself, as `my_pieces/crop.py`, and notebook 05 trains with it.
+# The notebook keeps a right piece of this kind as `my_pieces/crop.py`, and notebook 05 trains with it.
 #
-# **Equal?** First to torchvision, for several sizes. Then to `dino_lib.BatchMultiCrop`, which makes the views of a whole batch from one row of uniforms a picture. Here a row has 144 numbers, 36 a view: 20 for the tries, 2 for the corner, 1 for the flip (a mirrored view), and 13 for the colours of section 4. With all colour settings at 0 only the first 23 count. The library rounds to whole grey levels, as image files do, so the two may differ by a level or two of 255. The loop that compares them is folded; you can skip it.
+# **Equal?** First to torchvision. Then to `dino_lib.BatchMultiCrop`, which makes the views of a whole batch from one row of uniforms a picture: 36 numbers a view, namely 20 for the tries, 2 for the corner, 1 for the flip (a mirrored view), and 13 for the colours, which are off here. The library rounds to whole grey levels, so the two may differ by a level or two of 255.
 
 # %% tags=["equality"]
 x, box = image / 255, (36, 34, 30, 41)
@@ -267,7 +273,7 @@ print(f"40 views; at most {largest:.0f} of 255 grey levels apart")
 # %% [markdown]
 # ## 4. Colour: what must not matter
 #
-# Light changes, cameras differ, and a bee stays a bee. So each view also gets a random change of colour, which the feature has to survive. Three of the four parts of *colour jitter* have one form. They mix the image $x$ with a duller image $y$, with a factor $f$ drawn near 1:
+# Light changes, cameras differ, and a bee stays a bee. So each view also gets a random change of colour. Three of the four parts of *colour jitter* have one form. They mix the image $x$ with a duller image $y$, with a factor $f$ drawn near 1:
 #
 # $$\text{blend}(x, y, f) = f\,x + (1 - f)\,y .$$
 #
@@ -279,7 +285,7 @@ grey = 0.2989 * red + 0.587 * green + 0.114 * blue  # the eye weighs green most 
 print(f"its grey is {grey:.3f}; half as saturated:", [round(0.5 * c + 0.5 * grey, 3) for c in (red, green, blue)])
 
 # %% [markdown]
-# **Your turn 3 · easy · 5 minutes · saturation.** Write `saturation`: blend an image with its own grey version. The image is a float tensor (3, height, width) with values in [0, 1]. What should come out: a tensor of the same shape, with values in [0, 1]. Factor 1 leaves the image as it is, and factor 0 makes all three channels equal.
+# **Your turn 3 · easy · 5 minutes · saturation.** Write `saturation`: blend an image with its own grey version. The image is a float tensor (3, height, width) with values in [0, 1]. What should come out: a new tensor of the same shape, with values in [0, 1]. Factor 1 leaves the image as it is, and factor 0 makes all three channels equal.
 #
 # <details><summary>Hint</summary>
 #
@@ -316,7 +322,7 @@ print(f"saturation 1.4: largest difference {(saturation(x, f) - tv.adjust_satura
 #
 # - **grey** takes all colour away, so colour alone can't carry the feature;
 # - **blur** takes fine texture away. It is a weighted mean over the neighbours, with weights $e^{-d^2 / 2\sigma^2}$ at distance $d$ pixels and $\sigma$ between 0.1 and 2;
-# - **solarize** turns each value from 128 up into 255 minus itself. The change is harsh, but outlines stay.
+# - **solarize** turns each value from 128 up into 255 minus itself.
 #
 # Side by side, each at a strong setting:
 
@@ -329,7 +335,7 @@ changed = {"as it is": image, "brightness 1.4": tv.adjust_brightness(image, 1.4)
 show_images(torch.stack(list(changed.values())), titles=list(changed))
 
 # %% [markdown]
-# The two global views are made *unlike* on purpose: the first is always blurred, the second is sometimes solarized. These are the official code's settings; the last five columns are probabilities.
+# The two global views are made *unlike* on purpose: the first is always blurred, the second is sometimes solarized. The official code's settings; the last five columns are probabilities:
 #
 # | view | size | scale | flip | jitter | grey | blur | solarize |
 # | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -337,11 +343,11 @@ show_images(torch.stack(list(changed.values())), titles=list(changed))
 # | global 2 | 224 | 0.4 to 1 | 0.5 | 0.8 | 0.2 | 0.1 | 0.2 |
 # | each local | 96 | 0.05 to 0.4 | 0.5 | 0.8 | 0.2 | 0.5 | never |
 #
-# Jitter has the strengths (0.4, 0.4, 0.2, 0.1) for brightness, contrast, saturation and hue. Strength 0.4 means a factor from [0.6, 1.4]; for hue, 0.1 means a turn in [−0.1, 0.1]. The order of the four parts is shuffled each time.
+# Jitter has the strengths (0.4, 0.4, 0.2, 0.1) for brightness, contrast, saturation and hue. Strength 0.4 means a factor from [0.6, 1.4].
 #
 # ## 5. The list of views
 #
-# Three recipes make all views: one for each global view, one for the local ones. Each recipe draws its own random numbers whenever it's called, and starts from the whole image.
+# Three recipes make all views: one for each global view, one for the local ones. Each draws its own random numbers whenever it's called, and starts from the whole image.
 
 # %% [markdown]
 # **Your turn 4 · easy · 4 minutes · the list of views.** Write `views`. `first`, `second` and `local` are functions from an image to a view. What should come out: a list of 2 + `n_local` views. The two global ones come first, then the local ones, each with random numbers of its own.
@@ -362,9 +368,9 @@ def views(image, first, second, local, n_local):
 views = checks.views(views)
 
 # %% [markdown]
-# torchvision has every step that you have seen, with random numbers built in. One function puts a recipe together. At its end stands the normalisation: subtract a mean and divide by a standard deviation, channel by channel, with ImageNet's figures.
+# torchvision has every step that you have seen. At the end stands the normalisation: subtract a mean and divide by a standard deviation, channel by channel, with ImageNet's figures.
 #
-# Our pictures are small, so the views are too: 96 and 48 pixels. A local crop of 5 % of a small image would be a handful of pixels. So we raise the lower bound to 10 %.
+# Our pictures are small, so the views are too: 96 and 48 pixels. A local crop of 5 % would be a handful of pixels, so we raise the lower bound to 10 %.
 
 # %% tags=["equality"]
 def recipe(size, scale, blur_p, solarize_p):
@@ -383,7 +389,7 @@ second = recipe(96, (0.4, 1.0), blur_p=0.1, solarize_p=0.2)
 local = recipe(48, (0.1, 0.4), blur_p=0.5, solarize_p=0.0)
 
 # %% [markdown]
-# **Equal?** `dino_lib.MultiCrop` draws from the same random generator in the same order. Under one seed, all ten pictures have to give the same eighty views.
+# **Equal?** `dino_lib.MultiCrop` draws from the same random generator in the same order, so under one seed it gives the same eighty views.
 
 # %% tags=["equality"]
 theirs, largest = MultiCrop(96, 48, n_local=6, local_scale=(0.1, 0.4)), 0
@@ -397,13 +403,13 @@ for i, (picture, _) in enumerate(pictures):
 print(f"80 views, largest difference {largest:.0e}")
 
 # %% [markdown]
-# Now the views of the bee, made by *your* code: `views_of_batch` takes your `crop`, your `saturation` and your `views`, and only the remaining steps from torchvision. Notebook 05 trains with them in the same way.
+# Now the views of the bee, made by *your* pieces and torchvision's remaining steps.
 
 # %% tags=["nbval-ignore-output"]
 from dino_lib.course.one_image import views_of_batch
 
 settings = MultiCrop(96, 48, n_local=6, local_scale=(0.1, 0.4))
-torch.manual_seed(3)
+torch.manual_seed(4)
 of_bee = views_of_batch(pictures.images[2:3], settings, crop=crop, saturation=saturation, views=views)
 show_views([view[0] for view in of_bee], *IMAGENET)
 
@@ -413,7 +419,7 @@ show_views([view[0] for view in of_bee], *IMAGENET)
 # %% [markdown]
 # ## 6. Views that can be made again
 #
-# A run that was interrupted and goes on should see the very same views. So should a run with four workers in place of two. Otherwise no bug can be reproduced. A global random generator can't give that: what it gives depends on who drew before. So the numbers of an image come from three numbers that everybody knows: **the run's seed, the epoch, and the image's index**. A counter-based generator (Philox) turns them into as many uniforms as one likes.
+# A run that was interrupted and goes on should see the very same views. A global random generator can't give that: its numbers depend on who drew before. So the numbers of an image come from three that everybody knows: **the run's seed, the epoch, and the image's index**. A counter-based generator (Philox) turns them into as many uniforms as one likes.
 
 # %% tags=["equality"]
 def uniforms_of(seed, epoch, index, n):
@@ -436,7 +442,7 @@ print(f"image 7, largest difference in another epoch: {(here - other_epoch).abs(
 # %% [markdown]
 # ## 7. Which view goes to whom
 #
-# The teacher sees the two global views, the student all of them. From each of its views the student predicts what the teacher says of a global view, but never of the very same one: there would be nothing to predict (section 3.1, equation 3). A cross marks the pairs of eight views.
+# From each of its views the student predicts what the teacher says of a global view, but never of the very same one: there would be nothing to predict (section 3.1, equation 3).
 
 # %%
 for i in range(2):
@@ -465,13 +471,13 @@ for n_views in (2, 4, 10):
     print(f"{n_views:2d} views: {len(pairs(n_views)):2d} pairs = 2 · ({n_views} - 1)")
 
 # %% [markdown]
-# One more rule is easily broken by an innocent shuffle: **all views of a row come from one image**. Row $b$ of every tensor of views belongs to image $b$. The next section breaks it, among other things.
+# One more rule: **all views of a row come from one image**. Row $b$ of every tensor of views belongs to image $b$.
 #
 # ## 8. Break it
 #
 # ### Crops of the wrong scale
 #
-# The task says: these two views show the same thing. If global views are too small, they don't. So we need a measure of what two boxes have in common.
+# The task says: these two views show the same thing. We need a measure of what two boxes have in common.
 
 # %% [markdown]
 # **Your turn 6 · medium · 8 minutes · what two boxes share.** Write `shared(a, b)` for two boxes (top, left, height, width): the area that both cover, as a share of the smaller box. What should come out: one number. It is 1 if one box lies inside the other, and 0 if they don't meet.
@@ -534,10 +540,10 @@ figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained", dpi=90)
 for scale, values in in_common.items():
     axis.plot(np.sort(values), np.linspace(0, 100, len(values)), label=f"scale {scale[0]} to {scale[1]}")
 axis.set(xlabel="share of the smaller box that both views show", ylabel="pairs up to there, %")
-_ = axis.legend(fontsize=8)
+_ = axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0.07, 0.72))
 
 # %% [markdown]
-# Each line is a scale; it rises where its pairs lie. With the official 0.4 to 1, nearly all pairs share more than half. With 0.02 to 0.1 most share nothing. The teacher then speaks of one place and the student of another. All that they can agree on is what every place has in common. With 0.95 to 1 the two views are nearly one picture: they agree for free, and there is little to learn from it.
+# About half of the green pairs (0.1 to 0.4) share half of the smaller box or less. With the official 0.4 to 1, nearly all pairs share more than half. With 0.02 to 0.1 most share nothing: the teacher then speaks of one place and the student of another. With 0.95 to 1 the two views are nearly one picture, and there is little to learn from agreeing.
 #
 # Here are views of the bee at scale 0.02 to 0.1, with local ones below 0.03. Would *you* know what it is?
 
@@ -549,7 +555,7 @@ show_views(tiny(pictures[2][0]), *IMAGENET)
 # %% [markdown]
 # ### No colour changes: a shortcut
 #
-# If a cheap cue solves the task, a network learns that cue. So we play the task with the cheapest feature there is, the **mean colour** of a view: three numbers. There are 200 images with two views each. For each first view, look for the second view of the same image by mean colour alone. A guess is right 1 time in 200.
+# If a cheap cue solves the task, a network learns that cue. So we try the cheapest feature there is, the **mean colour** of a view: three numbers. Of 200 images with two views each, find for each first view the second view of the same image. A guess is right 1 time in 200.
 
 # %% [markdown]
 # **Your turn 7 · medium · 8 minutes · found by colour.** Write `found_by_colour(a, b)`. Row $i$ of `a` and row $i$ of `b`, both (N, 3, height, width), are views of image $i$. What should come out: one number, the share of rows of `a` whose nearest row of `b`, by mean colour, is row $i$.
@@ -594,11 +600,11 @@ settle(guess, {"a": "hardly more often than a guess", "b": "about 10 %", "c": "m
        "a" if plain < 0.02 else "b" if plain < 0.25 else "c")
 
 # %% [markdown]
-# Three numbers and no network go a long way, unless colours change. The whole recipe nearly closes the shortcut.
+# Three numbers go a long way, unless colours change. The whole recipe nearly closes the shortcut.
 #
 # ### Views of different images
 #
-# Now shift the second views by one row, as a shuffle in the wrong place would. Then row $i$ holds views of two images. No error is raised, and every shape is right.
+# Now shift the second views by one row, as a shuffle in the wrong place would. Row $i$ then holds views of two images. No error is raised, and every shape is right.
 
 # %% tags=["nbval-ignore-output"]
 torch.manual_seed(0)
@@ -607,7 +613,7 @@ print(f"found: {float(found_by_colour(one, two)):.1%}; "
       f"shifted by one row: {float(found_by_colour(one, two.roll(1, 0))):.1%}; a guess: {1 / 200:.1%}")
 
 # %% [markdown]
-# A run on such rows has a loss like any other, and nothing that is in one view helps with the other.
+# A run on such rows has a loss like any other, but nothing in one view helps with the other.
 
 # %% [markdown] tags=["note"]
 # **Teacher's note · 25 minutes.** Let everyone write the guess down before the cell runs; a show of hands is enough. Misconception: "more crops of less area are harder, so better". At 0.02 to 0.1 the task can't be solved at all. Ask the room: *which other cheap cue might two views share?* Good answers: sharpness, the noise of the camera, a border, a watermark.
@@ -615,10 +621,10 @@ print(f"found: {float(found_by_colour(one, two)):.1%}; "
 # %% [markdown]
 # ## 9. What a trained teacher sees in crops
 #
-# Does the network look at the creature, wherever the crop lies? We take the trained teacher of the first screen, which ships with the course, and the same network untrained. Each gets two global views of one picture, with the colour changes that this teacher was trained with. To compare the two maps, we have to lay them back over the picture they were cut from.
+# Does the network look at the creature, wherever the crop lies? The trained teacher of the first screen and the same network untrained each get two global views of one picture, with the colour changes of that training. To compare the two maps, we lay them back over the picture they were cut from.
 
 # %% [markdown]
-# **Your turn 8 · hard · 12 minutes · back to the picture.** Write `put_back(map_, box, flipped, size)`. `map_` has one number for each patch of a view. The view was cut at `box` from a picture of size × size pixels, and then mirrored if `flipped`. What should come out: a tensor (size, size) with the map where the view was cut, and 0 elsewhere. The box has more pixels than the map: enlarge the map bilinearly.
+# **Your turn 8 · hard · 12 minutes · back to the picture.** Write `put_back(map_, box, flipped, size)`. `map_` has one number for each patch of a view. The view was cut at `box` from a picture of size × size pixels, and then mirrored if `flipped`. What should come out: a tensor (size, size) with the map where the view was cut, enlarged bilinearly, and 0 elsewhere.
 #
 # <details><summary>Hint</summary>
 #
@@ -658,10 +664,10 @@ for box, flipped in [((20, 10, 60, 72), False), ((5, 30, 48, 64), True)]:
 # %% [markdown]
 # Two measures for each pair of maps:
 #
-# - **agreement**: the correlation of the two maps over the pixels that both views show. 1 means alike, 0 unrelated.
-# - **preference for the object**: the share of the attention on the object, divided by the object's share of the view. 1 means that the map doesn't care. The outlines of the objects serve for this number alone; training never saw them.
+# - **agreement**: the correlation of the two maps over the pixels that both views show.
+# - **preference for the object**: the share of the attention on the object, divided by the object's share of the view. 1 means that the map doesn't care. Only this number uses the objects' outlines; training never saw them.
 #
-# A number needs its blind baseline. So three maps without a network stand beside the two networks: a blob in the middle of each view, *darkness* (one minus the brightness of a patch) and *local contrast* (the standard deviation of its pixels). Of the networks' eight heads we take one each: `choose_head` chooses without the outlines, by how much a head keeps away from the border.
+# A number needs its blind baseline. So three maps without a network stand beside: a blob in the middle of each view, *darkness* (one minus the brightness of a patch) and *local contrast* (the standard deviation of its pixels). Of each network's eight heads `choose_head` takes the one that keeps away most from the border.
 #
 # **Predict, then run.** Which of these agrees best with itself in two crops?
 #
@@ -718,9 +724,9 @@ settle(guess, {"a": "the trained teacher", "b": "the untrained network", "c": f"
        {"trained": "a", "untrained": "b"}.get(best, "c"))
 
 # %% [markdown]
-# Agreement can't tell the maps apart. Darkness stays where it is when a crop moves, so a map of it agrees with itself best of all. Even a blob that sits in the middle of each view agrees a little more than the teacher's map. Only the second column can tell. The trained teacher gives the object almost three times its share, in two crops of each picture. The untrained network gives it just its share, and the maps without a network give it little more. (One trained teacher, seed 0; 200 pictures that it never saw.)
+# Agreement can't tell the maps apart. Darkness stays where it is when a crop moves, so its map agrees with itself best of all, and even a blob does a little better than the teacher's map. Only the second column can tell: the trained teacher gives the object almost three times its share, the untrained network just its share, and the maps without a network little more. (One trained teacher, seed 0; 200 pictures that it never saw.)
 #
-# The same in pictures. On the left are the two crops, white and yellow, and the outline of the object. Then come the two maps of each network, laid back: black is 0, bright is three times the mean of the crop or more. The untrained maps look flat. They do have a pattern, which agrees with itself to 0.4 in the table, but it is faint.
+# The same in pictures: the two crops, white and yellow, then the two maps of each network, laid back. Black is 0, bright is three times the mean of the crop or more. The untrained maps have a pattern too, but it is too faint to see.
 
 # %%
 from dino_lib.look.pictures import outline
@@ -744,9 +750,9 @@ for row, i in zip(axes, picked):
 # %% [markdown]
 # ### Neighbours of views
 #
-# If a feature says what is in a picture, then a view should lie near *other* pictures of its kind. We take the five nearest of 400 whole pictures, by the cosine of the features, and count how many belong to the view's class: 10 % by chance. No label had a part in training. The blind baseline is a *colour histogram*: how often each of 512 colours occurs.
+# If a feature says what is in a picture, a view should lie near *other* pictures of its kind. We take the five nearest of 400 whole pictures, by the cosine of the features, and count how many belong to the view's class: 10 % by chance. The blind baseline is a *colour histogram*: how often each of 512 colours occurs.
 #
-# **Predict, then run.** For whole pictures, 74 % of the trained teacher's neighbours have the right class. How many are left for global views, which show 40 % to all of a picture in changed colours? (The run also shows the crop alone and the colours alone.)
+# **Predict, then run.** For whole pictures, 74 % of the trained teacher's neighbours have the right class. How many are left for global views, which show 40 % to all of a picture in changed colours?
 #
 # - **a**: about as many, above 65 %
 # - **b**: about half
@@ -804,9 +810,9 @@ neighbour_sheet(torch.stack([as_seen[i] for _, i in asked]),
                 titles=[name for name, _ in asked])
 
 # %% [markdown]
-# For the trained teacher, crops and colours each cost something, in this run the colours a little more. A crop often shows only a part of the creature. The untrained network and the histogram lose almost only by the colours: they go by tint. The trained teacher stays above the colour histogram throughout; the untrained network stays below it. (One trained teacher, one untrained network, 200 queries: a percent or two means nothing.)
+# For the trained teacher, crops and colours each cost something. The untrained network and the histogram lose almost only by the colours: they go by tint. The trained teacher stays above the colour histogram throughout; the untrained network stays below it. (One trained teacher, one untrained network, 200 queries: a percent or two means nothing.)
 #
-# In the sheet, each query is a global view in changed colours. Its five nearest pictures follow, framed by their class. The untrained network finds pictures of a like tint, whatever lies in them. The trained one finds the creature in the first two examples. In the third it has the palette right, and the creature wrong.
+# In the sheet, each query is a global view, and its five nearest pictures are framed by their class. The untrained network finds pictures of a like tint. The trained one finds the creature in the first two examples; in the third it has the palette right, and the creature wrong.
 
 # %% [markdown] tags=["note"]
 # **Teacher's note · 20 minutes.** Put the table of agreement on the screen and ask: *is the map of darkness a better network?* It agrees best and knows nothing. One number can always be won by something blind, so look for the pair of numbers that can't. At the pictures: the untrained maps look like one flat colour inside the crop. That is no fault of the drawing: untrained attention is nearly even, and its pattern is faint. Misconception: "attention is a segmentation". It's the weight of patches in the feature.
@@ -814,7 +820,7 @@ neighbour_sheet(torch.stack([as_seen[i] for _, i in asked]),
 # %% [markdown]
 # ## Exercise: change a setting
 #
-# **Exercise 9 · easy · 8 minutes · how much grey.** `gray_p` is the share of views that lose all colour. The cell below plays the game of section 8 with views that have no other colour change. Predict first; then change `SCALE` to (0.1, 0.4) and to (0.95, 1.0), and run it again. What should come out: a curve for `gray_p` from 0 to 1, and the number at the official 0.2.
+# **Exercise 9 · easy · 8 minutes · how much grey.** `gray_p` is the share of views that lose all colour. The cell below plays the game of section 8 with views that have no other colour change. Run it; then change `SCALE` to (0.1, 0.4) and to (0.95, 1.0), and run it again. What should come out: a curve for `gray_p` from 0 to 1, and the number at the official 0.2.
 #
 # **Predict, then run.** With half of the views grey, how often does the mean colour still find the right image among 200?
 #
@@ -843,17 +849,17 @@ axis.set(xlabel="gray_p", ylabel="found by mean colour, %")
 _ = axis.legend(fontsize=8)
 
 # %% [markdown]
-# A pair is lost when one of its views is grey and the other is not; when both are grey, only the brightness is left to go by. At the official 0.2, grey alone leaves most of the shortcut open. The rest is done by the other colour changes.
+# A pair is lost when one of its views is grey and the other is not. At the official 0.2, grey alone leaves most of the shortcut open; the other colour changes do the rest.
 #
-# At scale 0.95 to 1 the two views are nearly one picture. Without grey almost all of them are found, and even all-grey views are found in about one case of five, by their brightness. At 0.1 to 0.4 the views show different places, so hardly one in fifteen is found even without grey. The crop alone closes most of the shortcut there.
+# At scale 0.95 to 1 almost all are found without grey, and even of all-grey views about one in five, by the brightness. At 0.1 to 0.4 the views show different places, and hardly one in fifteen is found even without grey: the crop alone closes most of the shortcut.
 #
 # ## Summary
 #
 # - A view is a random crop, resized, mirrored and recoloured. What views don't share, the feature learns to ignore.
-# - Two global views show most of an image, local ones a part. Local views are cheap, and make the task harder.
+# - Two global views show most of an image, local ones a part, and are cheap.
 # - The teacher sees the global views, the student all; $V$ views make $2\,(V - 1)$ pairs.
 # - Random numbers keyed by (seed, epoch, index) give every image the same views on every machine.
-# - Wrong scales, missing colour changes or mixed-up rows raise no error, and spoil all that follows.
+# - Wrong scales, missing colour changes or mixed-up rows raise no error.
 # - A number needs its blind baseline: a map of darkness agrees with itself better than a trained teacher.
 #
-# Next: [02 · Backbone and head](02_head.ipynb), which turns views into features. Where bicubic weights come from: [appendix A1 · Resampling](A1_resampling.ipynb).
+# Next: [02 · Backbone and head](02_head.ipynb), which turns views into features.

@@ -3,9 +3,9 @@
 #
 # <!-- badge -->
 #
-# The **backbone** turns a picture into one vector, its *feature*. Any image network will do. The **head** sits on top. It compares the feature with $K$ learned vectors, the *prototypes*, and gives one number for each. Training needs the head. Afterwards only the backbone is kept.
+# The **backbone** turns a picture into one vector, its *feature*. The **head** sits on top. It compares the feature with $K$ learned vectors, the *prototypes*. Training needs the head; afterwards only the backbone is kept.
 #
-# **You will write** the head of the paper and the pass of many views through one network, and see which pictures lie nearest to a prototype. Each right piece runs the rest of the notebook, and the training in notebook 05.
+# **You will write** the head of the paper and the pass of many views through one network, and see which pictures lie nearest to a prototype.
 #
 # **You need** [01 · Multi-crop](01_multicrop.ipynb), `nn.Module`, and a rough idea of a vision transformer.
 #
@@ -37,7 +37,7 @@ from dino_lib.look.style import PALETTE
 # %% [markdown]
 # ## 1. The backbone: tokens
 #
-# A vision transformer cuts a picture into patches. Each patch becomes a vector, a *token*. One more token stands in front and belongs to no patch: **CLS**. It collects from all the others, and in the end it stands for the whole picture.
+# A vision transformer cuts a picture into patches, and makes a vector of each, a *token*. One more token belongs to no patch: **CLS**. It stands in front, collects from all the others, and in the end stands for the whole picture.
 #
 # Our tiny model has patches of 6 pixels and tokens of width $D = 128$. A picture of 48 pixels gives $8 \times 8 = 64$ patches.
 
@@ -49,7 +49,7 @@ tokens = vit.forward_features(torch.rand(2, 3, 48, 48))
 print(tuple(tokens.shape), "= (pictures, 1 CLS + 8 * 8 patches, width)")
 
 # %% [markdown]
-# **Your turn 1 · easy · 4 minutes · the feature and the patch tokens.** Split the tokens. The *feature* is the CLS token. The *patch tokens* are the rest, back on their grid of `h` rows and `w` columns. What should come out: for the tokens above and `grid = (8, 8)`, two tensors of shape (2, 128) and (2, 8, 8, 128).
+# **Your turn 1 · easy · 4 minutes · the feature and the patch tokens.** Split the tokens. The *feature* is the CLS token. The *patch tokens* are the rest, back on their grid of `h` rows and `w` columns. What should come out: for the tokens above and `grid = (8, 8)`, shapes (2, 128) and (2, 8, 8, 128).
 #
 # <details><summary>Hint</summary>
 #
@@ -67,7 +67,7 @@ def split_tokens(tokens, grid):
 split_tokens = checks.split_tokens(split_tokens)
 
 # %% [markdown]
-# **Equal?** The library's `create_backbone` gives both for any timm model. We copy the weights and try two sizes. For the smaller one, that of local views, the position embeddings are interpolated.
+# **Equal?** The library's `create_backbone` gives both for any timm model. We try the sizes of global and of local views.
 
 # %% tags=["equality"]
 backbone = create_backbone("vit_tiny_patch16_224", **tiny).eval()
@@ -80,7 +80,7 @@ for side in (48, 24):
     print(f"{side} px: feature {tuple(feature.shape)}, patch tokens {tuple(patches.shape)}")
 
 # %% [markdown]
-# A ResNet has no CLS. Its feature is the mean of its last map, a grid of vectors. The paper trains a ResNet-50 too (section 4.1).
+# A ResNet has no CLS. Its feature is the mean of its last map, a grid of vectors.
 
 # %% tags=["equality"]
 torch.manual_seed(0)
@@ -94,15 +94,15 @@ torch.testing.assert_close(net(x), net.patch_tokens(x).mean((1, 2)))
 # %% [markdown]
 # ## 2. The head: cosines with prototypes
 #
-# DINO compares probability distributions, so each feature must become $K$ numbers. Think of a **prototype** as a direction in space that stands for something, say "stripes". The head takes three steps (section 3.1 and appendix C of the paper):
+# DINO compares probability distributions, so each feature must become $K$ numbers. A **prototype** is a direction in space that stands for something, say "stripes". The head takes three steps (section 3.1 and appendix C of the paper):
 #
 # $$h \;\to\; z = \text{MLP}(h) \;\to\; \hat z = \frac{z}{\lVert z \rVert} \;\to\; \ell_k = g_k\,\langle \hat z, \hat w_k \rangle,
 # \qquad \hat w_k = \frac{w_k}{\lVert w_k \rVert}.$$
 #
 # - $h$ is the feature. A small network, the MLP, makes the narrow **bottleneck** $z$ of it.
-# - $\hat z$ is the direction of $z$: the same vector at length 1.
+# - $\hat z$ is its direction: the same vector at length 1.
 # - $w_k$ is the vector of prototype $k$, and $\hat w_k$ its direction. The *gain* $g_k$ is a number, 1 at the start.
-# - $\ell_k$ is the **logit**. With gain 1 it is a dot product of two vectors of length 1: the cosine of their angle, between −1 and 1.
+# - $\ell_k$ is the **logit**. With gain 1 it is the cosine of the angle between the two directions, between −1 and 1.
 
 # %%
 z = torch.tensor([[3.0, 4.0]])                               # length 5
@@ -129,7 +129,7 @@ def cosine_logits(z, directions):
 cosine_logits = checks.cosine_logits(cosine_logits)
 
 # %% [markdown]
-# On a plane you can see it. The arrows are five prototypes. The crosses are some $z$, at any distance from the middle; the dots are their directions $\hat z$, and each has the colour of its nearest prototype. Only angles count.
+# On a plane you can see it. The arrows are five prototypes. The crosses are some $z$, the dots their directions $\hat z$, in the colour of the nearest prototype. Only angles count.
 
 # %%
 torch.manual_seed(1)
@@ -150,10 +150,10 @@ _ = axis.legend(fontsize=8, loc="lower left")
 # Now the whole head:
 #
 # - The MLP has three Linears, `in_dim` → `hidden_dim` → `hidden_dim` → `bottleneck_dim`.
-# - A GELU, a smooth relative of ReLU, stands behind the first two. None stands behind the third, because its direction is taken next.
-# - With `use_bn` a batch norm stands between each hidden Linear and its GELU. The paper's transformers have none.
-# - The MLP's weights start small: normal with standard deviation 0.02 (the hint's `trunc_normal_` only cuts far tails off). Its biases start at 0.
-# - The prototypes start as the weights of a Linear do: short and at random, and without biases. The gains stay at 1, so they don't appear in this head.
+# - A GELU, a smooth relative of ReLU, stands behind the first two, and none behind the third.
+# - With `use_bn` a batch norm stands between each hidden Linear and its GELU.
+# - The MLP's weights start small: normal with standard deviation 0.02. Its biases start at 0.
+# - The prototypes start as the weights of a Linear do, without biases. There are no gains: they stay at 1.
 
 # %% [markdown]
 # **Your turn 3 · medium · 15 minutes · the head.** Write the class: the layers in `__init__`, the three steps in `forward`. Call `cosine_logits` for the last one. What should come out: `Head(128, 1024)(torch.randn(5, 128))` has shape (5, 1024), and no entry is beyond ±1.
@@ -193,7 +193,7 @@ class Head(nn.Module):
 Head = checks.Head(Head)
 
 # %% [markdown]
-# **Equal?** We copy the library's weights into yours. The logits must agree, and so must the gradients by the input, by each weight and by the prototypes. The library's gains must have no gradient.
+# **Equal?** We copy the library's weights into yours. The logits must agree, and so must all gradients.
 
 # %% tags=["equality"] jupyter={"source_hidden": true} cellView="form"
 # @title copy_head: the same weights in both
@@ -221,7 +221,7 @@ for a, b in zip([h_mine, *my_weights], [h_theirs, *weights]):
 print(f"{10 * 256} logits and {1 + len(weights)} gradients agree")
 
 # %% [markdown]
-# Both start alike. The weights are small, so $z$ is tiny. The logits are not, because only the direction of $z$ counts. Random directions in $d$ dimensions are nearly at right angles: their cosines have a standard deviation of $1/\sqrt d$.
+# Both start alike. $z$ is tiny, but only its direction counts. Random directions in $d$ dimensions are nearly at right angles: their cosines have a standard deviation of $1/\sqrt d$.
 
 # %% tags=["equality"]
 for name, head in [("mine", Head(128, 256, 64, 32)), ("theirs", DINOHead(128, 256, hidden_dim=64, bottleneck_dim=32))]:
@@ -236,7 +236,7 @@ for name, head in [("mine", Head(128, 256, 64, 32)), ("theirs", DINOHead(128, 25
 print(f"1 / sqrt(32) = {32**-0.5:.2f}")
 
 # %% [markdown]
-# A softmax over cosines is flat. Suppose $z$ has 32 dimensions. One prototype of 256 matches it well, with a cosine of 0.6; the others are random. At the student's temperature, 0.1, the match doesn't even get a third. The teacher's 0.04 gives it nearly all.
+# A softmax over cosines is flat, so the loss divides them by a *temperature* first. Suppose one prototype of 256 matches $z$ well, with a cosine of 0.6; the others are random. At the student's temperature, 0.1, the match doesn't even get a third. The teacher's 0.04 gives it nearly all.
 
 # %%
 torch.manual_seed(0)
@@ -254,13 +254,13 @@ for temperature in (1.0, 0.1, 0.04):
 #
 # ### The length of z
 #
-# Why cosines, and not plain dot products? We follow the gradient from a random $z$ towards one of 32 prototypes, at temperature 0.1, for 300 steps: once with the plain $z$, once with its direction.
+# Why cosines, and not plain dot products? Gradient descent pulls a random $z$ to one of 32 prototypes, for 300 steps: once the plain $z$, once its direction. The loss is minus the logarithm of that prototype's share at temperature 0.1.
 #
-# **Predict.** What does gradient descent do with the plain $z$?
+# **Predict, then run.** What does gradient descent do with the plain $z$?
 #
-# - a: it turns $z$ to the prototype, and the loss stops falling there
-# - b: it makes $z$ longer and longer, and the loss goes on falling
-# - c: it makes $z$ shorter, and the loss rises
+# - **a**: it turns $z$ to the prototype, and the loss stops falling there
+# - **b**: it makes $z$ longer and longer, and the loss goes on falling
+# - **c**: it makes $z$ shorter, and the loss rises
 
 # %%
 guess = "?"  # a, b or c
@@ -295,11 +295,11 @@ axes[0].legend(frameon=False)
 _ = axes[1].set_yscale("log")
 
 # %% [markdown]
-# With the plain $z$, the largest logit passes 1 and goes on growing, because $z$ gets longer. Its loss goes on falling. With the direction, the largest logit is a cosine and can't pass the dotted line. Only a better angle lowers that loss, and it falls ever more slowly.
+# With the plain $z$, the largest logit passes 1, because $z$ gets longer, and the loss goes on falling. A cosine can't pass the dotted line: only a better angle lowers that loss, ever more slowly.
 #
 # ### The gains
 #
-# A gain is the length of a prototype. If one of them grows, its prototype wins more often. Here 2,000 random features meet a head whose gain 0 we raise by hand.
+# A gain is the length of a prototype. Here 2,000 random features meet a head whose gain 0 we raise.
 
 # %% tags=["nbval-ignore-output"]
 torch.manual_seed(0)
@@ -307,20 +307,20 @@ features, gained = torch.randn(2000, 128), DINOHead(128, 256, hidden_dim=64, bot
 for gain in (1.0, 1.5, 3.0):
     gained.gain.data[0] = gain
     won = (gained(features).argmax(1) == 0).float().mean()
-    print(f"gain {gain}: prototype 0 wins {won:.1%} of the features; at random, each has its own share; the mean is {1 / 256:.1%}")
+    print(f"gain {gain}: prototype 0 wins {won:.1%} of the features, the mean prototype {1 / 256:.1%}")
 
 # %% [markdown]
-# Should training move the gains? The official code has a switch for it, `norm_last_layer`, and so has `DINOHead`. It holds them for ViT-B and frees them for ViT-S.
+# Should training move the gains? The official code holds them for ViT-B and frees them for ViT-S (`norm_last_layer`).
 #
-# We measured three heads on a small scale: a network of one block, 1,000 embedded pictures, 120 updates, three seeds. "Gains held" is the head above; "gains free" lets training move them; "no L2 normalisation" holds the gains and takes the plain $z$.
+# We measured three heads: a network of one block, 1,000 embedded pictures, 120 updates, three seeds. "Gains held" is the head above, "gains free" lets training move them, and "no L2 normalisation" holds them and takes the plain $z$.
 #
-# We judge the features by their **20-NN accuracy**. For each of 300 other pictures, the 20 training pictures with the most similar features vote for its class. The accuracy is the share of right votes; notebook 06 builds it.
+# We judge the features by their **20-NN accuracy**. For each of 300 other pictures, the 20 training pictures with the most similar features vote for its class; the accuracy is the share of right votes.
 #
-# **Predict.** The untrained network's 20-NN accuracy is 40% here. What happens to it in 120 updates with no L2 normalisation?
+# **Predict, then run.** The untrained network's 20-NN accuracy is 40% here. What happens to it in 120 updates with no L2 normalisation?
 #
-# - a: it rises more than with the gains held
-# - b: it rises as much, within 2 percentage points
-# - c: it rises less than with the gains held
+# - **a**: it rises more than with the gains held
+# - **b**: it rises as much, within 2 percentage points
+# - **c**: it rises less than with the gains held
 
 # %%
 guess = "?"  # a, b or c
@@ -355,13 +355,13 @@ figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), layout="constrained")
 draw_runs(axes, runs)
 
 # %% [markdown]
-# Each thin line is one seed. The dotted line is blind: 20-NN on colour histograms.
+# Each thin line is one seed; the dotted line is blind, 20-NN on colour histograms.
 #
-# Without the L2 normalisation the network learns less, with each seed. The toy's logits grew; here the largest one falls, from 1.3 to about half of it. A run has a teacher, a center and batch norm too, and the toy had none of them. Held and free gains can't be told apart in so short a run.
+# Without the L2 normalisation the network learns less, with each seed. The toy's logits grew; here the largest one falls, to about half. A run has a teacher, a center and batch norm too. Held and free gains can't be told apart in so short a run.
 #
 # ### Batch norm
 #
-# With `use_bn` each row depends on the others of its batch, in training mode. So two half batches are not one whole, and it matters which views go through the head together (section 4). Tiny models start faster with it, and the preset `demo` has it.
+# With `use_bn` each row depends on the others of its batch, in training mode. So it matters which views go through the head together. Tiny models start faster with it, and the preset `demo` has it.
 
 # %%
 h = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
@@ -375,7 +375,7 @@ for use_bn in (False, True):
 # %% [markdown]
 # ## 4. Many views in few passes
 #
-# Views of one size can go through the backbone together: two passes, whether there are four views or ten. Then all features go through the head at once. First the plain way:
+# Views of one size can go through the backbone together, and then all features through the head at once. First the plain way:
 
 # %% tags=["equality"]
 def one_by_one(backbone, head, views):
@@ -383,7 +383,7 @@ def one_by_one(backbone, head, views):
     return torch.stack([head(backbone(view)) for view in views])
 
 # %% [markdown]
-# **Your turn 4 · medium · 8 minutes · which views go together.** From the list of the views' sides, give (start, stop) for each pass, so that all of `views[start:stop]` have one size. Only neighbours are joined, so that no view changes its place. What should come out: `group_views([96, 96, 48])` is `[(0, 2), (2, 3)]`.
+# **Your turn 4 · medium · 8 minutes · which views go together.** From the list of the views' sides, give (start, stop) for each pass: all of `views[start:stop]` have one size. Only neighbours are joined, so that no view changes its place. What should come out: `group_views([96, 96, 48])` is `[(0, 2), (2, 3)]`.
 #
 # <details><summary>Hint</summary>
 #
@@ -423,7 +423,7 @@ def forward_views(backbone, head, views):
 forward_views = checks.forward_views(forward_views)
 
 # %% [markdown]
-# **Equal?** To the plain way and to the library's `MultiCropModel`, in logits and in gradients. A hook notes what goes through the backbone. (With batch norm in the head, the plain way would differ. Here there is none.)
+# **Equal?** To the plain way and to the library's `MultiCropModel`, in logits and in gradients. (No batch norm here: with it, the plain way would differ.)
 
 # %% tags=["equality"]
 torch.manual_seed(0)
@@ -450,9 +450,9 @@ print(f"{tuple(mine.shape)} from {passes[:2]}: {len(passes) // 2} passes for {le
 # %% [markdown]
 # ## 5. What prototypes stand for
 #
-# A trained teacher ships with the course: a two-block transformer after 806 updates of DINO, never told a class. Its head ships too, with the *center* of its loss. The center is the running mean of the teacher's logits; notebook 03 subtracts it, so that no prototype leads in every picture. The untrained network beside it has the same layers, and we subtract the mean of its logits.
+# A trained teacher ships with the course: a two-block transformer after 806 updates of DINO. With its head comes the *center*, the running mean of the teacher's logits. We subtract it, so that no prototype leads in every picture. The untrained network has the same layers, and we subtract its mean logits.
 #
-# The pictures are 1,000 of the embedded dataset that no training saw: ten kinds of creatures, a hundred of each.
+# The pictures are 1,000 that no training saw, a hundred of each of ten kinds.
 
 # %%
 from dino_lib import PRESETS, Shapes, load_head, load_teacher
@@ -490,13 +490,13 @@ def nearest_pictures(logits, prototype, n):
 nearest_pictures = checks.nearest_pictures(nearest_pictures)
 
 # %% [markdown]
-# We take the prototypes that are some picture's first choice, and count how many of the nine nearest pictures belong to one class. Nine pictures drawn at random, or nine that share their colours with one of the pictures (a *colour histogram*), are the blind baselines: they know nothing of prototypes.
+# We take the prototypes that are some picture's first choice, and count how many of their nine nearest pictures belong to one class. Two baselines are blind: nine pictures drawn at random, and the nine nearest to a picture by *colour histogram*.
 #
-# **Predict.** How many of the nine share a class in the trained network, in the mean over its prototypes?
+# **Predict, then run.** How many of the nine share a class in the trained network, in the mean?
 #
-# - a: about 3, as at random
-# - b: about 5
-# - c: 7 or more
+# - **a**: about 3, as at random
+# - **b**: about 5
+# - **c**: 7 or more
 
 # %%
 guess = "?"  # a, b or c
@@ -522,7 +522,7 @@ settle(guess, {"a": "about 3", "b": "about 5", "c": "7 or more"},
        "a" if found["trained"] < 4 else "b" if found["trained"] < 6.5 else "c")
 
 # %% [markdown]
-# Now look at them. For each network we take the four prototypes that are the first choice of most pictures.
+# For each network, here are the four prototypes that most pictures choose first.
 
 # %%
 from torchvision.utils import make_grid
@@ -541,11 +541,11 @@ def show_nearest(logits, n=4):
 show_nearest(logits)
 
 # %% [markdown]
-# Each title names the two most frequent classes of its nine. The untrained network sorts by colour: its nine do no better than the colour histogram.
+# Each title names the two most frequent classes of its nine. The untrained network sorts by colour, and does no better than the colour histogram.
 #
-# Look at the first two trained prototypes. One has nine sunflowers, the other nine bees, and both have the same palette, yellow and green. Colour can't tell them apart; these two prototypes split one palette by shape, at any size and place. The other two gather a palette and mix its two classes.
+# The first two trained prototypes have nine sunflowers and nine bees, all yellow and green: they split one palette by shape. The other two mix the two classes of a palette.
 #
-# And where does the network look in these pictures? Below are the nine of the trained network's first prototype, with one *attention head* of each network. A block has several of them, and they have nothing to do with the head above. Its map says how much CLS takes from each patch; notebook 06 is about it. `choose_head` takes the one whose strongest patches keep away from the border, without looking at the creatures' outlines (white).
+# And where does the network look? Below are the nine of the first trained prototype, with one *attention head* of each network (nothing to do with the head above). Its map says how much CLS takes from each patch. `choose_head` takes the one that keeps away from the border, without the creatures' outlines (white).
 
 # %%
 from dino_lib import choose_head, cls_attention
@@ -561,22 +561,21 @@ for name, net in {"untrained": fresh.backbone, "trained": teacher.model}.items()
 attention_sheet(pictures.images[nine], maps, masks=pictures.masks[nine])
 
 # %% [markdown]
-# The untrained attention is spread over the picture. The trained one sits on the creature. No loss asked for that: it asked for the same prototypes in two crops.
+# The untrained attention is spread over the picture, the trained one sits on the creature. No loss asked for that.
 #
 # ## Summary
 #
 # - A backbone gives one feature for the picture, and a grid of patch tokens.
 # - The head is an MLP and $K$ prototypes. Each logit is a cosine.
 # - A plain $z$ can lower the loss by growing; its direction can't.
-# - The gains may be held or free; the official code does both.
-# - Views of one size share a pass. Logits and gradients stay the same.
+# - Views of one size share a pass.
 # - A trained prototype gathers pictures that belong together.
 #
-# After the exercises comes [03 · The loss](03_loss.ipynb). It compares these distributions.
+# After the exercises comes [03 · The loss](03_loss.ipynb).
 #
 # ## Exercises
 #
-# **Exercise 7 · easy · 5 minutes · count.** How many *trainable* numbers has the paper's head: three Linears with biases, and prototypes whose gains are held? What should come out: for the preset `demo`, `head_parameters(128, 1024, 512, 128)`, 525,440 without its batch norms.
+# **Exercise 7 · easy · 5 minutes · count.** How many *trainable* numbers has the paper's head, with its gains held? What should come out: for `head_parameters(128, 1024, 512, 128)`, 525,440. Batch norms don't count.
 #
 # <details><summary>Hint</summary>
 #
@@ -616,7 +615,7 @@ def normalize_backward(z, grad):
 normalize_backward = checks.normalize_backward(normalize_backward)
 
 # %% [markdown]
-# **Exercise 9 · medium · 10 minutes · another head, another run.** Here your own `Head` trains: the short run of section 3, up to update 40. The measured runs stand behind it. Choose one change and say first what you expect: `K = 2`, `K = 4096`, or `bottleneck = 2`. For a head without normalisation, write a class `Plain(Head)` whose `forward` leaves it out. What should come out: one thick line in each plot, near the thin ones as long as nothing is changed.
+# **Exercise 9 · medium · 10 minutes · another head, another run.** Here your own `Head` trains, up to update 40, drawn over the measured runs. Make one change and say first what you expect: `K = 2`, `K = 4096`, `bottleneck = 2`, or a class `Plain(Head)` whose `forward` leaves the normalisation out. What should come out: one thick line in each plot, near the thin ones as long as nothing is changed.
 #
 # <details><summary>Hint</summary>
 #

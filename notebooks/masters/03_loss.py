@@ -3,9 +3,9 @@
 #
 # <!-- badge -->
 #
-# **You will write** DINO's loss: the cross-entropy, the center, the pairs of views, and the loss itself. A check reads each piece, and from there on the notebook runs on yours. You will prove your loss equal to the library's, watch ten small networks collapse in three ways, and train a vision transformer with the loss that you wrote.
+# **You will write** DINO's loss: the cross-entropy, the center, the pairs of views, and the loss itself. Then you watch ten small networks collapse in three ways, and train a vision transformer.
 #
-# **You need** the views of notebook 01 and the head of notebook 02. Only the library's finished versions of them are used here.
+# **You need** the views of notebook 01 and the head of notebook 02, in the library's finished versions.
 #
 # **Time:** about 30 minutes for the seven "Your turn", 47 for the exercises, and 45 for reading and the runs. The notebook itself takes about 55 seconds of one CPU core.
 #
@@ -15,9 +15,7 @@
 # written by build.py
 
 # %% [markdown]
-# The paper is Caron et al. 2021, [arXiv 2104.14294](https://arxiv.org/abs/2104.14294). The loss is in its section 3.1.
-#
-# Two words first. The **student** is the network that is trained. The **teacher** is a second network of the same shape that is not trained; notebook 04 builds it. The student learns to predict what the teacher says.
+# The paper is Caron et al. 2021, [arXiv 2104.14294](https://arxiv.org/abs/2104.14294); the loss is in its section 3.1. The **student** learns to predict what the **teacher** says, a second network of the same shape that is not trained; notebook 04 builds it.
 
 # %% tags=["equality"]
 import math
@@ -42,14 +40,14 @@ _ = torch.manual_seed(0)
 # %% [markdown]
 # ## 1. Four prototypes and a temperature
 #
-# The head of notebook 02 turns an image into $K$ numbers, one for each **prototype**. Each is a cosine: it says how well the image matches. Nobody tells the network what a prototype stands for. Take $K = 4$ and one image.
+# The head of notebook 02 turns an image into $K$ cosines, one for each **prototype**. Take $K = 4$ and one image.
 
 # %% tags=["equality"]
 logits = torch.tensor([0.6, 0.5, 0.1, -0.4])  # cosines: all of them lie between -1 and 1
 logits.softmax(dim=-1)
 
 # %% [markdown]
-# Softmax turns the four numbers into shares that sum to one. The cosines are close together, so the shares are close together too. To stretch the differences we first divide by a small number, the **temperature** $\tau$.
+# Softmax turns them into shares that sum to one. The cosines are close together, so the shares are too. To stretch the differences we first divide by a small number, the **temperature** $\tau$.
 
 # %%
 figure, axes = plt.subplots(1, 4, figsize=(9, 2), sharey=True, layout="constrained")
@@ -62,13 +60,13 @@ for axis, temperature in zip(axes, [10.0, 1.0, 0.1, 0.04]):
 _ = axes[0].set_ylabel("share")
 
 # %% [markdown]
-# A low temperature makes the distribution *sharp*. A high one makes it flat. The order of the prototypes never changes.
+# A low temperature makes the distribution *sharp*, a high one flat. The order of the prototypes never changes.
 #
 # One number says how undecided a distribution $p$ is, its **entropy**:
 #
 # $$H(p) = -\sum_k p_k \ln p_k .$$
 #
-# It is 0 if one prototype has everything. It is $\ln K$, its largest value, if all prototypes have the same share. The natural logarithm gives it in *nats*.
+# It is 0 if one prototype has everything, and $\ln K$, its largest value, if all have the same share. The natural logarithm gives it in *nats*.
 
 # %%
 p = torch.tensor([0.5, 0.5, 0.0, 0.0])
@@ -101,11 +99,11 @@ print(f"the largest, ln 4:        {math.log(4):.3f}")
 # %% [markdown]
 # ## 2. One view predicts another
 #
-# Two views of one image go in. The teacher answers with $q$, the student with $p$. Both are shares over the same $K$ prototypes. The **cross-entropy** says how badly $p$ predicts $q$:
+# For two views of one image, the teacher answers with $q$, the student with $p$: shares over the same $K$ prototypes. The **cross-entropy** says how badly $p$ predicts $q$:
 #
 # $$H(q, p) = -\sum_{k=1}^{K} q_k \ln p_k .$$
 #
-# Here $q_k$ is the teacher's share of prototype $k$ and $p_k$ the student's. In code the student gives $\ln p$ directly: `log_softmax` is exact where a share is too small for a float.
+# The student gives $\ln p$ directly: `log_softmax` is exact where a share is too small for a float.
 
 # %% [markdown]
 # **Your turn 2 · easy · 3 minutes · cross-entropy.** Write it along the last dimension. What should come out: for $q = p$ the entropy of $q$, for a uniform $p$ always $\ln K$.
@@ -154,11 +152,11 @@ print("gradient", "  ".join(f"{x:6.3f}" for x in s.grad))
 # %% [markdown]
 # The gradient is $(p - q)/\tau_s$; exercise 9 derives it. It is negative for the favourite prototype, so a step against it raises that logit. Even where both agree, the student is told to be surer than it is. This is **sharpening**. It comes from $\tau_t < \tau_s$ alone.
 #
-# The same number can be written in another way. With $u = s / \tau_s$, the student's logits divided by their temperature,
+# The cross-entropy can be written in another way. With $u = s / \tau_s$, the student's logits divided by their temperature,
 #
 # $$-\sum_k q_k \ln p_k \;=\; \operatorname{logsumexp}(u) - \sum_k q_k u_k .$$
 #
-# Why? Softmax says $\ln p_k = u_k - \operatorname{logsumexp}(u)$. The logsumexp is the same for all $k$, and the $q_k$ sum to one. Exercises 9 and 10 use this form.
+# Softmax says $\ln p_k = u_k - \operatorname{logsumexp}(u)$; the logsumexp is the same for all $k$, and the $q_k$ sum to one. Exercises 9 and 10 use this form.
 
 # %% tags=["equality"]
 generator = torch.Generator().manual_seed(0)
@@ -175,7 +173,7 @@ print("equal for", len(slow), "rows")
 # %% [markdown]
 # ## 3. Centering: no prototype may be everyone's favourite
 #
-# Sharpening alone has an easy way out. The teacher names the same prototype for every image, very surely. Every prediction is right, and nothing has been learned. Here are three images whose logits all favour prototype 0:
+# Sharpening alone has an easy way out: the teacher names the same prototype for every image. Every prediction is right, and nothing has been learned. Three images whose logits all favour prototype 0:
 
 # %%
 teacher_logits = torch.tensor([[0.9, 0.3, 0.1, 0.0],
@@ -184,7 +182,7 @@ teacher_logits = torch.tensor([[0.9, 0.3, 0.1, 0.0],
 print("prototype of each image:", (teacher_logits / 0.04).softmax(-1).argmax(-1).tolist())
 
 # %% [markdown]
-# What all images share says nothing about any one of them. So we subtract the mean of the teacher's logits over the batch. This mean is the **center** $c$: one number for each prototype. What is left is special about the image.
+# What all images share says nothing about any one of them. So we subtract the mean of the teacher's logits over the batch, the **center** $c$: one number for each prototype.
 
 # %%
 center = teacher_logits.mean(dim=0)
@@ -195,13 +193,13 @@ for name, sign in [("not used", 0), ("subtracted", -1), ("added", 1)]:
     print(f"{name:11} prototypes {rows.argmax(-1).tolist()},  mean shares {shares}")
 
 # %% [markdown]
-# The third line is there for a reason. The paper's text writes the teacher as $g_t(x) \leftarrow g_t(x) + c$, with a plus. Its pseudocode (Algorithm 1) and the official code *subtract* the center, and so do we. With a plus the favourite becomes more of a favourite.
+# The paper's text writes the teacher as $g_t(x) \leftarrow g_t(x) + c$, with a plus, and the third line shows what that does. Its pseudocode (Algorithm 1) and the official code *subtract* the center, and so do we.
 #
 # One batch is a small sample, so the center is a running mean (equation 4):
 #
 # $$c \leftarrow m\,c + (1 - m)\,\frac{1}{2B}\sum_{i=1}^{2B} t_i .$$
 #
-# The $t_i$ are the teacher's $2B$ rows of logits: two views of each of $B$ images. The share of the old center that stays is $m = 0.9$. The center starts at 0. It has no gradient. On several GPUs the mean runs over the rows of all of them.
+# The $t_i$ are the teacher's $2B$ rows of logits: two views of each of $B$ images. The share of the old center that stays is $m = 0.9$. The center starts at 0 and has no gradient.
 
 # %% [markdown]
 # **Your turn 3 · easy · 4 minutes · the center.** Write one update. What should come out: for a center at 0 and a momentum of 0.9, a tenth of the mean row of the batch, with shape $(K,)$.
@@ -233,7 +231,7 @@ for step in range(1, 31):
         print(f"after {step:2d} steps: {(c / center)[0]:.0%} of the way")
 
 # %% [markdown]
-# Centering shifts each prototype by the same amount for all images. That pushes the average answer towards uniform. Sharpening pushes the other way. Section 6 sets the two against each other.
+# Centering pushes the average answer towards uniform; sharpening pushes the other way. Section 6 sets the two against each other.
 
 # %% [markdown] tags=["note"]
 # **At the three lines:** let somebody explain why "added" keeps prototype 0 for all. **Misconception:** "the center is learned". It is a running mean; no gradient reaches it. **Another:** "it is a batch norm". It is half of one: the mean comes off, the spread stays.
@@ -241,7 +239,7 @@ for step in range(1, 31):
 # %% [markdown]
 # ## 4. Which view predicts which
 #
-# Notebook 01 made $V$ views of an image: views 0 and 1 are global, the others local. The teacher sees the two global ones. The student sees all. A pair is (teacher's view $i$, student's view $v$), and $v \neq i$: the point is to predict *another* view. For $V = 3$ the pairs are (0, 1), (0, 2), (1, 0) and (1, 2).
+# Of the $V$ views of notebook 01, views 0 and 1 are global. The teacher sees these two, the student all. A pair is (teacher's view $i$, student's view $v$), and $v \neq i$: the point is to predict *another* view. For $V = 3$ the pairs are (0, 1), (0, 2), (1, 0) and (1, 2).
 
 # %% [markdown]
 # **Your turn 4 · easy · 3 minutes · the pairs.** List them for any number of views, in any order. What should come out: $2 (V - 1)$ pairs; for six views, ten.
@@ -277,7 +275,7 @@ axis.set(title=f"the {len(view_pairs(V))} pairs of {V} views", xlabel="the stude
 axis.invert_yaxis()
 
 # %% [markdown]
-# Now the whole formula. It is equations 1 and 3 of the paper, as a mean over the pairs, which is what the official code computes:
+# Now the whole formula: equations 1 and 3 of the paper, as a mean over the pairs, which is what the official code computes.
 #
 # $$L = \frac{1}{2(V-1)} \sum_{(i, v)} \; \frac{1}{B} \sum_{b=1}^{B} \; -\sum_{k=1}^{K} q_{ibk} \ln p_{vbk}$$
 #
@@ -319,11 +317,11 @@ uniform = dino_loss(torch.zeros(V, B, K), teacher, torch.zeros(K))
 print(f"uniform student: {uniform:.4f}   ln {K} = {math.log(K):.4f}")
 
 # %% [markdown]
-# Does the loss of your run stand still at $\ln K$ (6.931 for 1,024 prototypes, 11.09 for 65,536)? Then suspect a student that says nothing. It is no proof: a student that is sure and sometimes wrong can pay as much. Its entropy tells the two apart.
+# Does the loss of your run stand still at $\ln K$ (6.931 for 1,024 prototypes)? Then suspect a student that says nothing. It is no proof: one that is sure and sometimes wrong can pay as much. Its entropy tells the two apart.
 #
 # ## 5. The same as the library's
 #
-# `dino_lib.loss.DINOLoss` is the same double loop. Around it, it checks the shapes, computes in float32, keeps the center with the weights, and moves the center *after* the loss of the same step. Is it the same function? We take six steps with a moving center and a changing teacher temperature, and compare loss, gradient and center at each.
+# `dino_lib.loss.DINOLoss` is the same double loop. It moves the center *after* the loss of the same step. We take six steps with a changing teacher temperature, and compare loss, gradient and center at each.
 
 # %% tags=["equality"]
 library = DINOLoss(16, student_temp=0.1, center_momentum=0.9)
@@ -344,7 +342,7 @@ for teacher_temp in [0.04, 0.045, 0.05, 0.055, 0.06, 0.07]:
 print(f"loss, gradient and center agree over 6 steps; the center's norm is {center.norm():.1f}")
 
 # %% [markdown]
-# The defaults deserve the same proof. So does the promise that no gradient reaches the teacher. The cell is folded; open it if you want to read it.
+# The folded cell proves the defaults, and that no gradient reaches the teacher.
 
 # %% tags=["equality"] cellView="form" jupyter={"source_hidden": true}
 # @title The defaults, and no gradient for the teacher
@@ -364,13 +362,13 @@ print("no gradient in the teacher; the center moved after the loss")
 # %% [markdown]
 # ## 6. Three ways to learn nothing
 #
-# A teacher that gives every image the same answer has collapsed. All views agree, and the features are worthless. There are three such answers:
+# A teacher that gives every image the same answer has collapsed: all views agree, and the features are worthless. There are three such answers:
 #
 # - **uniform**: every prototype has the same share;
 # - **one prototype**: it gets everything, for every image;
 # - **the same mixed answer**: some prototypes get more, some less, but alike for every image.
 #
-# Two entropies tell these apart: the **entropy of one image**, which is the mean entropy of the rows, and the **entropy of the batch's mean**, which is the entropy of the average row. Notebook 05 plots them for every run.
+# Two entropies tell these apart: the **entropy of one image**, the mean entropy of the rows, and the **entropy of the batch's mean**, the entropy of the average row.
 
 # %% [markdown]
 # **Your turn 6 · easy · 5 minutes · two entropies.** Write the pair for the shares of a batch, over both views and all images, in nats. What should come out: for eight images that each have a prototype of their own, 0 and $\ln 8$.
@@ -396,7 +394,7 @@ torch.testing.assert_close(tuple(map(float, two_entropies(probs))), teacher_entr
 print("equal to the library's teacher_entropies:", [round(float(x), 3) for x in two_entropies(probs)])
 
 # %% [markdown]
-# In every collapse the two entropies are *equal*: the average answer is the answer of each image. So we judge by the **gap** between them, the second less the first. In nats, $e^{\text{gap}}$ reads as a number of groups: it is 8 where eight images have prototypes of their own and each is sure of its own, 2 where the teacher knows two kinds, and 1 where it gives one answer to all. The number says how unlike the answers are. It doesn't say whether they are useful.
+# In every collapse the two entropies are *equal*: the average answer is the answer of each image. So we judge by the **gap**, the second less the first. $e^{\text{gap}}$ reads as a number of groups: 8 where eight images are each sure of a prototype of their own, and 1 where all get one answer. It says how unlike the answers are, not whether they are useful.
 
 # %% [markdown]
 # **Your turn 7 · easy · 2 minutes · groups told apart.** Turn the two entropies into this number. What should come out: 8 for (0, ln 8), and 1 for any two equal entropies.
@@ -429,9 +427,9 @@ for name, rows in cases.items():
     print(f"{name:22} {one:8.2f} {mean:13.2f} {groups_told_apart(one, mean):11.1f}")
 
 # %% [markdown]
-# One number alone can't do this. "Of one image near 0" fits eight groups and one prototype. "Of the mean below $\ln K$" fits eight groups and the mixed answer. Eight unsure groups read as 2.0: unsure answers count for less.
+# One entropy alone can't do this: "of one image near 0" fits eight groups and one prototype. Unsure answers count for less, as in the second row.
 #
-# Now real, tiny runs. The eight "images" are points in eight dimensions with much in common. The "views" add noise. The student is a small MLP with 16 prototypes. The teacher follows the student slowly, as a moving average with momentum 0.97; notebook 04 is about that. One seed proves little, so ten networks with ten sets of points train side by side in one tensor.
+# Now real, tiny runs. The eight "images" are points in eight dimensions with much in common, and the "views" add noise. The student is a small MLP with 16 prototypes. The teacher follows it slowly, as a moving average with momentum 0.97. Ten networks with ten sets of points train side by side in one tensor, because one seed proves little.
 
 # %%
 class Toys(nn.Module):
@@ -477,9 +475,9 @@ def run_toys(centering=True, teacher_temp=0.04, momentum=0.97, student_temp=0.1,
 # %% [markdown]
 # **Predict, then run.** There are four cases: centering or not, sharpening or not. "No sharpening" gives the teacher the student's temperature, 0.1. Centering alone should end in a uniform answer, and sharpening alone in one prototype. What happens with *neither*?
 #
-# - a: the two dangers cancel out, and the teacher tells images apart;
-# - b: it ends in one prototype for every image;
-# - c: it gives every image the same mixed answer.
+# - **a**: the two dangers cancel out, and the teacher tells images apart;
+# - **b**: it ends in one prototype for every image;
+# - **c**: it gives every image the same mixed answer.
 
 # %%
 guess = "?"  # a, b or c
@@ -512,7 +510,7 @@ axes[0, 0].legend(fontsize=8, loc="upper right")
 plt.show()
 
 # %% [markdown]
-# The dotted line is $\ln 8$: eight images, each sure of a prototype of its own. Two lines apart: the teacher tells images apart. Two lines on top of each other: a collapse. A function reads them for all ten seeds. Its limits are ours: less than 1.25 groups is a collapse, more than 2.5 is told apart, and between them are about two groups. A seed near a limit could be called either way.
+# Two lines apart: the teacher tells images apart. Two lines on top of each other: a collapse. (The dotted line is $\ln 8$: each image sure of a prototype of its own.) A function reads them for all ten seeds. Its limits are ours: less than 1.25 groups is a collapse, more than 2.5 is told apart, and between them are about two groups.
 
 # %% tags=["nbval-ignore-output"]
 def ending(one, mean):
@@ -540,17 +538,17 @@ settle(guess, {"a": "told apart", "b": "one prototype", "c": "the same mixed ans
        {"told apart": "a", "one prototype": "b"}.get(most, "c"))
 
 # %% [markdown]
-# Each of the two, alone, leads to a collapse of its own. Without the center, one prototype takes all in most seeds; in the others, two share the images between them. Without sharpening the shares become uniform. With neither, every image gets the same mixed answer. Its lines are flat from the first point. Teacher and student are nearly the same network and have one temperature, so there is hardly a gradient. Each seed stays where its random start put it. A rule that looks for "uniform" or "one prototype" would call this last one healthy; the gap does not.
+# Each of the two, alone, leads to a collapse of its own. Without the center, one prototype takes all in most seeds; in the others, two share the images. Without sharpening the shares become uniform. With neither, every image gets the same mixed answer from the first point on: teacher and student are nearly the same network with one temperature, so there is hardly a gradient.
 #
-# With both, the ten teachers tell images apart. No pairs of *different* images, no second loss and no clustering step are needed.
+# With both, the ten teachers tell images apart, without pairs of *different* images and without a second loss.
 #
-# There is a condition. The paper says that centering and sharpening suffice to avoid collapse *in presence of a momentum teacher* (section 3.1). So take the momentum away: with momentum 0 the teacher is a copy of the student after every step.
+# The paper says that centering and sharpening suffice *in presence of a momentum teacher* (section 3.1). So take the momentum away: with momentum 0 the teacher is a copy of the student after every step.
 #
 # **Predict, then run.** Centering and sharpening stay. Momentum is 0.
 #
-# - a: most seeds still tell images apart;
-# - b: most seeds end uniform;
-# - c: most seeds end in another collapse.
+# - **a**: most seeds still tell images apart;
+# - **b**: most seeds end uniform;
+# - **c**: most seeds end in another collapse.
 
 # %%
 guess = "?"  # a, b or c
@@ -574,7 +572,7 @@ settle(guess, {"a": "most tell images apart", "b": "most are uniform", "c": "mos
        letter)
 
 # %% [markdown]
-# In the right panel the blue lines lie under the orange ones: the gap is 0 nearly everywhere. The one answer that all images get keeps jumping, so the lines do too. In this toy the slow teacher is needed as well. These are eight points and ten small networks. The paper's own study is on ImageNet: its figure 7 shows the two collapses by entropy and KL, its table 7 a run without momentum. Notebook 07 takes out one part at a time on pictures.
+# In the right panel the blue lines lie under the orange ones: the gap is 0 nearly everywhere. The one answer that all images get keeps jumping. In this toy of eight points the slow teacher is needed as well. The paper's own study is on ImageNet: figure 7 shows the two collapses, table 7 a run without momentum. Notebook 07 takes out one part at a time on pictures.
 
 # %% [markdown] tags=["note"]
 # **Minutes:** 20. Let everybody write down a letter before the grid runs; count hands.
@@ -586,9 +584,9 @@ settle(guess, {"a": "most tell images apart", "b": "most are uniform", "c": "mos
 # %% [markdown]
 # ## 7. A real network, and your loss
 #
-# Now pictures. The student is a vision transformer of one block, with 256 prototypes. The images are the course's embedded dataset: ten kinds of small creatures, drawn by code. The loss and the center are yours; the views and the moving teacher are the library's. We train it twice from the same start, on the same views: once as it should be, and once with a center that stays at 0.
+# Now pictures. The student is a vision transformer of one block, with 256 prototypes. The loss and the center are yours; the views and the moving teacher are the library's. We train it twice from the same start, on the same views: once as it should be, and once with a center that stays at 0.
 #
-# Four numbers are worth a look in a real run: the loss, its floor (the teacher's entropy), the distance between the two, which is the **KL**, and the groups told apart. Later comes a fifth, the **use of prototypes**: how many of them are somebody's favourite.
+# We look at the loss, its floor (the teacher's entropy), the distance between the two, which is the **KL**, and the groups told apart.
 
 # %%
 from dataclasses import replace
@@ -632,9 +630,9 @@ def train(centering, updates=30, batch=32):
 # %% [markdown]
 # **Predict, then run.** Which run has the lower loss and the lower KL after 30 updates?
 #
-# - a: the one with centering: it learns more;
-# - b: the one without: agreeing is easier there;
-# - c: there is hardly a difference so early.
+# - **a**: the one with centering: it learns more;
+# - **b**: the one without: agreeing is easier there;
+# - **c**: there is hardly a difference so early.
 
 # %%
 guess = "?"  # a, b or c
@@ -668,11 +666,9 @@ settle(guess, {"a": "with centering", "b": "without centering", "c": "hardly a d
        min(kl, key=kl.get) if far else "c")
 
 # %% [markdown]
-# The run without a center looks better in the loss and in the KL. It agrees with its teacher almost perfectly, because there is almost nothing left to disagree about. **A falling KL is progress only while the groups stay apart.**
+# The run without a center looks better in the loss and in the KL: there is almost nothing left to disagree about. **A falling KL is progress only while the groups stay apart.** The green line falls too, from about four groups to two; more of that below.
 #
-# The green line falls too, from about four groups to two. We come back to that below.
-#
-# What do the pictures say? Each bar is a prototype, and its height is how many of 512 views (two of each of 256 pictures) have it as their favourite.
+# Each bar is a prototype, and its height is how many of 512 views (two of each of 256 pictures) have it as their favourite.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(9.6, 2.5), sharey=True, layout="constrained")
@@ -686,7 +682,7 @@ axes[0].set_ylabel("views")
 plt.show()
 
 # %% [markdown]
-# In the run without a center every view has the same favourite. The healthy run uses few prototypes too, so early, and its groups have become fewer. Is that an illness? The library ships the history of a whole run: the teacher `demo`, with two blocks, 1,024 prototypes and 806 updates of 64 images. One seed.
+# In the run without a center every view has the same favourite. The healthy run uses few prototypes too, so early. Is that an illness? Here is the history of a whole run: the teacher `demo`, with two blocks, 1,024 prototypes and 806 updates of 64 images. One seed.
 
 # %%
 import json
@@ -719,20 +715,20 @@ for n in [10, 50, 90, 230, 400, 800]:
           f"{groups_told_apart(one[k], mean[k]):.1f} groups told apart, loss {loss[k]:.2f}")
 
 # %% [markdown]
-# The healthy run dips as well. From update 50 to about 230 it uses some ten prototypes, the entropies dip three times, and at update 90 only 1.6 groups are left. Then the use of prototypes and the groups climb to the end.
+# The whole run dips as well. From update 50 to about 230 it uses some ten prototypes, and at update 90 only 1.6 groups are left. Then both climb to the end.
 #
-# But the most groups of all stand at update 10. Did training make the teacher worse? The groups can't say. They count how unlike the answers are, and the answers of a random network are unlike as well. The loss adds what is missing. At update 10 it is 6.88, hardly below $\ln K$: the student predicts the teacher's answer to another view hardly better than a uniform guess does. At update 800 it is 6.14. So don't compare a run's groups with its random start; compare them with the run's own minimum.
+# But the most groups of all stand at update 10. Did training make the teacher worse? The groups can't say: the answers of a random network are unlike as well. The loss can. At update 10 it is 6.88, hardly below $\ln K$; at update 800 it is 6.14. So compare a run's groups with its own minimum, not with its random start.
 #
-# A dip in the first updates is no alarm while the gap stays open. A gap that has closed is one.
+# A dip in the first updates is no alarm while the gap stays open.
 #
 # ## Summary
 #
-# - A temperature sets how sure a softmax is. The teacher's is lower than the student's, and that is sharpening.
+# - A temperature sets how sure a softmax is. The teacher's is lower than the student's: that is sharpening.
 # - The center is a running mean of the teacher's logits. It is subtracted, so that no prototype is everyone's favourite.
-# - The loss is the mean cross-entropy over the $2 (V - 1)$ pairs of different views. Yours equals the library's in value and gradient.
-# - A collapse is one answer for every image: uniform, one prototype, or the same mixed one. In all three the entropy of one image equals the entropy of the batch's mean.
+# - The loss is the mean cross-entropy over the $2 (V - 1)$ pairs of different views.
+# - A collapse is one answer for every image. The two entropies are then equal.
 # - In the toy, centering and sharpening keep all ten seeds apart, and only beside a teacher with momentum.
-# - A low loss is no success by itself, and many groups alone are none either. Look at both.
+# - A low loss is no success by itself, and many groups alone are none either.
 #
 # ## Exercises
 
@@ -740,7 +736,7 @@ for n in [10, 50, 90, 230, 400, 800]:
 # **At the loss curves:** ask who would stop the green run and keep the red one. By the loss alone, everybody should. **Question for the room:** which two numbers would you log to be warned? (The two entropies.) **Misconception:** "the loss must fall". With a moving target the floor moves too.
 
 # %% [markdown]
-# **Exercise 8 · easy · 5 minutes · where the center stands.** The teacher's batch mean is the same vector $b$ at every step. The center starts at 0 and keeps the share $m$ of itself. Write down where it stands after $n$ steps, without a loop. What should come out: $0.1\,b$ after one step with $m = 0.9$, and nearly $b$ after many. The check refuses a loop.
+# **Exercise 8 · easy · 5 minutes · where the center stands.** The teacher's batch mean is the same vector $b$ at every step. The center starts at 0 and keeps the share $m$ of itself. Where does it stand after $n$ steps? What should come out: $0.1\,b$ after one step with $m = 0.9$, and nearly $b$ after many. The check refuses a loop.
 #
 # <details><summary>Hint</summary>
 #
@@ -778,7 +774,7 @@ def student_gradient(s, q, student_temp):
 student_gradient = checks.student_gradient(student_gradient)
 
 # %% [markdown]
-# **Exercise 10 · hard · 20 minutes · no loop over the pairs.** Write the loss with no loop over views or pairs and without `log_softmax`, by the logsumexp form. Each student view needs one logsumexp and the sum of the targets that it is paired with. What should come out: the same value and the same gradient as `dino_loss`. (The library keeps the loop, which reads like the formula.)
+# **Exercise 10 · hard · 20 minutes · no loop over the pairs.** Write the loss with no loop over views or pairs and without `log_softmax`, by the logsumexp form. Each student view needs one logsumexp and the sum of the targets that it is paired with. What should come out: the same value and gradient as `dino_loss`.
 #
 # <details><summary>Hint</summary>
 #
@@ -802,13 +798,13 @@ def fast_loss(student, teacher, center, student_temp, teacher_temp):
 fast_loss = checks.fast_loss(fast_loss)
 
 # %% [markdown]
-# **Exercise 11 · easy · 10 minutes · change the run.** Choose one setting of the ten small networks and change it: `teacher_temp` (0.02 to 0.12), `momentum` (0 to 0.999), `student_temp`, `steps`, or `centering`. The cell draws your run beside the one that works. As it stands, the teacher's temperature is 0.07, the largest that the paper uses.
+# **Exercise 11 · easy · 10 minutes · change the run.** Change one setting of the ten small networks: `teacher_temp` (0.02 to 0.12), `momentum` (0 to 0.999), `student_temp`, `steps`, or `centering`. What should come out: your run beside the one that works. As it stands, the teacher's temperature is 0.07, the largest that the paper uses.
 #
 # **Predict, then run.** With your change, the ten teachers …
 #
-# - a: tell as many groups apart, or more;
-# - b: tell fewer groups apart, but more than one;
-# - c: collapse (fewer than 1.25 groups), five of them or more.
+# - **a**: tell as many groups apart, or more;
+# - **b**: tell fewer groups apart, but more than one;
+# - **c**: collapse (fewer than 1.25 groups), five of them or more.
 
 # %%
 CHANGED = {"teacher_temp": 0.07}

@@ -3,7 +3,7 @@
 #
 # <!-- badge -->
 #
-# [Notebook 01](01_multicrop.ipynb) resizes its crops with `F.interpolate`. Here you see what that does: crop and resize are products with two small matrices. The appendix proves it equal to torchvision and to the library, and shows what the matrices are good for.
+# [Notebook 01](01_multicrop.ipynb) resizes its crops with `F.interpolate`. Here you see what that does: crop and resize are products with two small matrices, equal to torchvision's and the library's.
 #
 # **You write** two pieces. **You need** notebook 01, sections 2 and 3. Nothing later depends on this appendix.
 #
@@ -46,7 +46,7 @@ print(halve @ row)
 # $$k(t) = \begin{cases} 1.5\,|t|^3 - 2.5\,|t|^2 + 1 & |t| < 1\\ -0.5\,|t|^3 + 2.5\,|t|^2 - 4\,|t| + 2 & 1 \le |t| < 2\\
 # 0 & \text{else}\end{cases}$$
 #
-# It is 1 at distance 0 and 0 at every other whole distance. So a resize to the same size changes nothing. Beyond 1 it is slightly negative. What that does to an edge, we see below.
+# It is 1 at distance 0 and 0 at every other whole distance, so a resize to the same size changes nothing. Beyond 1 it is slightly negative.
 
 # %% [markdown]
 # **Your turn 1 · easy · 5 minutes · the kernel.** Write `cubic(t)` for a tensor of distances, positive and negative ones. What should come out: a tensor of the same shape. `cubic` of 0, 0.5, 1, 1.5 and 2 is 1, 0.5625, 0, −0.0625 and 0.
@@ -70,7 +70,7 @@ def cubic(t):
 cubic = checks.cubic(cubic)
 
 # %% [markdown]
-# Now the table of distances. Pixel $j$ reaches from $j$ to $j + 1$, so its centre is $j + 0.5$. One new pixel covers `step` old ones, and the centre of new pixel $i$ is $(i + 0.5)\cdot$ `step`. Where the image shrinks (`step` above 1), the kernel is stretched by `step`, so that it averages over all it covers: *antialiasing*. Stretched, the weights of a row sum to about `step`, not to 1; at the borders, where the kernel sticks out of the image, a part is missing. So each row is divided by its sum.
+# Now the table of distances. Pixel $j$ reaches from $j$ to $j + 1$, so its centre is $j + 0.5$. One new pixel covers `step` old ones, and the centre of new pixel $i$ is $(i + 0.5)\cdot$ `step`. Where the image shrinks (`step` above 1), the kernel is stretched by `step`, so that it averages over all it covers: *antialiasing*. The weights of a row then sum to about `step`, and to less at the borders, where the kernel sticks out of the image. So each row is divided by its sum.
 
 # %% tags=["equality"]
 def resize_matrix(n_in, n_out):
@@ -130,7 +130,7 @@ for size in (16, 24, 48, 96):
 guess = "?"  # a, b or c
 
 # %%
-n = int((resize_matrix(30, 48)[24].abs() > 1e-6).sum())
+n = int((resize_matrix(30, 48)[22].abs() > 1e-6).sum())
 print(f"30 to 48: {n} weights; 48 to 12: {int((resize_matrix(48, 12)[6].abs() > 1e-6).sum())} weights")
 settle(guess, {"a": "2", "b": "4", "c": "all 30"}, "a" if n <= 2 else "b" if n < 30 else "c")
 
@@ -144,7 +144,7 @@ figure, axes = plt.subplots(1, 3, figsize=(11, 2.8), layout="constrained", dpi=8
 shown = axes[0].imshow(resize_matrix(30, 48), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
 axes[0].set(title="30 pixels to 48", xlabel="old pixel", ylabel="new pixel")
 figure.colorbar(shown, ax=axes[0])
-for axis, n_in, n_out, i in [(axes[1], 30, 48, 24), (axes[2], 48, 12, 6)]:
+for axis, n_in, n_out, i in [(axes[1], 30, 48, 22), (axes[2], 48, 12, 6)]:
     weights = resize_matrix(n_in, n_out)[i]
     axis.bar(range(n_in), weights, color=["tab:red" if w > 0 else "tab:blue" for w in weights])
     axis.axhline(0, color="0.5", linewidth=0.7)
@@ -175,7 +175,7 @@ for axis in axes:
 # A batch of matrices is one call of `torch.bmm`. On a GPU that is how `dino_lib.BatchMultiCrop` crops and resizes a whole batch. (On a CPU it calls torch's own resize, which is faster there.) But crops of different sizes don't fit into one tensor. So the library crops *by the matrix too*: one matrix acts on the whole line of pixels, and weighs what lies outside the crop with 0.
 
 # %% [markdown]
-# **Exercise 2 · hard · 15 minutes · crop and resize in one matrix.** Write `crop_matrix(start, length, n_in, n_out)`. It acts on a line of `n_in` pixels, keeps `length` of them from `start` on, and resizes these to `n_out`. What should come out: weights (n_out, n_in), with rows that sum to 1. What lies outside the crop must not shine through. You may use `cubic`.
+# **Exercise 2 · hard · 15 minutes · crop and resize in one matrix.** Write `crop_matrix(start, length, n_in, n_out)`. It acts on a line of `n_in` pixels, keeps `length` of them from `start` on, and resizes these to `n_out`. What should come out: weights (n_out, n_in), 0 for all pixels outside the crop, with rows that sum to 1. You may use `cubic`.
 #
 # <details><summary>Hint</summary>
 #
@@ -227,7 +227,7 @@ for picture, box, flip, view in each:
 print("10 views by products: equal within 2.5 grey levels")
 
 # %% [markdown]
-# At last to `BatchMultiCrop` with all colour changes off. `away_from_the_batch` makes its views again with your matrices.
+# At last to whole views of `BatchMultiCrop`, all colour changes off: `away_from_the_batch` makes the same views by two products each, with your `crop_matrix`.
 
 # %% tags=["equality"]
 n, levels = checks.away_from_the_batch(crop_matrix, pictures.images)

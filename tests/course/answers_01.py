@@ -39,7 +39,8 @@ def crop_in_two_steps(x, box, size):
     part = x[:, list(rows)][:, :, list(columns)].float()
     most = 255 if x.dtype == torch.uint8 else 1
     options = {"size": size, "mode": "bicubic", "antialias": True, "align_corners": False}
-    return F.interpolate(part.unsqueeze(0), **options).squeeze(0).clamp(0, most)
+    view = F.interpolate(part.unsqueeze(0), **options).squeeze(0).clamp(0, most)
+    return view.round().to(x.dtype) if most == 255 else view
 
 
 def crop_narrow(x, box, size):
@@ -215,7 +216,7 @@ def back(map_, flipped):
 STYLES = {
     "crop_size": [size_arrays, size_by_width, size_tensor],
     "crop": [crop_of_torchvision, crop_in_two_steps, crop_narrow],
-    "saturation": [saturation_in_place, saturation_by_channels, saturation_einsum],
+    "saturation": [saturation_by_channels, saturation_einsum],
     "views": [views_by_append, views_as_tuple, views_by_recipes],
     "pairs": [pairs_loop, lambda n: torch.tensor(pairs(n)), lambda n: set(pairs(n))],
     "shared": [shared_by_pixels, shared_tensors, shared_ranges],
@@ -238,6 +239,7 @@ WRONG = {
         "sums for products": lambda h, w, s, r: size(h + w, 1, s, r),
     },
     "crop": {
+        "float for uint8": lambda x, b, s: crop_in_two_steps(x, b, s).float(),
         "columns first": lambda x, b, s: resize(x[:, b[1] : b[1] + b[3], b[0] : b[0] + b[2]], s),
         "ends for lengths": lambda x, b, s: resize(x[:, b[0] : b[2], b[1] : b[3]], s),
         "channels cut": lambda x, b, s: resize(x[b[0] : b[0] + b[2], b[1] : b[1] + b[3]], s),
@@ -265,6 +267,7 @@ WRONG = {
         "clamped to 1": lambda x, b, s: in_bounds(torch.as_tensor(crop_narrow(x, b, s))),
     },
     "saturation": {
+        "the image changed in place": saturation_in_place,
         "exchanged": lambda x, f: saturation(x, 1 - f),
         "plain mean": lambda x, f: in_bounds(f * x + (1 - f) * x.mean(0)),
         "no clamp": lambda x, f: f * x + (1 - f) * gray(x),
@@ -279,6 +282,7 @@ WRONG = {
         "the grey of hsv": lambda x, f: in_bounds(f * x + (1 - f) * x.amax(0)),
     },
     "views": {
+        "recipes": lambda x, a, b, c, n: [a, b] + [c] * n,
         "repeated": lambda x, a, b, c, n: [a(x), b(x)] + [c(x)] * n,
         "locals first": lambda x, a, b, c, n: [c(x) for _ in range(n)] + [a(x), b(x)],
         "first twice": lambda x, a, b, c, n: right_views(x, a, a, c, n),
@@ -348,6 +352,9 @@ WRONG = {
         "lost": lambda a, b: 1 - own(distances(a, b)),
     },
     "put_back": {
+        "columns first": lambda m, b, f, s: laid(
+            (b[1], b[0], b[3], b[2]), stretched(m.flip(-1) if f else m, b[3], b[2]), s
+        ),
         "not mirrored": lambda m, b, f, s: laid(b, stretched(m, *b[2:]), s),
         "always mirrored": lambda m, b, f, s: laid(b, stretched(m.flip(-1), *b[2:]), s),
         "upside down": lambda m, b, f, s: laid(b, stretched(m.flip(0) if f else m, *b[2:]), s),

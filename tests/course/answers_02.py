@@ -24,6 +24,7 @@ def split_by_parts(tokens, grid):
 
 
 SPLIT_WRONG = {
+    "CLS at the end": lambda t, g: (t[:, -1], t[:, :-1].unflatten(1, g)),
     "the last token": lambda t, g: (t[:, -1], t[:, 1:].unflatten(1, g)),
     "the mean of all": lambda t, g: (t.mean(1), t[:, 1:].unflatten(1, g)),
     "the mean of the patches": lambda t, g: (t[:, 1:].mean(1), t[:, 1:].unflatten(1, g)),
@@ -401,7 +402,7 @@ def nearest_numpy(logits, prototype, n):
 NEAREST_WRONG = {
     "farthest": lambda x, k, n: x[:, k].argsort()[:n],
     "values": lambda x, k, n: x[:, k].topk(n).values,
-    "a row": lambda x, k, n: x[k].topk(min(n, x.shape[1])).indices,
+    "a row": lambda x, k, n: x[k].topk(n).indices,
     "turned round": lambda x, k, n: x[:, k].argsort()[-n:],
     "by size": lambda x, k, n: x[:, k].abs().topk(n).indices,
     "one too many": lambda x, k, n: x[:, k].topk(n + 1).indices,
@@ -429,6 +430,7 @@ def count_with_torch(in_dim, out_dim, hidden_dim, bottleneck_dim):
 
 
 COUNT_WRONG = {
+    "batch norms": lambda d, k, h, b: count(d, k, h, b) + 4 * h,
     "no biases": lambda d, k, h, b: d * h + h * h + h * b + k * b,
     "gains": lambda d, k, h, b: count(d, k, h, b) + k,
     "one bias too many": lambda d, k, h, b: count(d, k, h, b) + h,

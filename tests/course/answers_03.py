@@ -85,6 +85,7 @@ def loss_with(**change):
 
 
 LOSSES = {
+    "defaults alone": lambda s, t, c, a=0.1, b=0.04: dino_loss_torch(s, t, c),
     "a view predicts itself": loss_with(
         pairs=lambda n: [(i, v) for i in range(2) for v in range(n)]
     ),
@@ -243,6 +244,7 @@ WRONG = {
         "nothing": lambda p: print(end=""),
     },
     "cross_entropy": {
+        "the divergence, and nan": lambda q, log_p: (q * (q.log() - log_p)).sum(-1),
         "logarithm again": lambda q, log_p: -(q * log_p.log()).sum(-1),
         "the student's entropy": lambda q, log_p: -(log_p.exp() * log_p).sum(-1),
         "logarithm of q": lambda q, log_p: -(log_p.exp() * q.log()).sum(-1),
