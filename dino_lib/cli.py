@@ -1,4 +1,5 @@
-"""The command line: `dino train`, `report`, `explore`, `video`, `doctor`; or `python -m dino_lib`.
+"""The command line: `dino train`, `report`, `explore`, `video`, `doctor`, `progress`; or
+`python -m dino_lib`.
 
 What a command needs is imported when it is asked for, so that `dino --help` answers at once.
 """
@@ -143,6 +144,24 @@ def doctor(words: Sequence[str]) -> None:
         say(examine(folder))
 
 
+def progress(words: Sequence[str]) -> None:
+    """say which pieces of the course a reader, or a class, has written"""
+    about = "Say which pieces of the course are done: of one folder what is missing, of several a "
+    parser = _Parser("progress", about + "line a reader.")
+    folder_help = "a reader's folder of notebooks, as saved; of a class, one a reader"
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help=folder_help)
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a row a reader, too")
+    given = parser.parse_args(words)
+
+    from dino_lib.course.progress import csv_of_class, read_class, table_of_class, table_of_one
+
+    copies = read_class(given.folders)
+    say(table_of_one(copies[0]) if len(copies) == 1 else table_of_class(copies))
+    if given.csv:
+        given.csv.write_text(csv_of_class(copies), encoding="utf-8")
+        say(f"wrote {given.csv}")
+
+
 def _add_look(parser: _Parser) -> None:
     teacher_help = "what load_teacher takes; may be repeated (default: demo)"
     size_help = "see images whole, at about so many pixels squared (default: a middle square)"
@@ -181,6 +200,7 @@ COMMANDS = {
     "explore": explore,
     "video": video,
     "doctor": doctor,
+    "progress": progress,
 }
 
 
