@@ -9,7 +9,7 @@ INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip in
 
 NOTEBOOKS := $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
 
-.PHONY: help setup demo test lab course figures bench gpu browser clean
+.PHONY: help setup demo test lab course figures bench gpu browser site clean
 
 help:  ## say what each target does
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /	/'
@@ -57,6 +57,10 @@ gpu: setup  ## ten minutes on a GPU: its tests, speed beside others, a short tra
 browser: setup  ## run the notebooks in JupyterLab in a browser; needs Chromium or Chrome
 	$(INSTALL) -e '.[browser]'
 	$(BIN)/python tests/browser.py --out runs/browser
+
+site: setup  ## the course as a web site in runs/site, for GitHub Pages or to read offline
+	$(INSTALL) -e '.[site]'
+	$(BIN)/python site/make.py
 
 clean:  ## remove .venv and runs
 	rm -rf .venv runs

@@ -133,10 +133,19 @@ def video(words: Sequence[str]) -> None:
 
 
 def doctor(words: Sequence[str]) -> None:
-    """say what ails runs and what to change"""
-    parser = _Parser("doctor", "Say what ails a run, from which step, and what to change.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder")
+    """say what ails runs and what to change; without a run, whether this machine is ready"""
+    about = "Say what ails a run, from which step, and what to change. Without a run: whether this "
+    parser = _Parser("doctor", about + "machine is ready for the course, and how long each "
+                     "notebook takes on it; exit status 1 where it is not.")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="a run's folder")
     given = parser.parse_args(words)
+    if not given.runs:
+        from dino_lib.course.laptop import examine_machine
+
+        said, ready = examine_machine()
+        say(said)
+        if not ready:
+            sys.exit(1)
 
     from dino_lib.run.doctor import examine
 
