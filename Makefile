@@ -9,7 +9,7 @@ INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip in
 
 NOTEBOOKS := $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
 
-.PHONY: help setup demo test lab course figures bench gpu browser site clean
+.PHONY: help setup demo test lab course figures bench gpu browser site slides clean
 
 help:  ## say what each target does
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /	/'
@@ -61,6 +61,9 @@ browser: setup  ## run the notebooks in JupyterLab in a browser; needs Chromium 
 site: setup  ## the course as a web site in runs/site, for GitHub Pages or to read offline
 	$(INSTALL) -e '.[site]'
 	$(BIN)/python site/make.py
+
+slides: setup  ## slides of the notebooks, HTML and PDF; needs npm, and Chromium or Chrome
+	$(BIN)/python slides/make.py
 
 clean:  ## remove .venv and runs
 	rm -rf .venv runs

@@ -1,0 +1,157 @@
+"""Slides of the notebooks: `make slides`, that is `python slides/make.py [NAME ...]`.
+
+Every slide is taken from a teaching copy: the title; a slide a section, with its formulas; a slide
+a figure, with what the text says before it; a slide for each thing to write. The speaker notes are
+the section's notes for who teaches, and what the text says after a figure. So a change of a
+notebook changes the slides. Marp (its exact version below) makes NAME.html, which needs no
+internet (p opens the notes), and NAME.pdf of NAME.md. It needs npm, and Chromium or Chrome.
+"""
+
+import argparse
+import base64
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import nbformat
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+MARP = "@marp-team/marp-cli@4.5.1"
+FRONT = "---\nmarp: true\ntheme: course\nmath: mathjax\npaginate: true\ntitle: {title}\n---\n"
+PICTURES = {"image/png": "png", "image/jpeg": "jpg"}
+FORMULA = re.compile(r"\$\$.+?\$\$", re.S)
+FOLDED = re.compile(r"<details>.*?</details>", re.S)
+TURN = re.compile(r"\*\*((?:Your turn|Exercise) \d+ · .+?)\*\*(.*)", re.S)
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\([^)]*\)")
+LONGEST = 420  # letters that a slide takes beside its heading
+
+
+class Deck:
+    """The Markdown of a deck, slide by slide, and the pictures that it shows."""
+
+    def __init__(self, folder, name):
+        self.folder, self.name, self.slides, self.pictures = folder, name, [], 0
+
+    def add(self, *parts, notes="", kind=""):
+        """A slide of paragraphs; `kind` is its CSS class."""
+        mark = f"<!-- _class: {kind} -->" if kind else ""
+        said = f"<!--\n{notes.replace('--', '- -')}\n-->" if notes.strip() else ""
+        self.slides.append("\n\n".join(part for part in (mark, *parts, said) if part))
+
+    def picture(self, data, ending):
+        """A picture, written beside the slides, as Markdown."""
+        self.pictures += 1
+        path = self.folder / "pictures" / f"{self.name}-{self.pictures:02d}.{ending}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(base64.b64decode(data))
+        return f"![]({path.relative_to(self.folder).as_posix()})"
+
+    def write(self, title):
+        text = FRONT.format(title=title) + "\n\n---\n\n".join(self.slides) + "\n"
+        path = self.folder / f"{self.name}.md"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+
+def plain(text):
+    """A text for a slide: no folded hints, links or headings."""
+    text = LINK.sub(r"\1", FOLDED.sub("", text))
+    return re.sub(r"(?m)^(#+ .*|<!--.*)$", "", text).strip()
+
+
+def start_of(text, longest=LONGEST):
+    """The first sentences of a text, at least one, as many as a slide takes; no formula or list."""
+    paragraphs = [p.strip() for p in FORMULA.sub("\n\n", plain(text)).split("\n\n")]
+    words = [p for p in paragraphs if p and not re.match(r"[-*|>\d] |\d+\. |!\[", p)]
+    kept = ""
+    for sentence in re.split(r"(?<=[.?!:])\s+(?=[A-Z*`$])", " ".join(words)):
+        if kept and len(kept) + len(sentence) > longest:
+            break
+        kept += f" {sentence}"
+    return kept.strip().removesuffix(":") + "." * kept.strip().endswith(":")
+
+
+def slides_of(path, folder):
+    """Write the Markdown and the pictures of a teaching copy; gives the Markdown's path."""
+    deck = Deck(folder, path.stem)
+    cells = nbformat.read(path, 4).cells
+    title = re.search(r"^# (.*)", cells[0].source, re.M)[1]
+    deck.add(f"# {title}", start_of(cells[0].source), kind="title", notes=plain(cells[0].source))
+    heading, before, notes = title, "", []
+    for number, cell in enumerate(cells[1:], 1):
+        if "note" in cell.metadata.get("tags", []):
+            notes.append(plain(cell.source))  # it stands before its section
+        elif cell.cell_type == "markdown":
+            turn, before = TURN.search(FOLDED.sub("", cell.source)), cell.source
+            found = re.findall(r"^##+ (.*)", cell.source, re.M)
+            if found and not turn:
+                heading = found[-1]
+                add_section(deck, found, cell, notes)
+                notes = []
+            elif turn:
+                task, before = start_of(turn[2]), ""
+                deck.add(f"## {turn[1].rstrip('.')}", task, *formulas(turn[2]), kind="turn")
+            elif FORMULA.search(cell.source):
+                deck.add(f"## {heading}", *around_formula(cell.source), notes=plain(cell.source))
+        else:
+            after = cells[number + 1].source if number + 1 < len(cells) else ""
+            for output in cell.outputs:
+                for kind in PICTURES.keys() & output.get("data", {}).keys():
+                    shown = deck.picture(output["data"][kind], PICTURES[kind])
+                    deck.add(f"## {heading}", shown, start_of(before, 200), kind="figure",
+                             notes=plain(after) if not after.startswith("#") else "")
+    return deck.write(title)
+
+
+def add_section(deck, found, cell, notes):
+    """The slide of a section: its heading, its first sentences, its formulas and its pictures."""
+    pictures = [deck.picture(data["image/png"], "png")
+                for data in cell.get("attachments", {}).values()]
+    shown = formulas(cell.source)
+    points = re.findall(r"(?m)^(?:- |\d+\. ).*$", plain(cell.source))
+    text = start_of(cell.source, 250 if shown or points else LONGEST)
+    room = LONGEST - len(text) * bool(shown)
+    while points and sum(map(len, points)) > room:
+        points.pop()
+    kind = "figure" if pictures else ""
+    deck.add(f"## {found[-1] if found[-1] != 'Exercises' else found[0]}", *pictures, text, *shown,
+             "\n".join(points), notes="\n\n".join([*notes, plain(cell.source)]), kind=kind)
+
+
+def around_formula(text):
+    """What stands right before the first formula of a text, the formula, and what stands after."""
+    formula = FORMULA.search(text)
+    before = [p for p in plain(text[:formula.start()]).split("\n\n") if p]
+    after = start_of(FORMULA.split(text[formula.end():])[0], 250)
+    sentences = re.split(r"(?<=[.?!])\s+", " ".join(before[-1:]))
+    while len(sentences) > 1 and sum(map(len, sentences)) > 250:
+        sentences.pop(0)
+    return " ".join(sentences), formula[0], after
+
+
+def formulas(text):
+    """The displayed formulas of a text, at most two."""
+    return FORMULA.findall(FOLDED.sub("", text))[:2]
+
+
+def main():
+    names = sorted(path.stem for path in (ROOT / "notebooks" / "teaching").glob("*.ipynb"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=names, metavar="NAME")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "slides")
+    args = parser.parse_args()
+    shutil.rmtree(args.out, ignore_errors=True)
+    args.out.mkdir(parents=True)
+    for name in args.names:
+        text = slides_of(ROOT / "notebooks" / "teaching" / f"{name}.ipynb", args.out)
+        for ending in (["--html", "false"], ["--pdf", "--pdf-notes", "--pdf-outlines"]):
+            marp = ["npx", "--yes", MARP, "--no-stdin", "--allow-local-files", "--theme-set",
+                    str(HERE / "course.css"), *ending, text.name]
+            subprocess.run(marp, check=True, cwd=args.out)
+        print(f"{args.out / name}.html and .pdf")
+
+
+if __name__ == "__main__":
+    main()
