@@ -9,7 +9,7 @@ INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip in
 
 NOTEBOOKS := $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
 
-.PHONY: help setup demo test lab course figures bench gpu browser site slides clean
+.PHONY: help setup demo test lab course figures bench gpu browser site slides bundle clean
 
 help:  ## say what each target does
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /	/'
@@ -64,6 +64,9 @@ site: setup  ## the course as a web site in runs/site, for GitHub Pages or to re
 
 slides: setup  ## slides of the notebooks, HTML and PDF; needs npm, and Chromium or Chrome
 	$(BIN)/python slides/make.py
+
+bundle: site  ## the whole course for machines like this one without internet, in runs/bundle
+	$(BIN)/python bundle/make.py
 
 clean:  ## remove .venv and runs
 	rm -rf .venv runs
