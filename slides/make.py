@@ -35,10 +35,10 @@ class Deck:
         self.folder, self.name, self.slides, self.pictures = folder, name, [], 0
 
     def add(self, *parts, notes="", kind=""):
-        """A slide of paragraphs; `kind` is its CSS class."""
+        """A slide of paragraphs; `kind` is its CSS class. Gives its notes, to be added to."""
         mark = f"<!-- _class: {kind} -->" if kind else ""
-        said = f"<!--\n{notes.replace('--', '- -')}\n-->" if notes.strip() else ""
-        self.slides.append("\n\n".join(part for part in (mark, *parts, said) if part))
+        self.slides.append(("\n\n".join(part for part in (mark, *parts) if part), [notes]))
+        return self.slides[-1][1]
 
     def picture(self, data, ending):
         """A picture, written beside the slides, as Markdown."""
@@ -49,7 +49,11 @@ class Deck:
         return f"![]({path.relative_to(self.folder).as_posix()})"
 
     def write(self, title):
-        text = FRONT.format(title=title) + "\n\n---\n\n".join(self.slides) + "\n"
+        slides = []
+        for shown, notes in self.slides:
+            said = "\n\n".join(note for note in notes if note).replace("--", "- -")
+            slides.append(f"{shown}\n\n<!--\n{said}\n-->" if said else shown)
+        text = FRONT.format(title=title) + "\n\n---\n\n".join(slides) + "\n"
         path = self.folder / f"{self.name}.md"
         path.write_text(text, encoding="utf-8")
         return path
@@ -78,21 +82,29 @@ def slides_of(path, folder):
     deck = Deck(folder, path.stem)
     cells = nbformat.read(path, 4).cells
     title = re.search(r"^# (.*)", cells[0].source, re.M)[1]
-    deck.add(f"# {title}", start_of(cells[0].source), kind="title", notes=plain(cells[0].source))
-    heading, before, notes = title, "", []
+    opening = plain(cells[0].source)
+    notes = deck.add(f"# {title}", start_of(cells[0].source), kind="title", notes=opening)
+    heading, before, early = title, "", []
     for number, cell in enumerate(cells[1:], 1):
         if "note" in cell.metadata.get("tags", []):
-            notes.append(plain(cell.source))  # it stands before its section
+            # most stand at the end of their section; one that names the next one, before it
+            named = re.match(r"\*\*Section (\d+)\b", cell.source)
+            following = sections(cells[number + 1].source) if number + 1 < len(cells) else []
+            is_early = named and following and following[0][0].startswith(named[1])
+            (early if is_early else notes).append(plain(cell.source))
         elif cell.cell_type == "markdown":
             turn, before = TURN.search(FOLDED.sub("", cell.source)), cell.source
-            found = re.findall(r"^##+ (.*)", cell.source, re.M)
+            found = sections(cell.source)
             if found and not turn:
-                heading = found[-1]
-                add_section(deck, found, cell, notes)
-                notes = []
+                heading = found[-1][0]
+                notes = add_sections(deck, found, cell)
+                notes[:0], early, before = early, [], ""
             elif turn:
                 task, before = start_of(turn[2]), ""
                 deck.add(f"## {turn[1].rstrip('.')}", task, *formulas(turn[2]), kind="turn")
+            elif "attachments" in cell:
+                deck.add(f"## {heading}", *pictures_in(cell, deck), start_of(cell.source, 200),
+                         notes=plain(cell.source), kind="figure")
             elif FORMULA.search(cell.source):
                 deck.add(f"## {heading}", *around_formula(cell.source), notes=plain(cell.source))
         else:
@@ -101,23 +113,38 @@ def slides_of(path, folder):
                 for kind in PICTURES.keys() & output.get("data", {}).keys():
                     shown = deck.picture(output["data"][kind], PICTURES[kind])
                     deck.add(f"## {heading}", shown, start_of(before, 200), kind="figure",
-                             notes=plain(after) if not after.startswith("#") else "")
+                             notes=plain(re.split(r"(?m)^#", after)[0]))
+                    before = ""
     return deck.write(title)
 
 
-def add_section(deck, found, cell, notes):
-    """The slide of a section: its heading, its first sentences, its formulas and its pictures."""
-    pictures = [deck.picture(data["image/png"], "png")
-                for data in cell.get("attachments", {}).values()]
-    shown = formulas(cell.source)
-    points = re.findall(r"(?m)^(?:- |\d+\. ).*$", plain(cell.source))
-    text = start_of(cell.source, 250 if shown or points else LONGEST)
-    room = LONGEST - len(text) * bool(shown)
-    while points and sum(map(len, points)) > room:
-        points.pop()
-    kind = "figure" if pictures else ""
-    deck.add(f"## {found[-1] if found[-1] != 'Exercises' else found[0]}", *pictures, text, *shown,
-             "\n".join(points), notes="\n\n".join([*notes, plain(cell.source)]), kind=kind)
+def sections(text):
+    """(heading, what stands under it) of each heading in a text."""
+    parts = re.split(r"(?m)^##+ (.*)$", FOLDED.sub("", text))
+    return [(h.strip(), under) for h, under in zip(parts[1::2], parts[2::2], strict=True)]
+
+
+def pictures_in(cell, deck):
+    """The pictures that a text shows."""
+    return [deck.picture(of["image/png"], "png") for of in cell.get("attachments", {}).values()]
+
+
+def add_sections(deck, found, cell):
+    """A slide a heading of a cell: its first sentences, formulas, points, and pictures. Gives the
+    notes of the last.
+    """
+    pictures = pictures_in(cell, deck)
+    for heading, under in found:
+        shown = formulas(under)
+        points = re.findall(r"(?m)^(?:- |\d+\. ).*$", plain(under))
+        text = start_of(under, 250 if shown or points else LONGEST)
+        while points and sum(map(len, points)) > LONGEST - len(text) * bool(shown):
+            points.pop()
+        if text or points or heading == found[-1][0]:
+            notes = deck.add(f"## {heading}", *pictures, text, *shown, "\n".join(points),
+                             notes=plain(under), kind="figure" * bool(pictures))
+            pictures = []
+    return notes
 
 
 def around_formula(text):
