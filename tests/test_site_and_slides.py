@@ -1,4 +1,4 @@
-"""What the site and the slides are made of; `make site` and `make slides` themselves run by hand."""
+"""What the site and the slides are made of; `make site` and `make slides` are run by hand."""
 
 import importlib.util
 import re
