@@ -1,13 +1,15 @@
-"""How long each notebook takes: `python benchmarks/notebooks.py [--out FILE] [NAME ...]`.
+"""How long each notebook takes: `python benchmarks/notebooks.py --machine "its name"`.
 
-Executes the student's copies on one core and writes the CPU seconds and the largest memory of each
-kernel. Before each notebook, and after the last, `laptop.work` is timed; the file has the median.
-Without --out nothing is written; what `dino doctor` would have said stands beside what was
-measured, which shows how good its estimate is on this machine. To see it on a slower processor,
-forbid torch the new one's instructions:
+Executes the student's copies on one core, and keeps the CPU seconds and the largest memory of each
+kernel in dino_lib/course/measured/notebooks.json, which `dino doctor` reads. Before each notebook,
+and after the last, `laptop.work` is timed; its median is kept.
 
-ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
-    python benchmarks/notebooks.py 01_multicrop 02_head
+`--check NAME ...` compares instead: what the doctor says here of these notebooks, beside what they
+take. The ratios go into the file too, and the doctor says them. To see it on a slower processor,
+forbid torch the newer instructions:
+
+ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \\
+    python benchmarks/notebooks.py --check 01_multicrop 02_head
 """
 
 import argparse
@@ -32,11 +34,6 @@ used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAG
 print(json.dumps({"seconds": sum(u.ru_utime + u.ru_stime for u in used),
                   "memory": 1024 * max(u.ru_maxrss for u in used)}))
 """
-QUALITY = (
-    "How good the table is: with older instructions forbidden to its processor, the reference "
-    "machine took {least:.2f} to {most:.2f} times what the table said of it."
-)
-
 
 def measure(path):
     """{"seconds", "memory" in bytes} of a kernel that runs a notebook, in a folder of its own."""
@@ -58,29 +55,33 @@ def work_seconds():
     return float(done.stdout)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
-    parser.add_argument("names", nargs="*", default=names)
-    parser.add_argument("--out", type=Path, help=f"e.g. {MEASURED.name}")
-    parser.add_argument("--machine", default="the machine at hand", help="its name in the file")
-    args = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
+def measure_all(names):
+    """(each notebook's row, the seconds of `work` between them)."""
     works, rows = [], {}
-    for name in args.names:
+    for name in names:
         works.append(work_seconds())
         rows[name] = measure(NOTEBOOKS / f"{name}.ipynb")
         print(f"{name}: {rows[name]['seconds']:.1f} CPU s, work {works[-1]:.2f} s", flush=True)
-    works.append(work_seconds())
+    return rows, [*works, work_seconds()]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", nargs="+", metavar="NAME", help="notebooks to compare")
+    parser.add_argument("--machine", default="the reference machine", help="its name in the file")
+    args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    rows, works = measure_all(args.check or sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb")))
     found = {"machine": args.machine, "work_seconds": statistics.median(works), "works": works,
-             "notebooks": rows}
-    if MEASURED.exists():
-        said = estimate(read_reference(), found["work_seconds"])
+             "notebooks": rows, "checked": {}}
+    if args.check:
+        here, found = found["work_seconds"], read_reference()
+        said = estimate(found, here)
         for name, row in rows.items():
-            print(f"{name}: the doctor says {said[name]:.0f} s, measured {row['seconds']:.0f} s, "
-                  f"{row['seconds'] / said[name]:.2f} of it")
-    if args.out:
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+            found["checked"][name] = round(row["seconds"] / said[name], 2)
+            print(f"{name}: the doctor says {said[name]:.0f} s, measured {row['seconds']:.0f} s; "
+                  f"work {here:.2f} s")
+    MEASURED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

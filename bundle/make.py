@@ -3,6 +3,9 @@
 The folder, and an archive of it, hold the wheels for machines of this kind (system, processor and
 Python), the notebooks, the teachers (they ship in the library's wheel), the site, and install.py,
 which needs no internet. The slides come along where `make slides` has made them.
+
+On Linux torch brings CUDA along, most of the size. With PIP_EXTRA_INDEX_URL set to the address of
+PyTorch's CPU builds, pip takes those: their version, such as 2.14.1+cpu, counts as the newer one.
 """
 
 import argparse
