@@ -102,6 +102,11 @@ def slides_of(path, folder):
             elif turn:
                 task, before = start_of(turn[2]), ""
                 deck.add(f"## {turn[1].rstrip('.')}", task, *formulas(turn[2]), kind="turn")
+            elif "**Predict" in cell.source:  # the question, before the figure that answers it
+                question = cell.source[cell.source.index("**Predict"):]
+                deck.add(f"## {heading}", start_of(question), points_of(question), kind="turn",
+                         notes=plain(cell.source))
+                before = ""
             elif "attachments" in cell:
                 deck.add(f"## {heading}", *pictures_in(cell, deck), start_of(cell.source, 200),
                          notes=plain(cell.source), kind="figure")
@@ -131,20 +136,29 @@ def pictures_in(cell, deck):
 
 def add_sections(deck, found, cell):
     """A slide a heading of a cell: its first sentences, formulas, points, and pictures. Gives the
-    notes of the last.
+    notes of the last slide.
     """
     pictures = pictures_in(cell, deck)
     for heading, under in found:
-        shown = formulas(under)
-        points = re.findall(r"(?m)^(?:- |\d+\. ).*$", plain(under))
-        text = start_of(under, 250 if shown or points else LONGEST)
-        while points and sum(map(len, points)) > LONGEST - len(text) * bool(shown):
-            points.pop()
-        if text or points or heading == found[-1][0]:
-            notes = deck.add(f"## {heading}", *pictures, text, *shown, "\n".join(points),
-                             notes=plain(under), kind="figure" * bool(pictures))
+        points = points_of(under)
+        if FORMULA.search(under):
+            parts = around_formula(under)
+        else:
+            parts = [start_of(under, 250 if points else LONGEST)]
+        if any(parts) or points or pictures:
+            dense = "dense" if sum(map(len, parts)) + len(points) > LONGEST else ""
+            deck.add(f"## {heading}", *pictures, *parts, points, notes=plain(under),
+                     kind="figure" if pictures else dense)
             pictures = []
-    return notes
+    return deck.slides[-1][1]
+
+
+def points_of(text):
+    """The list in a text, as far as a slide takes it."""
+    points = re.findall(r"(?m)^(?:- |\d+\. ).*$", plain(text))
+    while sum(map(len, points)) > 700:
+        points.pop()
+    return "\n".join(points)
 
 
 def around_formula(text):
