@@ -69,12 +69,19 @@ def start_of(text, longest=LONGEST):
     """The first sentences of a text, at least one, as many as a slide takes; no formula or list."""
     paragraphs = [p.strip() for p in FORMULA.sub("\n\n", plain(text)).split("\n\n")]
     words = [p for p in paragraphs if p and not re.match(r"[-*|>\d] |\d+\. |!\[", p)]
-    kept = ""
-    for sentence in re.split(r"(?<=[.?!:])\s+(?=[A-Z*`$])", " ".join(words)):
-        if kept and len(kept) + len(sentence) > longest:
+    kept = []
+    for sentence in re.split(r"(?<=[.?!:]) (?=[A-Z*`$])", joined(" ".join(words))):
+        if kept and sum(map(len, kept)) + len(sentence) > longest:
             break
-        kept += f" {sentence}"
-    return kept.strip().removesuffix(":") + "." * kept.strip().endswith(":")
+        kept.append(sentence)
+    if len(kept) > 1 and kept[-1].endswith(":"):
+        kept.pop()  # it announces what is not on the slide
+    return " ".join(kept)
+
+
+def joined(text):
+    """A text in one line: Marp keeps line breaks."""
+    return " ".join(text.split())
 
 
 def slides_of(path, folder):
@@ -155,7 +162,8 @@ def add_sections(deck, found, cell):
 
 def points_of(text):
     """The list in a text, as far as a slide takes it."""
-    points = re.findall(r"(?m)^(?:- |\d+\. ).*$", plain(text))
+    found = re.findall(r"(?m)^((?:- |\d+\. ).*(?:\n(?!- |\d+\. ).+)*)", plain(text))
+    points = [joined(point) for point in found]
     while sum(map(len, points)) > 700:
         points.pop()
     return "\n".join(points)
@@ -166,7 +174,7 @@ def around_formula(text):
     formula = FORMULA.search(text)
     before = [p for p in plain(text[:formula.start()]).split("\n\n") if p]
     after = start_of(FORMULA.split(text[formula.end():])[0], 250)
-    sentences = re.split(r"(?<=[.?!])\s+", " ".join(before[-1:]))
+    sentences = re.split(r"(?<=[.?!]) ", joined(" ".join(before[-1:])))
     while len(sentences) > 1 and sum(map(len, sentences)) > 250:
         sentences.pop(0)
     return " ".join(sentences), formula[0], after
