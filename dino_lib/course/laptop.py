@@ -192,17 +192,18 @@ def examine_machine(folder: Path | None = None) -> tuple[str, bool]:
     todo = [f for f in findings if f.change]
     lines = [f"LOOK  {f.what}\n      -> {f.change}" if f.change else f"ok    {f.what}"
              for f in findings]
-    lines += ["", _table(reference, cpu), "", "This machine is ready."]
+    lines += ["", _table(reference, cpu, folder), "", "This machine is ready."]
     if todo:
         lines[-1] = f"This machine is not ready yet: {len(todo)} of the lines above say LOOK."
     return "\n".join(lines), not todo
 
 
-def _table(reference: dict[str, Any], work_seconds: float) -> str:
-    """A line a notebook: the time it takes here, and its memory."""
+def _table(reference: dict[str, Any], work_seconds: float, folder: Path) -> str:
+    """A line a notebook: the time it takes here, and its memory; those never measured say so."""
     there = reference["work_seconds"]
     seconds = estimate(reference, work_seconds)
-    width = max(map(len, seconds))
+    unknown = sorted({path.stem for path in folder.glob("*.ipynb")} - seconds.keys())
+    width = max(map(len, [*seconds, *unknown]))
     lines = [
         f"One core here takes {work_seconds / there:.2f} times as long as one of "
         f"{reference['machine']} ({work_seconds:.1f} s for work that took {there:.1f} s).",
@@ -211,7 +212,8 @@ def _table(reference: dict[str, Any], work_seconds: float) -> str:
     for name, row in reference["notebooks"].items():
         memory = f"{row['memory'] / 1e9:6.1f} GB"
         lines.append(f"  {name:{width}} {_duration(seconds[name]):>9} {memory}")
-    lines.append(f"  {'all':{width}} {_duration(sum(seconds.values())):>9}")
+    lines.append(f"  {'together':{width}} {_duration(sum(seconds.values())):>9}")
+    lines += [f"  {name:{width}}  never measured" for name in unknown]
     return "\n".join([*lines, _quality(reference["checked"])])
 
 

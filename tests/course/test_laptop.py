@@ -48,7 +48,9 @@ def test_times_are_the_references_times_the_factor_of_the_work(folder):
     said, ready = laptop.examine_machine(folder)
     assert ready and said.endswith("This machine is ready.") and "LOOK" not in said
     rows = dict(re.findall(r"(?m)^  (\w+) +(\S+ \w+)", said))
-    assert rows == {"01_a": "45 s", "02_b": "2.2 min", "all": "3.0 min"}
+    assert rows == {"01_a": "45 s", "02_b": "2.2 min", "together": "3.0 min"}
+    (folder / "03_new.ipynb").write_text("{}")
+    assert "  03_new  never measured" in laptop.examine_machine(folder)[0]
     assert "1.50 times as long as one of a reference" in said
     assert "01_a, 02_b took 0.50 to 1.25 times what it said" in said
 
@@ -88,9 +90,9 @@ def test_a_folder_without_its_notebooks_and_one_that_lacks_one(folder, capsys, m
     assert said.rstrip().endswith("not ready yet: 1 of the lines above say LOOK.")
 
 
-def test_the_reference_has_every_notebook_and_its_work():
+def test_the_reference_has_notebooks_that_are_there_and_its_work():
     reference = laptop.read_reference()
-    assert list(reference["notebooks"]) == sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+    assert reference["notebooks"].keys() <= {path.stem for path in NOTEBOOKS.glob("*.ipynb")}
     for row in reference["notebooks"].values():
         assert 1 < row["seconds"] < 3600 and 1e8 < row["memory"] < 4 * GB
     assert 0.1 < reference["work_seconds"] < 60 and reference["checked"]
