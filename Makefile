@@ -9,7 +9,7 @@ INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip in
 
 NOTEBOOKS := $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
 
-.PHONY: help setup demo test lab course figures bench gpu gpu-train browser clean
+.PHONY: help setup demo test lab course figures bench gpu gpu-train browser site slides bundle clean
 
 help:  ## say what each target does
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /	/'
@@ -60,6 +60,16 @@ gpu-train: setup  ## an hour's training on a GPU, in pieces of ten minutes (DATA
 browser: setup  ## run the notebooks in JupyterLab in a browser; needs Chromium or Chrome
 	$(INSTALL) -e '.[browser]'
 	$(BIN)/python tests/browser.py --out runs/browser
+
+site: setup  ## the course as a web site in runs/site, for GitHub Pages or to read offline
+	$(INSTALL) -e '.[site]'
+	$(BIN)/python site/make.py
+
+slides: setup  ## slides of the notebooks, HTML and PDF; needs npm, and Chromium or Chrome
+	$(BIN)/python slides/make.py
+
+bundle: site  ## the whole course for machines like this one without internet, in runs/bundle
+	$(BIN)/python bundle/make.py
 
 clean:  ## remove .venv and runs
 	rm -rf .venv runs

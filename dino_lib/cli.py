@@ -160,15 +160,42 @@ def export(words: Sequence[str]) -> None:
 
 
 def doctor(words: Sequence[str]) -> None:
-    """say what ails runs and what to change"""
-    parser = _Parser("doctor", "Say what ails a run, from which step, and what to change.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder")
+    """say what ails runs and what to change; without a run, whether this machine is ready"""
+    about = "Say what ails a run, from which step, and what to change. Without a run: whether this "
+    parser = _Parser("doctor", about + "machine is ready for the course, and how long each "
+                     "notebook takes on it; exit status 1 where it is not.")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="a run's folder")
     given = parser.parse_args(words)
+    if not given.runs:
+        from dino_lib.course.laptop import examine_machine
+
+        said, ready = examine_machine()
+        say(said)
+        if not ready:
+            sys.exit(1)
 
     from dino_lib.run.doctor import examine
 
     for folder in given.runs:
         say(examine(folder))
+
+
+def progress(words: Sequence[str]) -> None:
+    """say which pieces of the course a reader, or a class, has written"""
+    about = "Say which pieces of the course are done: of one folder what is missing, of several a "
+    parser = _Parser("progress", about + "line a reader.")
+    folder_help = "a reader's folder of notebooks, as saved; of a class, one a reader"
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help=folder_help)
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a row a reader, too")
+    given = parser.parse_args(words)
+
+    from dino_lib.course.progress import csv_of_class, read_class, table_of_class, table_of_one
+
+    copies = read_class(given.folders)
+    say(table_of_one(copies[0]) if len(copies) == 1 else table_of_class(copies))
+    if given.csv:
+        given.csv.write_text(csv_of_class(copies), encoding="utf-8")
+        say(f"wrote {given.csv}")
 
 
 def _add_look(parser: _Parser) -> None:
@@ -210,6 +237,7 @@ COMMANDS = {
     "video": video,
     "export": export,
     "doctor": doctor,
+    "progress": progress,
 }
 
 

@@ -75,6 +75,7 @@ def check(name: str, yours: Any, finished: Any, cases: Sequence[Case],
     if found == "right":
         print("right" + (f": from here on {name} is yours" if used else ""))
         pieces.keep(name, yours)
+        pieces.note_done(name)
         return yours
     print(found + (f" (until yours is right, the finished {name} is used)" if used else ""))
     return finished

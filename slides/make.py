@@ -1,0 +1,206 @@
+"""Slides of the notebooks: `make slides`, that is `python slides/make.py [NAME ...]`.
+
+Every slide is taken from a teaching copy: the title; a slide a section, with its formulas; a slide
+a figure, with what the text says before it; a slide for each thing to write. The speaker notes are
+the section's notes for who teaches, and what the text says after a figure. So a change of a
+notebook changes the slides. Marp (its exact version below) makes NAME.html, which needs no
+internet (p opens the notes), and NAME.pdf of NAME.md. It needs npm, and Chromium or Chrome.
+"""
+
+import argparse
+import base64
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import nbformat
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+MARP = "@marp-team/marp-cli@4.5.1"
+FRONT = "---\nmarp: true\ntheme: course\nmath: mathjax\npaginate: true\ntitle: {title}\n---\n"
+PICTURES = {"image/png": "png", "image/jpeg": "jpg"}
+FORMULA = re.compile(r"\$\$.+?\$\$", re.S)
+FOLDED = re.compile(r"<details>.*?</details>", re.S)
+TURN = re.compile(r"\*\*((?:Your turn|Exercise) \d+ · .+?)\*\*(.*)", re.S)
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\([^)]*\)")
+LONGEST = 420  # letters that a slide takes beside its heading
+
+
+class Deck:
+    """The Markdown of a deck, slide by slide, and the pictures that it shows."""
+
+    def __init__(self, folder, name):
+        self.folder, self.name, self.slides, self.pictures = folder, name, [], 0
+
+    def add(self, *parts, notes="", kind=""):
+        """A slide of paragraphs; `kind` is its CSS class. Gives its notes, to be added to."""
+        mark = f"<!-- _class: {kind} -->" if kind else ""
+        self.slides.append(("\n\n".join(part for part in (mark, *parts) if part), [notes]))
+        return self.slides[-1][1]
+
+    def picture(self, data, ending):
+        """A picture, written beside the slides, as Markdown."""
+        self.pictures += 1
+        path = self.folder / "pictures" / f"{self.name}-{self.pictures:02d}.{ending}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(base64.b64decode(data))
+        return f"![]({path.relative_to(self.folder).as_posix()})"
+
+    def write(self, title):
+        slides = []
+        for shown, notes in self.slides:
+            said = "\n\n".join(note for note in notes if note).replace("--", "- -")
+            slides.append(f"{shown}\n\n<!--\n{said}\n-->" if said else shown)
+        text = FRONT.format(title=title) + "\n\n---\n\n".join(slides) + "\n"
+        path = self.folder / f"{self.name}.md"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+
+def plain(text):
+    """A text for a slide: no folded hints, links or headings."""
+    text = LINK.sub(r"\1", FOLDED.sub("", text))
+    return re.sub(r"(?m)^(#+ .*|<!--.*)$", "", text).strip()
+
+
+def start_of(text, longest=LONGEST):
+    """The first sentences of a text, at least one, as many as a slide takes; no formula or list."""
+    paragraphs = [p.strip() for p in FORMULA.sub("\n\n", plain(text)).split("\n\n")]
+    words = [p for p in paragraphs if p and not re.match(r"[-*|>\d] |\d+\. |!\[", p)]
+    kept = []
+    for sentence in re.split(r"(?<=[.?!:]) (?=[A-Z*`$])", joined(" ".join(words))):
+        if kept and sum(map(len, kept)) + len(sentence) > longest:
+            break
+        kept.append(sentence)
+    if len(kept) > 1 and kept[-1].endswith(":"):
+        kept.pop()  # it announces what is not on the slide
+    return " ".join(kept)
+
+
+def joined(text):
+    """A text in one line: Marp keeps line breaks."""
+    return " ".join(text.split())
+
+
+def slides_of(path, folder):
+    """Write the Markdown and the pictures of a teaching copy; gives the Markdown's path."""
+    deck = Deck(folder, path.stem)
+    cells = nbformat.read(path, 4).cells
+    title = re.search(r"^# (.*)", cells[0].source, re.M)[1]
+    opening = plain(cells[0].source)
+    notes = deck.add(f"# {title}", start_of(cells[0].source), kind="title", notes=opening)
+    heading, before, early = title, "", []
+    for number, cell in enumerate(cells[1:], 1):
+        if "note" in cell.metadata.get("tags", []):
+            # most stand at the end of their section; one that names the next one, before it
+            named = re.match(r"\*\*Section (\d+)\b", cell.source)
+            following = sections(cells[number + 1].source) if number + 1 < len(cells) else []
+            is_early = named and following and following[0][0].startswith(named[1])
+            (early if is_early else notes).append(plain(cell.source))
+        elif cell.cell_type == "markdown":
+            turn, before = TURN.search(FOLDED.sub("", cell.source)), cell.source
+            found = sections(cell.source)
+            if found and not turn:
+                heading = found[-1][0]
+                notes = add_sections(deck, found, cell)
+                notes[:0], early, before = early, [], ""
+            elif turn:
+                task, before = start_of(turn[2]), ""
+                deck.add(f"## {turn[1].rstrip('.')}", task, *formulas(turn[2]), kind="turn")
+            elif "**Predict" in cell.source:  # the question, before the figure that answers it
+                question = cell.source[cell.source.index("**Predict"):]
+                deck.add(f"## {heading}", start_of(question), points_of(question), kind="turn",
+                         notes=plain(cell.source))
+                before = ""
+            elif "attachments" in cell:
+                deck.add(f"## {heading}", *pictures_in(cell, deck), start_of(cell.source, 200),
+                         notes=plain(cell.source), kind="figure")
+            elif FORMULA.search(cell.source):
+                deck.add(f"## {heading}", *around_formula(cell.source), notes=plain(cell.source))
+        else:
+            after = cells[number + 1].source if number + 1 < len(cells) else ""
+            for output in cell.outputs:
+                for kind in PICTURES.keys() & output.get("data", {}).keys():
+                    shown = deck.picture(output["data"][kind], PICTURES[kind])
+                    deck.add(f"## {heading}", shown, start_of(before, 200), kind="figure",
+                             notes=plain(re.split(r"(?m)^#", after)[0]))
+                    before = ""
+    return deck.write(title)
+
+
+def sections(text):
+    """(heading, what stands under it) of each heading in a text."""
+    parts = re.split(r"(?m)^##+ (.*)$", FOLDED.sub("", text))
+    return [(h.strip(), under) for h, under in zip(parts[1::2], parts[2::2], strict=True)]
+
+
+def pictures_in(cell, deck):
+    """The pictures that a text shows."""
+    return [deck.picture(of["image/png"], "png") for of in cell.get("attachments", {}).values()]
+
+
+def add_sections(deck, found, cell):
+    """A slide a heading of a cell: its first sentences, formulas, points, and pictures. Gives the
+    notes of the last slide.
+    """
+    pictures = pictures_in(cell, deck)
+    for heading, under in found:
+        points = points_of(under)
+        if FORMULA.search(under):
+            parts = around_formula(under)
+        else:
+            parts = [start_of(under, 250 if points else LONGEST)]
+        if any(parts) or points or pictures:
+            dense = "dense" if sum(map(len, parts)) + len(points) > LONGEST else ""
+            deck.add(f"## {heading}", *pictures, *parts, points, notes=plain(under),
+                     kind="figure" if pictures else dense)
+            pictures = []
+    return deck.slides[-1][1]
+
+
+def points_of(text):
+    """The list in a text, as far as a slide takes it."""
+    found = re.findall(r"(?m)^((?:- |\d+\. ).*(?:\n(?!- |\d+\. ).+)*)", plain(text))
+    points = [joined(point) for point in found]
+    while sum(map(len, points)) > 700:
+        points.pop()
+    return "\n".join(points)
+
+
+def around_formula(text):
+    """What stands right before the first formula of a text, the formula, and what stands after."""
+    formula = FORMULA.search(text)
+    before = [p for p in plain(text[:formula.start()]).split("\n\n") if p]
+    after = start_of(FORMULA.split(text[formula.end():])[0], 250)
+    sentences = re.split(r"(?<=[.?!]) ", joined(" ".join(before[-1:])))
+    while len(sentences) > 1 and sum(map(len, sentences)) > 250:
+        sentences.pop(0)
+    return " ".join(sentences), formula[0], after
+
+
+def formulas(text):
+    """The displayed formulas of a text, at most two."""
+    return FORMULA.findall(FOLDED.sub("", text))[:2]
+
+
+def main():
+    names = sorted(path.stem for path in (ROOT / "notebooks" / "teaching").glob("*.ipynb"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=names, metavar="NAME")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "slides")
+    args = parser.parse_args()
+    shutil.rmtree(args.out, ignore_errors=True)
+    args.out.mkdir(parents=True)
+    for name in args.names:
+        text = slides_of(ROOT / "notebooks" / "teaching" / f"{name}.ipynb", args.out)
+        for ending in (["--html", "false"], ["--pdf", "--pdf-notes", "--pdf-outlines"]):
+            marp = ["npx", "--yes", MARP, "--no-stdin", "--allow-local-files", "--theme-set",
+                    str(HERE / "course.css"), *ending, text.name]
+            subprocess.run(marp, check=True, cwd=args.out)
+        print(f"{args.out / name}.html and .pdf")
+
+
+if __name__ == "__main__":
+    main()
