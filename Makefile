@@ -9,7 +9,7 @@ INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip in
 
 NOTEBOOKS := $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
 
-.PHONY: help setup demo test lab course figures bench gpu browser clean
+.PHONY: help setup demo test lab course figures bench gpu browser colab oldest clean
 
 help:  ## say what each target does
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /	/'
@@ -58,5 +58,16 @@ browser: setup  ## run the notebooks in JupyterLab in a browser; needs Chromium 
 	$(INSTALL) -e '.[browser]'
 	$(BIN)/python tests/browser.py --out runs/browser
 
-clean:  ## remove .venv and runs
-	rm -rf .venv runs
+# not from .venv: these have versions of their own
+colab:  ## the notebooks as Colab runs them, with the packages of its image; Colab has Python 3.13
+	$(PYTHON) -m venv .venv-colab
+	.venv-colab/bin/python -m pip install --quiet -r requirements-colab.txt
+	.venv-colab/bin/python tests/colab.py
+
+oldest:  ## the tests with the oldest versions that pyproject.toml takes; Python 3.11 has them
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --constraint requirements-oldest.txt --editable '.[test]'
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 tests
+
+clean:  ## remove the environments and runs
+	rm -rf .venv .venv-colab .venv-oldest runs

@@ -81,7 +81,8 @@ def faults_of(notebook):
 
 def check(path, repository):
     """Run one notebook in a fresh environment; returns what is wrong, sentences. Prints a line."""
-    subprocess.run([*PIP, "uninstall", "--quiet", "--yes", "dino-lib"], check=True)
+    uninstall = [*PIP, "uninstall", "--quiet", "--quiet", "--quiet", "--yes", "dino-lib"]
+    subprocess.run(uninstall, check=True)
     before, start, seconds = installed(), time.monotonic(), []
     notebook = nbformat.read(path, 4)
     setup = notebook.cells[SETUP_DONE]
@@ -120,7 +121,11 @@ def main():
     if wrong := differences(pins(), here):
         sys.exit(f"error: not the environment of {PINS.name}: {'; '.join(wrong)}. Use `make colab`")
     os.environ.pop("PYTHONPATH", None)
-    os.environ.update(COLAB_RELEASE_TAG="test", PIP_DISABLE_PIP_VERSION_CHECK="1")
+    os.environ.update(
+        COLAB_RELEASE_TAG="test",
+        PIP_DISABLE_PIP_VERSION_CHECK="1",
+        PYDEVD_DISABLE_FILE_VALIDATION="1",  # else the kernel's debugger warns at each start
+    )
     start, failed = time.monotonic(), 0
     with tempfile.TemporaryDirectory() as folder:
         archive(Path(folder, "archive", "HEAD.zip"))
