@@ -69,6 +69,12 @@ def archive(path):
                 file.write(ROOT / name, f"dino-course-main/{name}")
 
 
+def forget_the_course():
+    """Uninstall dino_lib, where an earlier notebook has installed it."""
+    quiet = ["--quiet"] * 3
+    subprocess.run([*PIP, "uninstall", *quiet, "--yes", "dino-lib"], check=True)
+
+
 def faults_of(notebook):
     """What cells wrote to stderr, as sentences."""
     return [
@@ -81,8 +87,7 @@ def faults_of(notebook):
 
 def check(path, repository):
     """Run one notebook in a fresh environment; returns what is wrong, sentences. Prints a line."""
-    uninstall = [*PIP, "uninstall", "--quiet", "--quiet", "--quiet", "--yes", "dino-lib"]
-    subprocess.run(uninstall, check=True)
+    forget_the_course()
     before, start, seconds = installed(), time.monotonic(), []
     notebook = nbformat.read(path, 4)
     setup = notebook.cells[SETUP_DONE]
@@ -134,6 +139,7 @@ def main():
             failed += bool(faults)
             for fault in faults:
                 print(f"  {fault}")
+    forget_the_course()
     print(
         f"{len(paths) - failed} of {len(paths)} notebooks passed, "
         f"{(time.monotonic() - start) / 60:.1f} minutes"
