@@ -81,7 +81,8 @@ class Backbone(nn.Module):
         """(height, width) in pixels of one cell of the grid that `patch_tokens` gives."""
         stride = self.model.feature_info[-1]["reduction"]
         embed = getattr(self.model, "patch_embed", None)
-        if isinstance(embed, PatchEmbed) and max(embed.patch_size) == stride:
+        known = (max(embed.patch_size), 0) if isinstance(embed, PatchEmbed) else ()
+        if stride in known:  # 0: of a ConViT before timm 1.0.31
             return tuple(embed.patch_size)  # may be a rectangle
         return stride, stride
 
