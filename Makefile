@@ -9,7 +9,8 @@ INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip in
 
 NOTEBOOKS := $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
 
-.PHONY: help setup demo test lab course figures bench gpu gpu-train browser site slides bundle clean
+.PHONY: help setup demo test lab course figures bench gpu gpu-train browser site slides bundle \
+	colab oldest clean
 
 help:  ## say what each target does
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /	/'
@@ -71,5 +72,16 @@ slides: setup  ## slides of the notebooks, HTML and PDF; needs npm, and Chromium
 bundle: site  ## the whole course for machines like this one without internet, in runs/bundle
 	$(BIN)/python bundle/make.py
 
-clean:  ## remove .venv and runs
-	rm -rf .venv runs
+# not from .venv: these have versions of their own
+colab:  ## the notebooks as Colab runs them, with the packages of its image; Colab has Python 3.13
+	$(PYTHON) -m venv .venv-colab
+	.venv-colab/bin/python -m pip install --quiet -r requirements-colab.txt
+	.venv-colab/bin/python tests/colab.py
+
+oldest:  ## the tests with the oldest versions that pyproject.toml takes; Python 3.11 has them
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --constraint requirements-oldest.txt --editable '.[test]'
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 tests
+
+clean:  ## remove the environments and runs
+	rm -rf .venv .venv-colab .venv-oldest runs

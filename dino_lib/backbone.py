@@ -81,7 +81,8 @@ class Backbone(nn.Module):
         """(height, width) in pixels of one cell of the grid that `patch_tokens` gives."""
         stride = self.model.feature_info[-1]["reduction"]
         embed = getattr(self.model, "patch_embed", None)
-        if isinstance(embed, PatchEmbed) and max(embed.patch_size) == stride:
+        known = (max(embed.patch_size), 0) if isinstance(embed, PatchEmbed) else ()
+        if stride in known:  # 0: of a ConViT before timm 1.0.31
             return tuple(embed.patch_size)  # may be a rectangle
         return stride, stride
 
@@ -136,9 +137,12 @@ class Backbone(nn.Module):
         size = tuple(x.shape[-2:])
         own = getattr(embed, "img_size", None)
         if getattr(embed, "strict_img_size", False) and own and size != tuple(own):
+            name = type(self.model).__name__
+            newer = "Swin" in name and not hasattr(self.model, "dynamic_img_size")
             raise ValueError(
-                f"{type(self.model).__name__} takes images of {tuple(own)} only, got {size}: "
-                f"create it with img_size={size}, or make every view that size"
+                f"{name} takes images of {tuple(own)} only, got {size}: create it with "
+                f"img_size={size}, or make every view that size"
+                + newer * f"; Swins of any size need timm 1.0.31, this is {timm.__version__}"
             )
         patch = embed.patch_size
         patch = (patch, patch) if isinstance(patch, int) else tuple(patch)

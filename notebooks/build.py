@@ -31,15 +31,23 @@ SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION\n(.*?)^[ \t]*### END SOLUTIO
 PICTURE = re.compile(r"(!\[[^\]]*\])\((\.\./figures/[\w.]+)\)")
 FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # JupyterLab's word, and Colab's
 SETUP = """\
-# On Colab and Kaggle this installs the course's package and leaves the installed torch alone;
-# elsewhere it only reports.
-%matplotlib inline
-import os, subprocess, sys
+# Where the course's package is missing, Colab and Kaggle install it, and of what it needs only what
+# is missing or too old: their torch stays. Elsewhere a line says what to do.
+import importlib, importlib.util, os, subprocess, sys
 REPOSITORY = "https://github.com/OWNER/dino-course"
-if os.environ.get("COLAB_RELEASE_TAG") or os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
-    pip = [sys.executable, "-m", "pip", "install", "-q"]
-    subprocess.run([*pip, "timm", "safetensors", "pydantic", "psutil"], check=True)
-    subprocess.run([*pip, "--no-deps", f"{REPOSITORY}/archive/refs/heads/main.zip"], check=True)
+if not importlib.util.find_spec("dino_lib"):
+    if not (os.environ.get("COLAB_RELEASE_TAG") or os.environ.get("KAGGLE_KERNEL_RUN_TYPE")):
+        sys.exit("The course's package is missing here. Run `pip install -e .` with this kernel's "
+                 "Python in the course's folder, or `make lab`; then restart the kernel.")
+    if "/OWNER/" in REPOSITORY:
+        sys.exit("Write the address of your copy of the course, a public repository of GitHub's, "
+                 "into the line REPOSITORY above, and run this cell again.")
+    pip = [sys.executable, "-m", "pip", "install", "-q", f"{REPOSITORY}/archive/HEAD.zip"]
+    if subprocess.run(pip).returncode:
+        sys.exit(f"pip can't install {REPOSITORY}: is it public, and is the Internet on? "
+                 "(On Kaggle it has a switch in the settings.)")
+    importlib.invalidate_caches()
+%matplotlib inline
 import timm, torch
 print(f"torch {torch.__version__}, timm {timm.__version__}, "
       f"{'a GPU' if torch.cuda.is_available() else 'no GPU'}")"""
@@ -112,11 +120,14 @@ def fold_answers(notebook):
 
 
 def keep_outputs(notebook, old):
-    """Take over the outputs of `old` up to the first code cell that differs."""
+    """Take over the outputs of `old` up to the first code cell that differs.
+
+    The set-up cell may differ: no other cell's output hangs on it.
+    """
     before = [cell for cell in old.cells if cell.cell_type == "code"]
     now = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell, other in zip(now, before, strict=False):
-        if cell.source != other.source:
+        if cell.source != other.source and "REPOSITORY = " not in cell.source:
             break
         cell.outputs = other.outputs
         cell.execution_count = other.execution_count

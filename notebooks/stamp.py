@@ -1,8 +1,12 @@
-"""Write the repository's address into every notebook: `python notebooks/stamp.py`.
+"""Write the repository's address into pyproject.toml and every notebook.
 
-To be run after a fork, or for a new notebook. The address stands in pyproject.toml alone, as
-`Repository` of [project.urls]. From there it goes into the set-up cell and into the badge line of
-the first cell, where there is one. Running it again changes nothing.
+    python notebooks/stamp.py https://github.com/YOU/NAME
+    python notebooks/stamp.py
+
+On GitHub the workflow `stamp` runs this after a push, so that a fork's badges open the fork.
+Without an address it takes the one in pyproject.toml, `Repository` of [project.urls], for instance
+for a new notebook. The address goes into the set-up cell and into the badge line of the first cell,
+where there is one. Running it again changes nothing.
 """
 
 import re
@@ -13,19 +17,23 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = ROOT / "pyproject.toml"
 COLAB = "https://colab.research.google.com"
 
 
-def repository(pyproject=ROOT / "pyproject.toml"):
-    """The address in pyproject.toml; ValueError if there is none or it is not one of GitHub's."""
-    project = tomllib.loads(pyproject.read_text())["project"]
-    address = project.get("urls", {}).get("Repository", "").rstrip("/")
+def checked(address, where):
+    """The address without a slash at its end; ValueError if it is not one of GitHub's."""
+    address = address.rstrip("/")
     if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address):
-        raise ValueError(
-            f"{pyproject.name}: [project.urls] Repository = {address!r} must be an "
-            "address like https://github.com/OWNER/NAME"
-        )
+        raise ValueError(f"{where} = {address!r} must be like https://github.com/OWNER/NAME")
     return address
+
+
+def repository():
+    """The address in pyproject.toml; ValueError if there is none or it is not one of GitHub's."""
+    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    where = f"{PYPROJECT.name}: [project.urls] Repository"
+    return checked(project.get("urls", {}).get("Repository", ""), where)
 
 
 def stamp(notebook, address, path):
@@ -43,23 +51,30 @@ def stamp(notebook, address, path):
         )
 
 
-def main():
-    """Stamp every notebook; says which were changed."""
+def write(path, text):
+    """Write the file where its text is another, with "\\n" on Windows too; says so."""
+    if path.read_text(encoding="utf-8").rstrip() != text.rstrip():
+        path.write_text(text, encoding="utf-8", newline="\n")
+        print(f"stamped {path.relative_to(ROOT)}")
+
+
+def main(address=None):
+    """Stamp every notebook with the address, or with that of pyproject.toml; says what changed."""
+    if address:
+        line = f'Repository = "{checked(address, "the address")}"'
+        text = PYPROJECT.read_text(encoding="utf-8")
+        write(PYPROJECT, re.sub(r'(?m)^Repository = "[^"]*"', lambda _: line, text, count=1))
     address = repository()
     for path in sorted(ROOT.glob("notebooks/**/*.ipynb")):
         if ".ipynb_checkpoints" in path.parts:
             continue
-        before = path.read_text()
-        notebook = nbformat.reads(before, as_version=4)
+        notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
         stamp(notebook, address, path.relative_to(ROOT).as_posix())
-        after = nbformat.writes(notebook) + "\n"
-        if after.rstrip() != before.rstrip():
-            path.write_text(after)
-            print(f"stamped {path.relative_to(ROOT)}")
+        write(path, nbformat.writes(notebook) + "\n")
 
 
 if __name__ == "__main__":
     try:
-        main()
+        main(*sys.argv[1:2])
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -3,12 +3,19 @@ command line.
 """
 
 import dataclasses
+import sys
 
 import pytest
 import torch
 
 from dino_lib.data.shapes import Shapes
 from dino_lib.run.presets import PRESETS
+
+collect_ignore = []
+if sys.platform != "linux":  # their processes are forked, so as not to import anew in each
+    collect_ignore += ["course/test_notebook_equality.py", "run/test_processes.py"]
+if sys.platform == "win32":  # Unix's signals and limits
+    collect_ignore += ["data/test_workers.py"]
 
 torch.set_num_threads(1)  # on networks as small as these the threads only wait for each other
 

@@ -154,7 +154,7 @@ def _look(backbone, images, attentions, keep):
     finally:
         for attention, flag in zip(attentions, fused, strict=True):
             attention.fused_attn = flag
-    n_tokens = backbone.model.num_prefix_tokens + grid[0] * grid[1]
+    n_tokens = backbone.num_prefix_tokens + grid[0] * grid[1]
     if any(matrix is None or matrix.shape[-1] != n_tokens for matrix in kept):
         raise _unreadable(backbone)  # windows, channels, or no CLS token yet
     return kept, grid

@@ -35,7 +35,7 @@ def process_group(config: Config, rank_here: int, **meet: Any) -> Iterator[None]
         torch.cuda.set_device(device)
         meet["device_id"] = device
     dist.init_process_group(backend, timeout=PATIENCE, **meet)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(
             nowhere if rank_here else sys.stdout):
         yield
     dist.destroy_process_group()  # not after an error: it would wait for the others

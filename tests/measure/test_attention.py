@@ -1,10 +1,12 @@
 import copy
+from inspect import signature
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention
+from timm.models.eva import Eva
 from torch import nn
 
 from dino_lib.backbone import create_backbone
@@ -20,6 +22,8 @@ from dino_lib.measure.attention import (
 )
 
 SMALL = {"depth": 2, "embed_dim": 96, "num_heads": 3}
+# timm has it from 1.0.30 on
+SHARED_KEYS = {"num_kv_heads": 1} if "num_kv_heads" in signature(Eva).parameters else {}
 VITS = {  # name: options of create_backbone, patch size, prefix tokens, image sizes
     "vit_tiny_patch16_224": ({"depth": 2}, 16, 1, [(48, 32), (32, 80)]),
     "vit_small_patch8_224": ({"depth": 2}, 8, 1, [(32, 24), (16, 40)]),
@@ -39,7 +43,7 @@ VITS = {  # name: options of create_backbone, patch size, prefix tokens, image s
     "vit_base_patch16_clip_224": (SMALL, 16, 1, [(48, 32), (32, 80)]),
     "vit_small_patch16_rope_mixed_224": (SMALL, 16, 1, [(48, 32), (32, 80)]),
     "vit_pe_core_tiny_patch16_384": (
-        {**SMALL, "qkv_fused": False, "num_kv_heads": 1},
+        {**SMALL, "qkv_fused": False, **SHARED_KEYS},
         16,
         1,
         [(48, 32), (32, 80)],

@@ -132,6 +132,8 @@ def row(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_table_says_what_the_family_gives(family):
+    if not timm.is_model(FAMILIES[family][0]):
+        pytest.skip(f"timm {timm.__version__} has no {FAMILIES[family][0]}")
     assert row(family) in TABLE.read_text(encoding="utf-8").splitlines(keepends=True)
 
 
