@@ -1,5 +1,8 @@
 """The pictures in this folder, from the shipped teachers and a history: `make figures`."""
 
+import copy
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,17 +21,23 @@ from dino_lib.look.maps import attention_sheet
 from dino_lib.look.pictures import show_images, show_views
 from dino_lib.look.report import compare
 from dino_lib.measure.attention import cls_attention
+from dino_lib.measure.heads import choose_head
+from dino_lib.measure.masks import above_blind, patch_masks
+from dino_lib.measure.probes import Probes
+from dino_lib.measure.stages import fine_attention
 from dino_lib.run.build import build_student, open_probes
 from dino_lib.run.config import Config, multicrop_settings
 from dino_lib.run.history import read_history
 from dino_lib.run.presets import PRESETS
 from dino_lib.run.teacher_file import Teacher
+from dino_lib.run.train import build_trainer
 from dino_lib.teachers.load import SHIPPED, load_teacher
 
 HERE = Path(__file__).parent
 STUDENT, TEACHER, PLAIN = "#cfe2f3", "#fce5cd", "#eeeeee"  # fillings
 DARK, BLUE, BROWN = "#333333", "#1155cc", "#b45f06"  # lines and words
 EIGHT = [1, 2, 7, 8, 9, 10, 11, 14]  # of the sixteen photographs
+MOMENTS = (60, 120, 240)  # updates after which the run of `demo` is looked at
 
 
 def box(axis: Axes, x: float, y: float, width: float, text: str, color: str) -> None:
@@ -169,6 +178,35 @@ def photographs(teacher: Teacher, side: int = 96) -> Figure:
     return attention_sheet([pil_to_tensor(image) for image in images], rows)
 
 
+def while_it_trains(teacher: Teacher, probes: Probes, pictures: slice) -> Figure:
+    """One head of `demo` before, during and after its run, over the same pictures.
+
+    It is the head that is chosen without masks in the finished teacher. The first part of
+    the run is made again, as `make demo` makes it, so this takes minutes.
+    """
+    backbones = {"untrained": build_student(teacher.config).backbone}
+
+    def keep(line: dict) -> None:
+        if line["step"] in MOMENTS:
+            backbones[f"{line['step']} updates"] = copy.deepcopy(trainer.teacher.backbone)
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = replace(teacher.config, output_dir=folder, eval_every=0, resume="never")
+        trainer = build_trainer(config, on_log=keep)
+        trainer.total_steps = max(MOMENTS)  # the schedules stay those of the whole run
+        trainer.run()
+    backbones[f"{read_history(SHIPPED / 'demo')[-1]['step']} updates"] = teacher.model
+    head = choose_head(probes.attention(teacher, 200))
+    images = probes.normalize(probes.queries[pictures])
+    rows = {}
+    for name, backbone in backbones.items():
+        maps = probes.attention(backbone.eval(), 200)
+        masks = patch_masks(probes.masks[:200], maps.shape[2:])
+        score = above_blind(maps, masks)[head]
+        rows[f"{name}\nabove blind {score:.2f}"] = fine_attention(backbone, images)[:, head]
+    return attention_sheet(probes.queries[pictures], rows, masks=probes.masks[pictures])
+
+
 def main() -> None:
     """Draw and save everything."""
     config = PRESETS["demo"]
@@ -176,7 +214,8 @@ def main() -> None:
     shapes = Shapes(40, seed=1)
     untrained = build_student(teacher.config).backbone.eval()
     stages = {"untrained": untrained, "trained": teacher}
-    _, attention, clusters = compare(stages, open_probes(config, limit=10**9))
+    probes = open_probes(config, limit=10**9)
+    _, attention, clusters = compare(stages, probes)
     figures = {
         "architecture": architecture(),
         "data_flow": data_flow(config),
@@ -184,6 +223,7 @@ def main() -> None:
         "views": example_views(shapes, config),
         "attention": attention,
         "clusters": clusters,
+        "training": while_it_trains(teacher, probes, slice(10, 18)),
         "curves": training_curves(read_history(SHIPPED / "demo"), config.out_dim),
         "photos": photographs(load_teacher("photos")),
     }
