@@ -78,7 +78,14 @@ class Backbone(nn.Module):
 
     @property
     def patch_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of one cell of the grid that `patch_tokens` gives."""
+        """(height, width) in pixels of one cell of the grid that `patch_tokens` gives.
+
+        TypeError where timm doesn't say it, as for a few models before timm 1.0.31.
+        """
+        if not hasattr(self.model, "feature_info"):
+            name = type(self.model).__name__
+            raise TypeError(f"timm {timm.__version__} doesn't say how large {name}'s patches are: "
+                            f"it gives no grid of patches")
         stride = self.model.feature_info[-1]["reduction"]
         embed = getattr(self.model, "patch_embed", None)
         known = (max(embed.patch_size), 0) if isinstance(embed, PatchEmbed) else ()

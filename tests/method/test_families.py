@@ -3,6 +3,7 @@
 `python tests/method/test_families.py` writes the table; the tests hold it.
 """
 
+import re
 from pathlib import Path
 
 import pytest
@@ -134,7 +135,10 @@ def row(family):
 def test_the_table_says_what_the_family_gives(family):
     if not timm.is_model(FAMILIES[family][0]):
         pytest.skip(f"timm {timm.__version__} has no {FAMILIES[family][0]}")
-    assert row(family) in TABLE.read_text(encoding="utf-8").splitlines(keepends=True)
+    table, found = TABLE.read_text(encoding="utf-8").splitlines(keepends=True), row(family)
+    if not hasattr(create_backbone(FAMILIES[family][0]).model, "feature_info"):  # before 1.0.31
+        table = [re.sub(r"\d+ x \d+", "no", line) for line in table]
+    assert found in table
 
 
 def test_the_table_holds_these_families_and_no_others():
