@@ -1,4 +1,4 @@
-"""The command line: `dino train`, `report`, `explore`, `video`, `doctor`; or `python -m dino_lib`.
+"""The command line: `dino advise`, `train`, `report`, ...; or `python -m dino_lib`.
 
 What a command needs is imported when it is asked for, so that `dino --help` answers at once.
 """
@@ -71,6 +71,23 @@ def train(words: Sequence[str]) -> None:
     if rank == 0:
         files = "teacher.safetensors, history.jsonl, config.json, checkpoints/"
         say(f"{config.output_dir}: {files}")
+
+
+def advise(words: Sequence[str]) -> None:
+    """say which settings suit your images, this machine and your time"""
+    about = "Look at images and at this machine: settings for a run, with reasons. Trains nothing."
+    parser = _Parser("advise", about)
+    parser.add_argument("dataset", help="a folder of images, or a dataset's name")
+    parser.add_argument("--minutes", type=float, required=True, help="how long the run may take")
+    parser.add_argument("--weights", help="a run's teacher.safetensors to go on from")
+    parser.add_argument("--data-root", default="data", help="where decoded images go")
+    parser.add_argument("--output-dir", default="runs/mine", help="the run's folder")
+    _add_device(parser)
+    given = parser.parse_args(words)
+
+    from dino_lib.run.advise import advise
+
+    say(advise(**vars(given)).text())
 
 
 def report(words: Sequence[str]) -> None:
@@ -176,6 +193,7 @@ def _wrote(paths: Sequence[Path]) -> None:
 
 
 COMMANDS = {
+    "advise": advise,
     "train": train,
     "report": report,
     "explore": explore,
