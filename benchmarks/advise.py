@@ -21,13 +21,12 @@ import torch
 from PIL import Image
 
 from dino_lib import Shapes
+from dino_lib.course.going_on import ADVISED
 from dino_lib.measure.knn import accuracy, color_histogram
 from dino_lib.run.advise import advise
 from dino_lib.run.doctor import diagnose
 from dino_lib.run.history import feature_rank
 from dino_lib.run.train import build_trainer
-
-OUT = Path(__file__).resolve().parents[1] / "dino_lib" / "course" / "measured" / "advise.json"
 
 
 def creatures(folder, n=1000):
@@ -130,7 +129,7 @@ def main(arguments=None):
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=DATASETS, default=DATASETS)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, default=ADVISED)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     rows = {}

@@ -11,6 +11,7 @@ from dino_lib.run.train import train
 from dino_lib.teachers.load import find_teacher
 
 MEASURED = Path(__file__).with_name("measured") / "going_on.json"
+ADVISED = MEASURED.with_name("advise.json")
 GENTLE = {"lr": 2.5e-4, "momentum": 0.99, "momentum_end": 0.998}
 RECIPES = {
     "the preset's": {},
@@ -51,6 +52,6 @@ def go_on(recipe: str, seed: int, **changes: object) -> list[dict]:
         return train(settings(recipe, seed, output_dir=folder, **changes))[1]
 
 
-def measured() -> dict:
-    """What benchmarks/going_on.py measured."""
-    return json.loads(MEASURED.read_text(encoding="utf-8"))
+def read_measured(path: Path = MEASURED) -> dict:
+    """What benchmarks/going_on.py, or benchmarks/advise.py (ADVISED), measured."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -205,20 +205,18 @@ def _plan(preset: str, config: Config, reasons: dict[str, str], survey: Survey, 
         evaluation = (EVALUATIONS + 1) * seen * measured.evaluated
         decoding += seen * survey.decode_seconds
     left = PLANNED * 60 * minutes - decoding - evaluation
-    updates = max(1, int(left / measured.update))
-    if updates > MOST_EPOCHS * per_epoch:
-        updates = MOST_EPOCHS * per_epoch
+    epochs = epochs_in(left, measured.update, survey.images, config.batch_size)
+    epochs = max(1, math.floor(100 * epochs) / 100)
+    updates = max(1, round(epochs * per_epoch))
+    if epochs == MOST_EPOCHS:
         notes.append(f"{MOST_EPOCHS} epochs are as long as published runs: the rest of the "
                      f"{minutes:g} minutes would go into learning these images by heart")
     if updates < RUNGS[0][1]:
         notes.append(f"{updates} updates hardly change a network: give it more minutes")
     if survey.images < 500:
         notes.append(f"{survey.images} images are few to learn from: compare the k-NN with that "
-                     "of the untrained network, or go on from pretrained weights, --weights FILE "
-                     "--freeze-backbone 2")
-    epochs = max(1, math.floor(100 * updates / per_epoch)) / 100
-    updates = max(1, round(epochs * per_epoch))
-    start, end = [_momentum(share * updates) for share in HALF_LIVES]
+                     "of the untrained network, or go on from pretrained weights, --weights FILE")
+    start, end = [momentum_of(share * updates) for share in HALF_LIVES]
     warmup, lr, frozen = round(0.15 * epochs, 2), config.lr, 0.0
     if config.weights:
         start, end = max(start, GENTLE[0]), max(end, GENTLE[1])
@@ -248,7 +246,15 @@ def _plan(preset: str, config: Config, reasons: dict[str, str], survey: Survey, 
                   store_bytes(config, survey), measured.bytes)
 
 
-def _momentum(half_life: float) -> float:
+def epochs_in(seconds: float, update: float, images: int, batch_size: int) -> float:
+    """How often a run of whole updates of `update` seconds sees all images; 800 at most.
+
+    What is left over of the images in an epoch is left out.
+    """
+    return min(MOST_EPOCHS, int(seconds / update) / (images // batch_size))
+
+
+def momentum_of(half_life: float) -> float:
     """The momentum that halves what the teacher remembers in so many updates; 0.9 at least."""
     return max(0.9, round(0.5 ** (1 / max(half_life, 1)), 4))
 
