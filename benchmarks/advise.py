@@ -126,7 +126,7 @@ def collapsed(row):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="see above")
-    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--minutes", type=float, default=0.75)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=DATASETS, default=DATASETS)
     parser.add_argument("--out", type=Path, default=ADVISED)
@@ -142,6 +142,7 @@ def main(arguments=None):
         found = {
             "what": f"runs advised for {args.minutes:g} minutes of processor time, seed "
             f"{args.seed}; entropies and loss as shares of ln K",
+            "minutes": args.minutes,
             "machine": "one core of a shared x86-64 server CPU, float32",
             "torch": torch.__version__.partition("+")[0],
             "rows": rows,
