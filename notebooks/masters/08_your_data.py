@@ -227,7 +227,7 @@ axis.set_ylabel("20-NN accuracy, %"), axis.set_ylim(0, 100)
 _ = axis.legend(fontsize=8, ncols=4)
 
 # %% [markdown]
-# Less than a minute is little, and the bars say so honestly: a folder of 60 has a dozen queries, and one query more or less moves its bar by eight points. What the adviser promises is less: the run ends in time, and it doesn't collapse.
+# A few dozen updates are little, and the bars say so: a folder of 60 has a dozen queries, and one query more or less moves its bar by eight points. What the adviser promises is less: the run ends in time, and it doesn't collapse.
 
 # %% [markdown] tags=["note"]
 # **Teacher's note · 15 minutes.** The misconception here: "more prototypes are better, the paper has 65,536". Ask how many pictures ImageNet has for each prototype (about 20), and how many a folder of 300 would have. Let the room run `dino advise` with 1, 10 and 60 minutes and find which settings change.
