@@ -118,9 +118,13 @@ def measure(folder, minutes, seed, runs):
 
 
 def collapsed(row):
-    """The lab's measure of notebook 07, or a finding of the doctor's that says so."""
+    """A finding of the doctor's that says so, or entropies that are all but equal.
+
+    The shipped demo's were 0.07 ln K apart after 90 updates, when it had only begun, and 0.17 in
+    the end; those of the ill runs in ill_runs.json end 0 to 0.03 apart.
+    """
     ill = {"uniform", "one prototype", "dead prototypes", "feature rank", "not finite"}
-    return row["gap"] < 0.1 or bool(ill & set(row["findings"]))
+    return row["gap"] < 0.03 or bool(ill & set(row["findings"]))
 
 
 def main(arguments=None):

@@ -105,12 +105,12 @@ def advise(dataset: str | os.PathLike, minutes: float, *, data_root: str = "data
     """
     if not 0 < minutes < math.inf:
         raise ValueError(f"minutes={minutes} must be positive: how long may the run take?")
-    survey = look_at(dataset, data_root)
+    kind = pick_device(device)
+    clock = clock or (lambda: device_clock(kind))
+    survey = look_at(dataset, data_root, clock)
     if survey.images < FEWEST_IMAGES:
         raise ValueError(f"{dataset} has {survey.images} images to train on; a batch takes at "
                          f"least {FEWEST_IMAGES}, and features that are of use some hundreds")
-    kind = pick_device(device)
-    clock = clock or (lambda: device_clock(kind))
     place = dict(dataset=os.fspath(dataset), data_root=data_root, device=device,
                  output_dir=output_dir)
     chosen, why = None, "no preset is larger"

@@ -37,20 +37,22 @@ class Survey:
     """Of each channel, in [0, 1]."""
     std: tuple[float, ...]
     decode_seconds: float
-    """Of one image, by the time of day."""
+    """Of one image."""
     queries: int
     """Labelled images that are held back; 0 where there are none."""
 
 
-def look_at(dataset: str | os.PathLike, data_root: str = "data", n: int = SAMPLE) -> Survey:
-    """Looks at `n` of the images that a run would train on, drawn at random.
+def look_at(dataset: str | os.PathLike, data_root: str = "data",
+            clock: Clock = time.perf_counter) -> Survey:
+    """Looks at a SAMPLE of the images that a run would train on, drawn at random.
 
-    Raises what `open_dataset` does, and ValueError where none of the sample can be read.
+    clock: what decoding is timed by. Raises what `open_dataset` does, and ValueError where none of
+    the sample can be read.
     """
     images = open_dataset(dataset, data_root, "train")
     queries = open_dataset(dataset, data_root, "test")
-    sides, pixels, why, start = [], [], "", time.perf_counter()
-    for i in spread(len(images), n).tolist():
+    sides, pixels, why, start = [], [], "", clock()
+    for i in spread(len(images), SAMPLE).tolist():
         try:
             image, _ = read_item(images, i)
         except UnreadableImage as error:
@@ -59,9 +61,9 @@ def look_at(dataset: str | os.PathLike, data_root: str = "data", n: int = SAMPLE
         sides.append(min(image.size))
         pixels.append(np.asarray(middle_square(image, 64)).reshape(-1, 3) / 255)
     if not sides:
-        raise ValueError(f"none of the {n} images that were tried in {dataset} can be read; "
+        raise ValueError(f"none of the images that were tried in {dataset} can be read; "
                          f"the last: {why}")
-    seconds = (time.perf_counter() - start) / len(sides)
+    seconds = (clock() - start) / len(sides)
     colours = np.concatenate(pixels)  # (pixels, 3)
     channels = 3 if np.ptp(colours, axis=1).max() > 0.02 else 1
     mean, std = colours.mean(0)[:channels], colours.std(0)[:channels].clip(0.05)

@@ -17,7 +17,8 @@ SPEC.loader.exec_module(benchmark)
     [
         (0.3, [], False),
         (0.3, ["learning rate"], False),
-        (0.05, [], True),
+        (0.07, [], False),
+        (0.02, [], True),
         (0.3, ["dead prototypes"], True),
         (0.3, ["one prototype", "momentum"], True),
     ],
