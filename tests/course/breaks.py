@@ -710,7 +710,10 @@ def _():
 
 @breaks("the backbone is frozen for one update more", "08")
 def _():
-    change("hold_still", lambda right, model, config, step, n: right(model, config, step - 1, n))
+    change(
+        "hold_still",
+        lambda right, model, config, step, n: right(model, config, max(0, step - 1), n),
+    )
 
 
 def smaller():
