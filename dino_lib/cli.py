@@ -1,4 +1,4 @@
-"""The command line: `dino train`, `report`, `explore`, `video`, ...; or `python -m dino_lib`.
+"""The command line: `dino advise`, `train`, `report`, ...; or `python -m dino_lib`.
 
 What a command needs is imported when it is asked for, so that `dino --help` answers at once.
 """
@@ -32,11 +32,15 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def read_settings(words: Sequence[str]) -> tuple["Config", str | None]:
-    """The Config that the words of `dino train` describe, and what they ask for instead of a run:
-    "profile", "estimate" or None.
+INSTEAD = {
+    "profile": "where the time of an update goes, and what to change",
+    "estimate": "how long the run will take, and how much memory",
+}
 
-    Raises ValueError on wrong ones.
+
+def read_settings(words: Sequence[str]) -> tuple["Config", str | None]:
+    """The Config that the words of `dino train` describe, and what of INSTEAD they ask for, or
+    None. Raises ValueError on wrong ones.
     """
     from dino_lib.run.options import add_settings, config_of
     from dino_lib.run.presets import PRESETS
@@ -44,12 +48,10 @@ def read_settings(words: Sequence[str]) -> tuple["Config", str | None]:
     first = _Parser("train", "", add_help=False)
     preset_help = "where all settings below start from (default: demo)"
     first.add_argument("--preset", choices=PRESETS, default="demo", help=preset_help)
-    profile_help = "train nothing: say where the time of an update goes, and what to change"
-    estimate_help = "train nothing: say how long the run will take, and how much memory"
     instead = first.add_mutually_exclusive_group()
-    for name, words_of_help in (("profile", profile_help), ("estimate", estimate_help)):
+    for name, what in INSTEAD.items():
         flag = {"action": "store_const", "const": name, "dest": "instead"}
-        instead.add_argument(f"--{name}", help=words_of_help, **flag)
+        instead.add_argument(f"--{name}", help=f"train nothing: say {what}", **flag)
     known, _ = first.parse_known_args(words)
 
     about = "Train a network, or go on with a run. Every setting is an option."
@@ -71,21 +73,31 @@ def train(words: Sequence[str]) -> None:
     rank, several = _rank()
     with process_group(config, rank) if several else contextlib.nullcontext():
         if instead == "estimate":
-            say(_with_parts(estimate(config), config))
+            say(str(estimate(config)))
             return
         if instead == "profile":
             say(report(build_trainer(dataclasses.replace(config, eval_every=0))))
             return
         run(config)
     if rank == 0:
-        files = "teacher.safetensors, history.jsonl, config.json, checkpoints/"
-        say(f"{config.output_dir}: {files}")
+        say(f"{config.output_dir}: teacher.safetensors, history.jsonl, config.json, checkpoints/")
 
 
-def _with_parts(found: Any, asked: "Config") -> str:
-    """An Estimate in words, and the option that it wants."""
-    parts = found.config.accumulate
-    return str(found) if parts == asked.accumulate else f"{found}. Take --accumulate {parts}"
+def advise(words: Sequence[str]) -> None:
+    """say which settings suit your images, this machine and your time"""
+    about = "Look at images and at this machine: settings for a run, with reasons. Trains nothing."
+    parser = _Parser("advise", about)
+    parser.add_argument("dataset", help="a folder of images, or a dataset's name")
+    parser.add_argument("--minutes", type=float, required=True, help="how long the run may take")
+    parser.add_argument("--weights", help="a run's teacher.safetensors to go on from")
+    parser.add_argument("--data-root", default="data", help="where decoded images go")
+    parser.add_argument("--output-dir", default="runs/mine", help="the run's folder")
+    _add_device(parser)
+    given = parser.parse_args(words)
+
+    from dino_lib.run.advise import advise
+
+    say(advise(**vars(given)).text())
 
 
 def report(words: Sequence[str]) -> None:
@@ -100,15 +112,10 @@ def report(words: Sequence[str]) -> None:
 
     from dino_lib.look.report import folder_of_report, in_words, report
 
-    numbers = report(
-        given.teacher,
-        dataset=given.dataset,
-        data_root=given.data_root,
-        out=given.out,
-        device=_device(given.device),
-    )
-    out = folder_of_report(given.teacher, given.out)
+    numbers = report(given.teacher, dataset=given.dataset, data_root=given.data_root,
+                     out=given.out, device=_device(given.device))
     say(in_words(numbers))
+    out = folder_of_report(given.teacher, given.out)
     say("wrote " + ", ".join(str(out / file) for file in [*numbers["figures"], "report.json"]))
 
 
@@ -117,9 +124,8 @@ def explore(words: Sequence[str]) -> None:
     parser = _Parser("explore", "Write explorer.html and heads.png: what teachers attend to.")
     parser.add_argument("images", help="an image, or a folder of them (of a clip: dino video)")
     _add_look(parser)
-    parser.add_argument(
-        "--limit", type=int, default=12, help="the most images of a folder (default: 12)"
-    )
+    limit_help = "the most images of a folder (default: 12)"
+    parser.add_argument("--limit", type=int, default=12, help=limit_help)
     own_help = "the page looks at its visitor's own photographs too (fetches 33 MB by npm, once)"
     parser.add_argument("--own-photos", action="store_true", help=own_help)
     given = parser.parse_args(words)
@@ -162,28 +168,24 @@ def export(words: Sequence[str]) -> None:
 def doctor(words: Sequence[str]) -> None:
     """say what ails runs and what to change; without a run, whether this machine is ready"""
     about = "Say what ails a run, from which step, and what to change. Without a run: whether this "
-    parser = _Parser("doctor", about + "machine is ready for the course, and how long each "
-                     "notebook takes on it; exit status 1 where it is not.")
+    parser = _Parser("doctor", f"{about}machine is ready, and how long each notebook takes on it.")
     parser.add_argument("runs", nargs="*", metavar="RUN", help="a run's folder")
     given = parser.parse_args(words)
-    if not given.runs:
-        from dino_lib.course.laptop import examine_machine
-
-        said, ready = examine_machine()
-        say(said)
-        if not ready:
-            sys.exit(1)
-
+    from dino_lib.course.laptop import examine_machine
     from dino_lib.run.doctor import examine
 
     for folder in given.runs:
         say(examine(folder))
+    if not given.runs:
+        said, ready = examine_machine()
+        say(said)
+        sys.exit(not ready)
 
 
 def progress(words: Sequence[str]) -> None:
     """say which pieces of the course a reader, or a class, has written"""
-    about = "Say which pieces of the course are done: of one folder what is missing, of several a "
-    parser = _Parser("progress", about + "line a reader.")
+    about = "Say which pieces of the course are done: of one reader each, of a class a line each."
+    parser = _Parser("progress", about)
     folder_help = "a reader's folder of notebooks, as saved; of a class, one a reader"
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help=folder_help)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a row a reader, too")
@@ -231,6 +233,7 @@ def _wrote(paths: Sequence[Path]) -> None:
 
 
 COMMANDS = {
+    "advise": advise,
     "train": train,
     "report": report,
     "explore": explore,
@@ -242,9 +245,8 @@ COMMANDS = {
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run a command. Exit status 2 and one line on wrong settings or data, 130 on an interrupt.
-
-    A traceback shows that the mistake is in the code.
+    """Run a command. Exit status 2 and one line on wrong settings or data, 130 on an interrupt; a
+    traceback shows that the mistake is in the code.
     """
     about = "\n".join(f"  {name:8} {run.__doc__}" for name, run in COMMANDS.items())
     parser = _Parser("", "DINO, built piece by piece.")
@@ -294,5 +296,5 @@ def _is_expected(error: Exception, command: str | None) -> bool:
 
     if command in ("explore", "video", "export") and isinstance(error, TypeError):
         return True  # a network without attention, or one that a format has no place for
-    kinds = ValueError | OSError | MemoryError | FloatingPointError | ImportError | InputError
-    return isinstance(error, kinds)
+    return isinstance(error, ValueError | OSError | MemoryError | FloatingPointError |
+                      ImportError | InputError)

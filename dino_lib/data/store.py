@@ -137,7 +137,8 @@ def _decode(dataset: Any, size: int, channels: int, file: Path | None) -> Store:
         images = torch.from_numpy(np.lib.format.open_memmap(file, "w+", np.uint8, shape))
     labels = []
     skipped = []
-    for i in tqdm(range(n), desc="decoding", leave=False, disable=None):
+    bar = {"desc": "decoding", "leave": False, "disable": None, "delay": 10}  # s: most are done
+    for i in tqdm(range(n), **bar):
         try:
             image, label = read_item(dataset, i, channels)
         except UnreadableImage as error:

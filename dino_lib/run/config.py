@@ -168,6 +168,9 @@ class Config:
     """Largest global norm of the gradient; 0 for no clipping."""
     freeze_last_layer: NonNegativeFloat = 1.0
     """Epochs in which the head's last layer is not updated."""
+    freeze_backbone: NonNegativeFloat = 0.0
+    """Epochs in which the backbone is not updated: going on from pretrained weights, a new head
+    learns to read their features first."""
 
     seed: NonNegativeInt = 0
     """Seed of the weights, the order of the images and their views."""

@@ -40,7 +40,7 @@ class Estimate:
     def __str__(self) -> str:
         config, parts = self.config, self.config.accumulate
         room = "" if self.free is None else f" of {self.free / 2**30:.1f}"
-        cut = f" in {parts} parts" if parts > 1 else ""
+        cut = f" in {parts} parts (--accumulate {parts})" if parts > 1 else ""
         return (f"{self.updates:,} updates of {config.batch_size} images{cut}, "
                 f"{self.seconds:.2f} s each in {self.precision}: about {self.minutes:.0f} minutes, "
                 f"evaluations aside; {self.bytes / 2**30:.1f}{room} GiB of memory")

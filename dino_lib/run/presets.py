@@ -67,6 +67,26 @@ smoke = replace(
     output_dir="runs/smoke",
 )
 
+# a minute on one CPU core: icons, and a first look at images of one's own
+pocket = replace(
+    demo,
+    store_size=32,
+    backbone_options={
+        **TINY_VIT,
+        "img_size": 24,
+        "patch_size": 4,
+        "embed_dim": 64,
+        "num_heads": 4,
+    },
+    global_size=24,
+    local_size=12,
+    n_local=2,
+    out_dim=256,
+    hidden_dim=256,
+    bottleneck_dim=64,
+    output_dir="runs/pocket",
+)
+
 # an hour on two CPU cores: photographs
 laptop = replace(
     demo,
@@ -180,6 +200,7 @@ original = Config(
 
 PRESETS = {
     "smoke": smoke,
+    "pocket": pocket,
     "demo": demo,
     "laptop": laptop,
     "colab": colab,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dino_lib.head import MultiCropModel
 from dino_lib.run.config import Config
 from dino_lib.run.processes import Interrupts, Ranks
 
@@ -35,6 +36,30 @@ def average_gradients(model: nn.Module, last_part: bool) -> contextlib.AbstractC
     if last_part or not isinstance(model, DistributedDataParallel):
         return contextlib.nullcontext()
     return model.no_sync()
+
+
+def wake(student: MultiCropModel, teacher: MultiCropModel, config: Config, step: int,
+         steps_per_epoch: int) -> None:
+    """The backbones' mode: eval in the epochs of `freeze_backbone`, then train.
+
+    So the statistics of batch norm stand still as long as the weights do.
+    """
+    awake = config.train_backbone and step >= config.freeze_backbone * steps_per_epoch
+    for model in (student, teacher):
+        model.backbone.train(awake)
+
+
+def hold_still(model: MultiCropModel, config: Config, step: int, steps_per_epoch: int) -> None:
+    """Take the gradients of what stands still in this step: the last layer, the backbone.
+
+    Without one the optimizer neither moves nor decays a parameter, and the norm leaves it out.
+    """
+    if step < config.freeze_last_layer * steps_per_epoch:
+        for parameter in model.head.last_layer_parameters():
+            parameter.grad = None
+    if step < config.freeze_backbone * steps_per_epoch:
+        for parameter in model.backbone.parameters():
+            parameter.grad = None
 
 
 def clip_gradients(model: nn.Module, limit: float) -> Tensor:

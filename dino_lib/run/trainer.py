@@ -29,11 +29,13 @@ from dino_lib.run.step import (
     average_gradients,
     check_batch,
     clip_gradients,
+    hold_still,
     momentum_if,
     seed_drop_path,
     set_schedules,
     split,
     step_if,
+    wake,
 )
 from dino_lib.run.teacher_file import Teacher, read_teacher
 from dino_lib.run.trackers import open_tracker
@@ -100,6 +102,8 @@ class Trainer:
         now = {name: float(values[self.step]) for name, values in self.schedules.items()}
         set_schedules(self.optimizer, now)
         seed_drop_path(self.config.seed, self.step, self.ranks.rank)
+        if self.config.freeze_backbone:
+            wake(self.student, self.teacher, self.config, self.step, self.steps_per_epoch)
         buffers, seen = Buffers(self.student, self.teacher, self.loss), Seen()
         self.optimizer.zero_grad(set_to_none=True)
         parts = split(views, self.config.accumulate)
@@ -115,7 +119,7 @@ class Trainer:
         if self._is_logged(self.step + 1):
             probs = self.loss.teacher_probs(targets, now["teacher_temp"])  # by the old center
             now |= {"features": features, "probs": probs}
-        self._freeze_last_layer()
+        hold_still(self.student, self.config, self.step, self.steps_per_epoch)
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.student, self.config.clip_grad)
         loss, used, asked = seen.by_all(self.ranks, self.interrupts)
@@ -129,11 +133,6 @@ class Trainer:
         self.step += 1
         return now | {"step": self.step, "loss": loss, "grad_norm": norm, "finite": finite,
                       "asked": asked}
-
-    def _freeze_last_layer(self) -> None:
-        if self.step < self.config.freeze_last_layer * self.steps_per_epoch:
-            for parameter in self.student.head.last_layer_parameters():
-                parameter.grad = None
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         mixed = self.dtype != torch.float32

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-BREAKS = {"01": {}, "02": {}, "03": {}, "04": {}, "05": {}, "06": {}, "07": {}, "A1": {}}
+BREAKS = {"01": {}, "02": {}, "03": {}, "04": {}, "05": {}, "06": {}, "07": {}, "08": {}, "A1": {}}
 
 
 def breaks(what, *notebooks):
@@ -688,6 +688,32 @@ def _():
         return q
 
     sys.modules["dino_lib.course.collapse_runs"].sinkhorn = wrong
+
+
+# --- 08: your data ----------------------------------------------------------------------------
+
+
+@breaks("the store is counted in floats", "08")
+def _():
+    change("store_bytes", lambda right, *args: 4 * right(*args))
+
+
+@breaks("an epoch has a fraction of a batch", "08")
+def _():
+    change("epochs_in", lambda right, t, u, n, b: min(800, int(t / u) / (n / b)))
+
+
+@breaks("the momentum is that of another share", "08")
+def _():
+    change("momentum_of", lambda right, half_life: right(2 * half_life))
+
+
+@breaks("the backbone is frozen for one update more", "08")
+def _():
+    change(
+        "hold_still",
+        lambda right, model, config, step, n: right(model, config, max(0, step - 1), n),
+    )
 
 
 def smaller():

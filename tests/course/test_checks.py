@@ -21,7 +21,7 @@ from build import MASTERS, SOLUTION, read_master  # noqa: E402
 
 MODULES = {"01": "multicrop", "02": "head", "03": "loss", "04": "teacher", "05": "training",
            "06": "attention", "07": "collapse",
-           "A1": "resampling"}  # fmt: skip
+           "08": "your_data", "A1": "resampling"}  # fmt: skip
 HEADER = importlib.import_module("dino_lib.course.pieces").HEADER
 NOT_NAMED = re.compile(r"wrong: (it is off by|\d+ of \d+ cases are right)")
 
