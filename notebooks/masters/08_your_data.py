@@ -5,7 +5,7 @@
 #
 # **You will** plan a run on a folder of your own pictures before it starts: which settings, how long, how much memory. Then you run it, read it without labels, go on from pretrained weights, and publish the teacher.
 #
-# **You need** the teacher of [notebook 04](04_teacher.ipynb) and the signs of collapse of [notebook 07](07_collapse_lab.ipynb). You write five pieces in about 32 minutes; reading and runs take 40 more. Running the whole notebook takes about 35 seconds of one CPU core.
+# **You need** the teacher of [notebook 04](04_teacher.ipynb) and the signs of collapse of [notebook 07](07_collapse_lab.ipynb). You write five pieces in about 32 minutes; reading and runs take 40 more. Running the whole notebook takes about 40 seconds of one CPU core.
 #
 # Before: [07 · The collapse lab](07_collapse_lab.ipynb).
 
