@@ -198,7 +198,7 @@ COMPUTED = {  # (quiz, question) -> what stands in the right choice, and in no o
     ("04", 6): lambda: student_at("1"),
     ("04", 7): lambda: f"{cosine_schedule(1.0, 0.0, 4)[-1]:.2f}",
     ("05", 1): lambda: f"{4000 // 64 * 13}",
-    ("05", 2): lambda: f"{cosine_schedule(0.996, 1.0, 124).prod():.0%}",
+    ("05", 2): lambda: f"{cosine_schedule(0.996, 1.0, 125).prod():.0%}",
     ("05", 4): lowest_ill_loss,
     ("05", 5): lowest_loss_of_demo,
     ("05", 7): lambda: f"{torch.tensor(1e-8).half().item():.0f}",

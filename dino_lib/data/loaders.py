@@ -123,8 +123,7 @@ class WorkerViews:
                               for view in views]
             start = sum(map(len, used))
             for view, piece in zip(whole, views, strict=True):
-                pinned = self.device.type == "cuda" and piece.is_pinned()
-                view[start : start + len(piece)].copy_(piece, non_blocking=pinned)
+                view[start : start + len(piece)] = to_device(piece, self.device)
             used.append(images.clone())  # a view of it would keep its piece
             del views, images, piece
         return whole, torch.cat(used)

@@ -133,9 +133,10 @@ class RunFolder:
 
         The same images in another place are told and no more.
         """
-        now, before = dataclasses.asdict(self.config), state["config"]
-        changed = [f"{name}={value} (was {before.get(name)})" for name, value in now.items()
-                   if name not in MAY_CHANGE and value != before.get(name)]
+        defaults = {field.name: field.default for field in dataclasses.fields(self.config)}
+        now, before = dataclasses.asdict(self.config), defaults | state["config"]  # new ones
+        changed = [f"{name}={value} (was {before[name]})" for name, value in now.items()
+                   if name not in MAY_CHANGE and value != before[name]]
         if changed:
             raise ValueError(f"{self.path} holds a run with other settings: {', '.join(changed)}. "
                              "Take the old settings, or another --output-dir")

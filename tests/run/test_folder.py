@@ -4,7 +4,7 @@ import io
 import os
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +62,14 @@ def test_a_tilde_is_the_home_folder(tiny, tmp_path, monkeypatch):
 def test_settings_that_differ_are_named_in_the_folders_words(begun):
     with pytest.raises(ValueError, match=r"other settings: lr=0\.5 \(was 0\.001\)"):
         train(replace(begun, lr=0.5))
+
+
+def test_a_setting_that_an_older_version_lacked_had_its_default(tiny):
+    before = asdict(tiny)
+    del before["freeze_backbone"]
+    RunFolder(tiny).check_same_run({"config": before}, 16)
+    with pytest.raises(ValueError, match=r"other settings: freeze_backbone=1\.0 \(was 0\.0\)"):
+        RunFolder(replace(tiny, freeze_backbone=1.0)).check_same_run({"config": before}, 16)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
