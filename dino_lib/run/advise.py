@@ -5,10 +5,8 @@ whose fewest updates fit into the time. How long an update takes is measured on 
 other settings follow from the number of images and of updates.
 """
 
-import dataclasses
 import math
 import os
-import shlex
 import shutil
 import textwrap
 from dataclasses import dataclass, replace
@@ -16,6 +14,7 @@ from pathlib import Path
 
 from dino_lib.run.build import pick_device
 from dino_lib.run.config import Config
+from dino_lib.run.options import command_of
 from dino_lib.run.presets import PRESETS
 from dino_lib.run.profile import clock as device_clock
 from dino_lib.run.survey import Clock, Cost, Survey, cost, look_at
@@ -64,13 +63,7 @@ class Advice:
 
     def command(self) -> str:
         """What starts the run in a shell."""
-        words = ["dino", "train", "--preset", self.preset]
-        for field in dataclasses.fields(Config):
-            value = getattr(self.config, field.name)
-            if value != getattr(PRESETS[self.preset], field.name):
-                values = value if isinstance(value, tuple) else (value,)
-                words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
-        return shlex.join(words)
+        return command_of(self.config, self.preset, PRESETS[self.preset])
 
     def text(self) -> str:
         """All of it, for a screen."""
