@@ -31,6 +31,7 @@ SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION\n(.*?)^[ \t]*### END SOLUTIO
 PICTURE = re.compile(r"(!\[[^\]]*\])\((\.\./figures/[\w.]+)\)")
 FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # JupyterLab's word, and Colab's
 SETUP = """\
+# @title Set-up
 # Where the course's package is missing, Colab and Kaggle install it, and of what it needs only what
 # is missing or too old: their torch stays. Elsewhere a line says what to do.
 import importlib, importlib.util, os, subprocess, sys
@@ -41,7 +42,7 @@ if not importlib.util.find_spec("dino_lib"):
                  "Python in the course's folder, or `make lab`; then restart the kernel.")
     if "/OWNER/" in REPOSITORY:
         sys.exit("Write the address of your copy of the course, a public repository of GitHub's, "
-                 "into the line REPOSITORY above, and run this cell again.")
+                 "into the line REPOSITORY of this cell, and run it again.")
     pip = [sys.executable, "-m", "pip", "install", "-q", f"{REPOSITORY}/archive/HEAD.zip"]
     if subprocess.run(pip).returncode:
         sys.exit(f"pip can't install {REPOSITORY}: is it public, and is the Internet on? "
@@ -68,6 +69,7 @@ def read_master(path):
         if "setup" in cell.metadata.get("tags", []):
             cell.source = SETUP
             cell.metadata.tags = ["nbval-ignore-output"]
+            cell.metadata.update(FOLDED)
         if cell.cell_type == "markdown":
             embed(cell)
     return notebook

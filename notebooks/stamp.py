@@ -40,10 +40,11 @@ def stamp(notebook, address, path):
     """Set the address in one notebook, in place; `path` is its place in the repository."""
     slug = address.removeprefix("https://github.com/")
     picture = f"![Open in Colab]({COLAB}/assets/colab-badge.svg)"
-    badge = f"<!-- badge --> [{picture}]({COLAB}/github/{slug}/blob/main/{path})"
+    badge = f"[{picture}]({COLAB}/github/{slug}/blob/main/{path}) <!-- badge -->"
     line = f'REPOSITORY = "{address}"'
     first, setup = notebook.cells[:2]
-    first.source = re.sub(r"(?m)^<!-- badge -->.*$", lambda _: badge, first.source)
+    # the comment stands last: behind one, Markdown takes the rest of a line for HTML
+    first.source = re.sub(r"(?m)^.*<!-- badge -->$", lambda _: badge, first.source)
     setup.source, found = re.subn(r'(?m)^REPOSITORY = "[^"]*"', lambda _: line, setup.source)
     if not found:
         raise ValueError(

@@ -41,9 +41,10 @@ def page_of(notebook):
 
 def _badge(line):
     """The line with Colab's picture, which lies elsewhere, as a link to the student's copy."""
-    if not line.startswith("<!-- badge -->"):
+    if not line.endswith("<!-- badge -->"):
         return line
-    address = line.rpartition("](")[2].rstrip(")").replace("/notebooks/solutions/", "/notebooks/")
+    address = line.removesuffix(" <!-- badge -->").rpartition("](")[2].rstrip(")")
+    address = address.replace("/notebooks/solutions/", "/notebooks/")
     return f"[Write it yourself, in Colab]({address})"
 
 

@@ -39,9 +39,9 @@ DIALOG = "document.querySelector('.jp-Dialog')"
 # JupyterLab says "idle" also while it has no kernel yet, and a click on Run is lost then
 IDLE = """(document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle' &&
            !['', 'No Kernel'].includes(document.querySelector('.jp-KernelName').textContent))"""
-PROMPTS = (
-    "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent.trim())"
-)
+# of code cells in sight: a folded one has a placeholder without a number
+PROMPT = ".jp-CodeCell .jp-InputPrompt:not(.jp-Placeholder-prompt)"
+PROMPTS = f"[...document.querySelectorAll('{PROMPT}')].map(p => p.textContent.trim())"
 SCALES = (
     "[...document.querySelectorAll('.jp-Notebook .jp-OutputArea img')]"
     ".map(e => e.width / (e.naturalWidth || 1))"
@@ -57,7 +57,7 @@ FAULTS = """() => {
     const mime = '[data-mime-type="application/vnd.jupyter.';
     each(`${mime}stderr"], ${mime}error"]`,
          e => 'an error, or text on stderr, that ends: ' + e.textContent.trim().split('\\n').pop());
-    each('.jp-CodeCell .jp-InputPrompt', e => /^\\[\\d+\\]:$/.test(e.textContent.trim()) ? '' :
+    each('PROMPT', e => /^\\[\\d+\\]:$/.test(e.textContent.trim()) ? '' :
         `the prompt is ${e.textContent.trim()}, not a number`);
     each('.jp-OutputArea img', e => {
         if (!(e.complete && e.naturalWidth > 0 && e.checkVisibility()))
@@ -80,7 +80,7 @@ FAULTS = """() => {
             return 'a formula, or a table, is wider than its cell';
     });
     return faults;
-}"""
+}""".replace("PROMPT", PROMPT)
 
 
 def find_browser():
