@@ -186,7 +186,7 @@ class _ImageViews(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[list[Tensor], int]:
         epoch, index = key
         state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)
-        seed = int(state[0] >> 1)
+        seed = int(state[0]) >> 1
         with seeded(seed):
             image, _, used = self.images[index]
             torch.manual_seed(seed)  # the views, whatever the dataset drew before
