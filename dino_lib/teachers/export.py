@@ -9,6 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
+import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import Mlp, PatchEmbed
@@ -60,6 +61,9 @@ def _to_onnx(out: Path, backbone: Backbone, transform: EvalTransform) -> None:
 
 def _to_timm(out: Path, backbone: Backbone, transform: EvalTransform) -> None:
     """model.safetensors and the config.json that `timm.create_model("local-dir:...")` reads."""
+    if "data_config" not in inspect.signature(save_for_hf).parameters:
+        raise ImportError(f"timm {timm.__version__} can't write this layout: it takes timm 1.0.31, "
+                          "pip install --upgrade timm")
     seen = {
         "input_size": (len(transform.mean), transform.size, transform.size),
         "mean": transform.mean, "std": transform.std,
