@@ -120,7 +120,7 @@ def measure(folder, minutes, seed, runs):
 def collapsed(row):
     """A finding of the doctor's that says so, or entropies that are all but equal.
 
-    The shipped demo's were 0.07 ln K apart after 90 updates, when it had only begun, and 0.17 in
+    The shipped demo's were 0.07 ln K apart after 90 updates, when it had only begun, and 0.19 in
     the end; those of the ill runs in ill_runs.json end 0 to 0.03 apart.
     """
     ill = {"uniform", "one prototype", "dead prototypes", "feature rank", "not finite"}

@@ -145,11 +145,12 @@ class Backbone(nn.Module):
         own = getattr(embed, "img_size", None)
         if getattr(embed, "strict_img_size", False) and own and size != tuple(own):
             name = type(self.model).__name__
-            newer = "Swin" in name and not hasattr(self.model, "dynamic_img_size")
+            newer = ""
+            if "Swin" in name and not hasattr(self.model, "dynamic_img_size"):
+                newer = f"; Swins of any size need timm 1.0.31, this is {timm.__version__}"
             raise ValueError(
                 f"{name} takes images of {tuple(own)} only, got {size}: create it with "
-                f"img_size={size}, or make every view that size"
-                + newer * f"; Swins of any size need timm 1.0.31, this is {timm.__version__}"
+                f"img_size={size}, or make every view that size{newer}"
             )
         patch = embed.patch_size
         patch = (patch, patch) if isinstance(patch, int) else tuple(patch)

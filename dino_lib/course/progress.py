@@ -44,6 +44,10 @@ class Copy:
         pieces = [p for p in self.notebooks.get(notebook, []) if kind in (None, p.kind)]
         return sum(p.state == "right" for p in pieces), len(pieces)
 
+    def wrong(self) -> list[str]:
+        """The pieces whose check says so now."""
+        return [p.name for pieces in self.notebooks.values() for p in pieces if p.state == "wrong"]
+
 
 def read_copy(folder: str | os.PathLike) -> Copy:
     """What a reader has done in a folder, or in the folder `notebooks` in it.
@@ -165,8 +169,7 @@ def table_of_class(copies: Sequence[Copy]) -> str:
     for copy in copies:
         cells = [f"{copy.done(n)[0]}/{of[n]}" if n in copy.notebooks else "-" for n in names]
         done = sum(copy.done(name)[0] for name in names)
-        mistaken = [p.name for pieces in copy.notebooks.values() for p in pieces
-                    if p.state == "wrong"]
+        mistaken = copy.wrong()
         for name in mistaken:
             wrong[name] = wrong.get(name, 0) + 1
         total = f"{done}/{sum(of.values())}"
@@ -190,9 +193,8 @@ def csv_of_class(copies: Sequence[Copy]) -> str:
     writer.writerow(["reader", *names, "done", "of", "wrong", "unread"])
     for copy in copies:
         counts = [copy.done(name)[0] if name in copy.notebooks else "" for name in names]
-        wrong = [p.name for pieces in copy.notebooks.values() for p in pieces if p.state == "wrong"]
         done = sum(copy.done(name)[0] for name in names)
-        row = [copy.reader, *counts, done, sum(of.values()), " ".join(wrong)]
+        row = [copy.reader, *counts, done, sum(of.values()), " ".join(copy.wrong())]
         writer.writerow([*row, "; ".join(copy.unread)])
     return text.getvalue()
 

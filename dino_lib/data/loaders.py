@@ -112,7 +112,7 @@ class WorkerViews:
             raise
 
     def _put_together(self, n: int, n_pieces: int) -> tuple[list[Tensor], Tensor]:
-        """The next n_pieces as views of n images on the device, and the images that were used.
+        """The next n_pieces: views [(n, C, h, w), ...] on the device, and the images used (n,).
 
         Piece by piece: all of a large batch at once would fill the shared memory.
         """

@@ -2,18 +2,15 @@
 
 import dataclasses
 import gc
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from dino_lib.data.say import say
 from dino_lib.run.config import Config
-from dino_lib.run.profile import clock, memory
+from dino_lib.run.profile import clock, memory, seconds_of_update
 from dino_lib.run.train import build_trainer
-from dino_lib.run.trainer import Trainer
-
-WARM_UP = 2  # updates that are not measured: the first ones choose kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +55,7 @@ def estimate(config: Config, dataset: Any = None, *, updates: int = 8) -> Estima
     while True:
         try:
             trainer = build_trainer(dataclasses.replace(config, eval_every=0.0), dataset)
-            seconds = _seconds(trainer, updates)
+            seconds = seconds_of_update(trainer, updates, partial(clock, trainer.device))
             precision = str(trainer.dtype).removeprefix("torch.")
             taken = memory(trainer.device)
             return Estimate(config, seconds, trainer.total_steps, taken, free, precision)
@@ -71,19 +68,3 @@ def estimate(config: Config, dataset: Any = None, *, updates: int = 8) -> Estima
             say(f"the memory does not suffice: {parts} parts")
         gc.collect()
         torch.cuda.empty_cache()
-
-
-def _seconds(trainer: Trainer, updates: int) -> float:
-    """Of one update, views and all: the mean over so many."""
-    size = trainer.config.batch_size
-    indices = np.arange(size * (updates + WARM_UP)).reshape(-1, size) % len(trainer.views)
-    batches = trainer.views.batches(0, indices)
-    for step in range(updates + WARM_UP):
-        if step == WARM_UP:
-            start = clock(trainer.device)
-        trainer.step = trainer.total_steps - 1  # the last layer is not frozen there
-        trainer.train_step(next(batches))
-    seconds = (clock(trainer.device) - start) / updates
-    if hasattr(trainer.views, "close"):
-        trainer.views.close()
-    return seconds

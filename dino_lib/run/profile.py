@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -85,6 +86,30 @@ class Stopwatch:
             hook.remove()
 
 
+def try_update(trainer: Trainer, views: list[torch.Tensor]) -> None:
+    """An update from (B, C, h, w) views as late in a run as can be: nothing is frozen there."""
+    trainer.step = trainer.total_steps - 1
+    trainer.train_step(views)
+
+
+def seconds_of_update(trainer: Trainer, n: int, now: Callable[[], float],
+                      warm_up: int = 2) -> float:
+    """Of one update of a fresh Trainer, views and all: the mean over n, by the clock `now`.
+
+    The first ones, which choose kernels, are not measured. Nothing is written.
+    """
+    size = trainer.config.batch_size
+    indices = np.arange(size * (n + warm_up)).reshape(-1, size) % len(trainer.views)
+    for i, views in enumerate(trainer.views.batches(0, indices)):
+        try_update(trainer, views)
+        if i + 1 == warm_up:
+            start = now()
+    seconds = (now() - start) / n
+    if hasattr(trainer.views, "close"):
+        trainer.views.close()
+    return seconds
+
+
 def profile(trainer: Trainer, n_steps: int = 8) -> dict:
     """Takes `n_steps` updates of a fresh Trainer, after two to warm up; writes nothing.
 
@@ -94,25 +119,20 @@ def profile(trainer: Trainer, n_steps: int = 8) -> dict:
     size = trainer.config.batch_size
     order = torch.randperm(len(trainer.views)).repeat(n_steps + 3)[: (n_steps + 3) * size]
     batches = iter(trainer.views.batches(0, order.view(-1, size).numpy()))
-
-    def step(views: list[Tensor]) -> None:
-        trainer.step = trainer.total_steps - 1  # the last layer is not frozen there
-        trainer.train_step(views)
-
     for _ in range(2):
-        step(next(batches))
+        try_update(trainer, next(batches))
     watch = Stopwatch(trainer)
     for _ in range(n_steps):
         watch.mark("views")
         views = next(batches)
         watch.mark("teacher forward")
-        step(views)
+        try_update(trainer, views)
         watch.mark(None)
     watch.remove()
     taken = memory(trainer.device)  # before anything is measured that training doesn't do
     dtypes = dict.fromkeys([trainer.dtype, torch.bfloat16, torch.float32])
     return {"seconds": {phase: s / n_steps for phase, s in watch.seconds.items()},
-            "flops": count_flops(lambda: step(views)), "bytes": taken,
+            "flops": count_flops(lambda: try_update(trainer, views)), "bytes": taken,
             "ceiling": {dtype: product_ceiling(trainer.device, dtype) for dtype in dtypes}}
 
 

@@ -16,9 +16,8 @@ from dino_lib.data.transforms import middle_square
 from dino_lib.measure.features import extract_features
 from dino_lib.measure.probes import spread
 from dino_lib.run.config import Config
-from dino_lib.run.profile import memory
+from dino_lib.run.profile import memory, seconds_of_update
 from dino_lib.run.train import build_trainer
-from dino_lib.run.trainer import Trainer
 
 Clock = Callable[[], float]  # seconds
 SAMPLE = 48  # images that are looked at
@@ -91,23 +90,12 @@ def cost(config: Config, clock: Clock, n: int = 3) -> Cost:
     size, channels = config.store_size, len(config.mean)
     noise = torch.randint(0, 256, (config.batch_size, channels, size, size), dtype=torch.uint8)
     pictures = InMemory(noise, torch.full((len(noise),), -1))
-    # two epochs are planned, and the last layer is not frozen in the second
-    quiet = dict(eval_every=0, limit=None, progress=False, epochs=float(n + 1), warmup_epochs=0.0,
-                 freeze_last_layer=0.0, freeze_backbone=0.0)
+    quiet = dict(eval_every=0, limit=None, progress=False)
     trainer = build_trainer(replace(config, **quiet), pictures)
-    _updates(trainer, 1)
-    start = clock()
-    _updates(trainer, n)
-    update = (clock() - start) / n
+    update = seconds_of_update(trainer, n, clock, warm_up=1)
     taken = memory(trainer.device)
     few = torch.rand(64, channels, size, size)
     extract_features(trainer.teacher.backbone, few)
     start = clock()
     extract_features(trainer.teacher.backbone, few)
     return Cost(update, (clock() - start) / len(few), taken)
-
-
-def _updates(trainer: Trainer, n: int) -> None:
-    order = np.tile(np.arange(len(trainer.views)), (n, 1))
-    for views in trainer.views.batches(0, order):
-        trainer.train_step(views)

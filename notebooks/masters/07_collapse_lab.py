@@ -41,7 +41,8 @@ _ = torch.manual_seed(0)
 # These are the settings of the healthy run. `targets="center"` means that a center is subtracted from the teacher's logits, `momentum` rises to `momentum_end` during the run, `n_local` is the number of small views, `out_dim` is K, the number of prototypes, and `use_bn` puts batch norm into the head.
 
 # %%
-print(*str(lab.HEALTHY)[8:-1].split(", "), sep="\n")
+for name, value in vars(lab.HEALTHY).items():
+    print(f"{name:15}{'yes' if value is True else value}")
 
 # %%
 gallery, queries = lab.pictures()
