@@ -202,6 +202,7 @@ def _as_it_sees(teacher: Teacher) -> Config:
     transform = teacher.transform
     return dataclasses.replace(
         PRESETS["laptop"],
+        dataset="caltech101",
         global_size=transform.size,
         store_size=None,
         mean=transform.mean,
