@@ -202,7 +202,6 @@ def _as_it_sees(teacher: Teacher) -> Config:
     transform = teacher.transform
     return dataclasses.replace(
         PRESETS["laptop"],
-        dataset="caltech101",
         global_size=transform.size,
         store_size=None,
         mean=transform.mean,
