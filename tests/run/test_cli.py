@@ -118,7 +118,7 @@ def test_help_describes_every_setting_with_its_default(capsys, monkeypatch):
     for field in dataclasses.fields(Config):
         entry = options[field.name.replace("_", "-")]
         assert len(entry.partition(" (default: ")[0].split()) >= 5, entry
-    assert options["epochs"].endswith("(default: 20.0)")  # this preset's
+    assert options["epochs"].endswith(f"(default: {PRESETS['laptop'].epochs})")
     assert options["global-scale"].endswith("(default: 0.4 1.0)")
 
 
