@@ -187,7 +187,8 @@ def add_sections(deck, found, cell, output):
             parts = [*parts[:-1], parts[-1] if output else f"{parts[-1][:-1]}."]
         if any(parts) or points or pictures:
             length = sum(map(len, parts)) + len(points)
-            size = "dense" if length > ROOMY or of_table else "short" if length < 200 else ""
+            is_long = length > (LONGEST if points else ROOMY)
+            size = "dense" if is_long or of_table else "short" if length < 200 else ""
             deck.add(f"## {heading}", *[shown for shown, _ in pictures], *parts, *of_table, points,
                      notes=plain(under), kind=pictures[0][1] if pictures else size)
             pictures = []
