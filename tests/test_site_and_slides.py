@@ -2,10 +2,13 @@
 
 import importlib.util
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import nbformat
 import pytest
+
+import dino_lib
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,6 +40,19 @@ def test_a_page_has_its_solutions_folded_its_pictures_as_files_and_no_setup():
             assert "/solutions/" not in cell.source  # a reader writes in the student's copy
             for picture in re.findall(r"\((figures/[^)]*)\)", cell.source):
                 assert (ROOT / picture).exists()
+
+
+def test_the_api_page_has_every_public_name_and_every_setting_with_its_help():
+    page = SITE.api_page()
+    for name in dino_lib.__all__:
+        value = getattr(dino_lib, name)
+        if callable(value):
+            assert re.search(rf"^\.\. auto(class|function):: [\w.]+\.{name}\b", page, re.M)
+    assert "Annotated" not in page
+    rows = re.findall(r"^\| `(\w+)` \| `(.+)` \| (.+) \|$", page, re.M)
+    assert [row[0] for row in rows] == [field.name for field in fields(dino_lib.Config)]
+    assert ("n_local", "8", "Number of local views.") in rows
+    assert ("backbone_options", "{}") in [row[:2] for row in rows]
 
 
 def test_links_that_lead_nowhere_are_found(tmp_path):
