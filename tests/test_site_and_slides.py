@@ -1,4 +1,4 @@
-"""What the site and the slides are made of; `make site` and `make slides` are run by hand."""
+"""What site, slides and bundle are made of; `make site`, `slides`, `bundle` are run by hand."""
 
 import importlib.util
 import re
@@ -21,6 +21,7 @@ def script(path):
 
 
 SITE, SLIDES = script("site/make.py"), script("slides/make.py")
+BUNDLE = script("bundle/make.py")
 
 
 def test_every_notebook_stands_in_the_sites_list():
@@ -143,3 +144,27 @@ def test_tables_outputs_and_hints_come_along(tmp_path):
 def test_a_formula_stays_with_its_bracket(tmp_path):
     [slide] = slides_of(tmp_path, nbformat.v4.new_markdown_cell("## One\n\nThe crop ($h$) is."))
     assert "(\N{WORD JOINER}$h$\N{WORD JOINER})" in slide
+
+
+@pytest.mark.parametrize(
+    ("cpu", "torch", "fails"),
+    [(False, "2.14.1", False), (True, "2.14.1+cpu", False), (True, "2.14.1", True)],
+)
+def test_a_bundle_for_the_cpu_has_no_cuda_in_it_or_says_so(
+    cpu, torch, fails, tmp_path, monkeypatch
+):  # fmt: skip
+    asked = []
+
+    def pip(words, check):
+        asked.append(words)
+        name = "dino_lib-1-py3.whl" if "wheel" in words else f"torch-{torch}-cp311.whl"
+        (tmp_path / name).touch()
+
+    monkeypatch.setattr(BUNDLE.subprocess, "run", pip)
+    monkeypatch.setattr(BUNDLE.sys, "platform", "linux")
+    if fails:
+        with pytest.raises(SystemExit, match="no build for the CPU of: torch-2"):
+            BUNDLE.download(tmp_path, cpu)
+    else:
+        BUNDLE.download(tmp_path, cpu)
+    assert (BUNDLE.CPU_INDEX in asked[-1]) is cpu and "download" in asked[-1]
