@@ -69,8 +69,8 @@ site: setup  ## the course as a web site in runs/site, for GitHub Pages or to re
 slides: setup  ## slides of the notebooks, HTML and PDF; needs npm, and Chromium or Chrome
 	$(BIN)/python slides/make.py
 
-bundle: site  ## the whole course for machines like this one without internet, in runs/bundle
-	$(BIN)/python bundle/make.py
+bundle: site  ## the whole course for machines like this one without internet (CPU=1: no CUDA)
+	$(BIN)/python bundle/make.py $(if $(CPU),--cpu)
 
 # not from .venv: these have versions of their own
 colab:  ## the notebooks as Colab runs them, with the packages of its image; Colab has Python 3.13
