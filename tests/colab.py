@@ -85,10 +85,16 @@ def faults_of(notebook):
     ]
 
 
+def cpu_seconds():
+    """What the processes that this one has started, and that have ended, have used so far."""
+    used = os.times()
+    return used.children_user + used.children_system
+
+
 def check(path, repository):
     """Run one notebook in a fresh environment; returns what is wrong, sentences. Prints a line."""
     forget_the_course()
-    before, start, seconds = installed(), time.monotonic(), []
+    before, start, cpu, seconds = installed(), time.monotonic(), cpu_seconds(), []
     notebook = nbformat.read(path, 4)
     setup = notebook.cells[SETUP_DONE]
     setup.source = re.sub(r"(?m)^REPOSITORY = .*$", f'REPOSITORY = "{repository}"', setup.source)
@@ -108,7 +114,8 @@ def check(path, repository):
     faults += faults_of(notebook) + differences(before, installed())
     print(
         f"{path.name}: {len(seconds)} code cells, set up after {seconds[0]:.0f} s, "
-        f"{(time.monotonic() - start) / 60:.1f} minutes, {'FAILED' if faults else 'passed'}",
+        f"{(time.monotonic() - start) / 60:.1f} minutes ({(cpu_seconds() - cpu) / 60:.1f} of CPU), "
+        f"{'FAILED' if faults else 'passed'}",
         flush=True,
     )
     return faults

@@ -19,6 +19,7 @@ from dino_lib.data.batch_views import crop_matrix
 from dino_lib.data.transforms import EvalTransform
 
 OPSET = 18
+OLDEST = "2.8"  # PyTorch's exporter: that of 2.6 fails on batch norm, so on a convolutional stem
 MOST = 1024  # images at a time, and rows or columns of patches
 
 
@@ -115,7 +116,8 @@ def write_onnx(path: str | Path, backbone: Backbone, transform: EvalTransform,
     """Write a plain ViT to an ONNX file: `images` (B, C, H, W) -> `outputs`, see `Looks.sight`.
 
     H and W are any multiples of the patch size. The file's metadata holds the transform's size,
-    mean and std. Raises TypeError on other networks, ImportError without the packages.
+    mean and std. Raises TypeError on other networks, ImportError without the packages and with a
+    PyTorch that is too old.
     """
     vit = check_plain(backbone, "ONNX")
     _need_onnx()
@@ -136,6 +138,9 @@ def write_onnx(path: str | Path, backbone: Backbone, transform: EvalTransform,
 
 
 def _need_onnx() -> None:
+    if torch.__version__ < OLDEST:
+        raise ImportError(f"torch {torch.__version__} can't write ONNX: it takes torch {OLDEST}, "
+                          "pip install --upgrade torch torchvision")
     try:
         import onnxscript  # noqa: F401 (torch.onnx uses it, and it uses onnx)
     except ImportError as error:

@@ -155,7 +155,8 @@ def test_frames_are_let_go(demo, tmp_path, monkeypatch, suffix):
 @pytest.mark.parametrize("size", [(3, 5), (1, 1), (51, 7), (7, 401)])
 def test_frames_of_any_size(demo, tmp_path, size):
     images = [Image.new("RGB", size, colour) for colour in ("red", "blue")]
-    images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:])
+    # without a duration old versions of pillow write no times, and PyAV reads one frame
+    images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=100)
     for name in ("b.mp4", "b.gif"):
         frames = read(
             attention_video(demo, tmp_path / "a.gif", tmp_path / name, head="mean", panel=64)

@@ -1,6 +1,7 @@
 """Teachers handed on: each layout read back by other code gives the same features and attention."""
 
 import dataclasses
+import inspect
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
 from torch import nn
 
 from dino_lib.backbone import create_backbone
@@ -19,8 +21,9 @@ from dino_lib.measure.attention import cls_attention, every_layer, full_attentio
 from dino_lib.run.build import build_backbone
 from dino_lib.run.presets import PRESETS
 from dino_lib.run.teacher_file import save_teacher
+from dino_lib.teachers.card import model_card
 from dino_lib.teachers.export import _check_vit_model, export
-from dino_lib.teachers.graph import Looks, check_plain
+from dino_lib.teachers.graph import OLDEST, Looks, check_plain
 from dino_lib.teachers.load import load_teacher
 
 TINY = {"img_size": 24, "patch_size": 6, "embed_dim": 16, "depth": 2, "num_heads": 2,
@@ -122,6 +125,8 @@ def exported(tmp_path_factory):
     """(the ONNX file in onnxruntime, its teacher, its folder); about ten seconds."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
+    if torch.__version__ < OLDEST:
+        pytest.skip(f"torch before {OLDEST} can't write ONNX")
     folder = tmp_path_factory.mktemp("onnx")
     options = {**TINY, "depth": 1, "reg_tokens": 2, "qk_norm": True}
     made_run(folder / "run", stem=True, options=options)
@@ -152,7 +157,15 @@ def test_onnx_is_one_file_that_knows_how_to_look(exported):
     assert given.shape == ["batch", 3, "6*rows", "6*columns"]
 
 
+def test_an_older_torch_is_told_and_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("dino_lib.teachers.graph.OLDEST", "99.1")
+    with pytest.raises(ImportError, match=r"torch \d.*takes torch 99\.1, pip install"):
+        export("demo", "onnx", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_the_packages_a_word_and_no_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("dino_lib.teachers.graph.OLDEST", "1")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(SystemExit) as end:
         main(["export", "demo", "--format", "onnx", "--out", str(tmp_path / "out")])
@@ -163,7 +176,10 @@ def test_without_the_packages_a_word_and_no_folder(tmp_path, monkeypatch, capsys
 
 # --- timm, in a process without dino_lib ----------------------------------------------------------
 
-
+newer_timm = pytest.mark.skipif(
+    "data_config" not in inspect.signature(save_for_hf).parameters,
+    reason="timm before 1.0.31 can't write its layout",
+)
 
 ELSEWHERE = """
 import json, sys, torch
@@ -183,6 +199,7 @@ NETWORKS = {  # of a run -> sizes of its images
 }
 
 
+@newer_timm
 def test_timm_alone_reads_what_was_written_for_it(tmp_path):
     """By the code in the card, in one new process for all, since an import takes seconds."""
     jobs, expected = [], []
@@ -206,6 +223,7 @@ def test_timm_alone_reads_what_was_written_for_it(tmp_path):
         close(load_file(found)["feature"], feature)
 
 
+@newer_timm
 def test_timms_config_tells_how_to_look_and_nothing_of_timms_own_weights(run, tmp_path):
     export(run(), "timm", tmp_path / "out")
     told = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
@@ -213,6 +231,7 @@ def test_timms_config_tells_how_to_look_and_nothing_of_timms_own_weights(run, tm
     assert "apache" not in json.dumps(told) and "url" not in told
 
 
+@newer_timm
 def test_what_a_config_cannot_describe_is_named(run, tmp_path, monkeypatch):
     folder = run()
     built = load_teacher(folder)
@@ -220,6 +239,13 @@ def test_what_a_config_cannot_describe_is_named(run, tmp_path, monkeypatch):
     monkeypatch.setattr("dino_lib.teachers.export.load_teacher", lambda name: built)
     with pytest.raises(TypeError, match=r"can't describe.*mlp_layer"):
         export(folder, "timm", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_older_timm_is_told_and_leaves_no_folder(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("dino_lib.teachers.export.save_for_hf", lambda model, folder: None)
+    with pytest.raises(ImportError, match=r"timm \d.*it takes timm 1\.0\.31"):
+        export(run(), "timm", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -388,13 +414,12 @@ def test_nothing_is_overwritten(tmp_path):
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
-def card(name, tmp_path):
-    export(name, "timm", tmp_path / "card")
-    return (tmp_path / "card" / "README.md").read_text()
+def card(name):
+    return model_card(name, load_teacher(name), "timm")
 
 
-def test_the_card_has_the_runs_figures_settings_and_terms(tmp_path):
-    text = card("photos", tmp_path)
+def test_the_card_has_the_runs_figures_settings_and_terms():
+    text = card("photos")
     for part in (
         "# photos",
         "Caltech-101",
@@ -413,18 +438,18 @@ def test_the_card_of_a_run_without_report_has_its_history(run, tmp_path):
     folder = run(dataset="shapes")
     lines = [{"step": 0, "knn": 0.25}, {"step": 4, "loss": 1.0}, {"step": 8, "knn": 0.75}]
     (folder / "history.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    text = card(folder, tmp_path)
+    text = card(folder)
     assert "| k-NN accuracy | 0.250 |  | 0.750 |" in text
     assert str(tmp_path) not in text
 
 
 def test_the_card_of_ones_own_images_says_what_to_fill_in(run, tmp_path):
-    text = card(run(dataset=str(tmp_path / "my secret pictures")), tmp_path)
+    text = card(run(dataset=str(tmp_path / "my secret pictures")))
     assert "To fill in before you publish" in text and "secret" not in text
 
 
 def test_the_card_of_others_weights_says_whose_terms_hold(run, tmp_path):
     export(run(), "huggingface", tmp_path / "theirs")
-    text = card(tmp_path / "theirs", tmp_path)
+    text = card(tmp_path / "theirs")
     assert "a ViT of Hugging Face" in text and "terms" in text
     assert "## Training" not in text and "## Measured" not in text
