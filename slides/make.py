@@ -47,8 +47,8 @@ class Deck:
         """A slide of paragraphs; `kind` is its CSS class. Gives its notes, to be added to."""
         mark = f"<!-- _class: {kind} -->" if kind else ""
         shown = "\n\n".join(part for part in (mark, *parts) if part)
-        shown = re.sub(r"\((?=\$)", "(\N{WORD JOINER}", shown)  # a formula stays with its bracket
-        self.slides.append((re.sub(r"(?<=\$)\)", "\N{WORD JOINER})", shown), [notes]))
+        shown = re.sub(r"\(\$([^$]+)\$\)", r"$(\1)$", shown)  # a line may end before a formula
+        self.slides.append((shown, [notes]))
         return self.slides[-1][1]
 
     def picture(self, data, ending):

@@ -27,7 +27,10 @@ def reference():
 
 @pytest.fixture
 def folder(reference, tmp_path, monkeypatch):
-    """A folder where all is well: its notebooks are there, memory and disk are free."""
+    """A folder where all is well: its notebooks are there, what shows them is installed, memory and
+    disk are free.
+    """
+    no_packages_but(monkeypatch, laptop.NEEDED)
     monkeypatch.setattr(laptop, "read_reference", lambda: reference)
     monkeypatch.setattr(laptop, "work", lambda: (3.0, 1.0))
     memory = SimpleNamespace(available=4 * GB, total=8 * GB)
@@ -36,6 +39,16 @@ def folder(reference, tmp_path, monkeypatch):
     for name in reference["notebooks"]:
         (tmp_path / f"{name}.ipynb").write_text("{}")
     return tmp_path
+
+
+def no_packages_but(monkeypatch, names):
+    """Of the packages that show notebooks, only these are installed."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: (name in names or None) if name in laptop.NEEDED else find(name),
+    )
 
 
 def changes(folder):
@@ -68,10 +81,7 @@ def test_what_is_missing_is_named_with_what_to_do(folder, monkeypatch):
 def test_packages_too_old_or_missing(folder, monkeypatch):
     needs = ["torch>=99", "no-such-package>=1", "numpy>=1", 'wandb>=99; extra == "wandb"']
     monkeypatch.setattr(importlib.metadata, "requires", lambda _: needs)
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "ipywidgets" else find(name)
-    )
+    no_packages_but(monkeypatch, laptop.NEEDED.keys() - {"ipywidgets"})
     said, ready = laptop.examine_machine(folder)
     assert not ready and "numpy" not in said and "wandb" not in said
     assert re.search(r"torch \S+ \(needed: torch>=99\); no-such-package is missing", said)
