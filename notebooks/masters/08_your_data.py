@@ -307,7 +307,7 @@ from scipy.stats import spearmanr
 random = np.random.default_rng(0)
 a = random.normal(size=30)
 b = a + random.normal(size=30)
-np.testing.assert_allclose(float(rank_correlation(a, b)), spearmanr(a, b).statistic)
+np.testing.assert_allclose(float(rank_correlation(a, b)), spearmanr(a, b)[0])
 print(f"equal to SciPy's: {rank_correlation(a, b):.3f}")
 
 # %% [markdown]
@@ -325,7 +325,7 @@ most = np.array([math.log(setting.out_dim) for setting, _ in runs])
 signs = {"loss / ln K": np.array([s["loss_end"] for _, s in runs]) / most,
          "rank of the features": np.array([s["rank"] for _, s in runs]),
          "gap / ln K": np.array([s["of_mean_end"] - s["of_one_end"] for _, s in runs]) / most}
-found = {name: spearmanr(values, knn).statistic for name, values in signs.items()}
+found = {name: spearmanr(values, knn)[0] for name, values in signs.items()}
 figure, axes = plt.subplots(1, 3, figsize=(9, 2.8), layout="constrained", sharey=True)
 for axis, (name, values) in zip(axes, signs.items()):
     axis.scatter(values, 100 * knn, s=14, color="tab:blue", alpha=0.7)

@@ -41,7 +41,7 @@ def momentum_tensor(updates, share):
 
 # rank correlation
 def correlate_scipy(a, b):
-    return spearmanr(a, b).statistic
+    return spearmanr(a, b)[0]
 
 
 def correlate_ranks(a, b):
@@ -165,7 +165,7 @@ WRONG = {
         "Kendall": correlate_kendall,
         "one": lambda a, b: 1.0,
         "covariance": lambda a, b: np.cov(rankdata(a), rankdata(b))[0, 1],
-        "size": lambda a, b: abs(spearmanr(a, b).statistic),
+        "size": lambda a, b: abs(spearmanr(a, b)[0]),
     },
     "head_first": {
         "zeros": head_first_zeros,
