@@ -133,13 +133,13 @@ class Backbone(nn.Module):
         return self.model.forward_features(x)
 
     def _check(self, x):
-        stem = next((m for m in self.model.modules() if isinstance(m, nn.Conv2d)), None)
-        channels = stem.in_channels if stem is not None else x.shape[1:2].numel()
+        stems = [m for m in self.model.modules() if isinstance(m, nn.Conv2d)]
+        channels = stems[0].in_channels if stems else x.shape[1:2].numel()
         known = channels in (1, 3)  # a few models rearrange the pixels before they convolve
         if x.ndim != 4 or (known and x.shape[1] != channels):
             raise ValueError(f"images {tuple(x.shape)}: expected (B, {channels}, H, W)")
         embed = getattr(self.model, "patch_embed", None)
-        if not isinstance(embed, PatchEmbed | ConvPatchEmbed):
+        if not isinstance(embed, (PatchEmbed, ConvPatchEmbed)):
             return  # timm says itself what it does not take
         size = tuple(x.shape[-2:])
         own = getattr(embed, "img_size", None)
