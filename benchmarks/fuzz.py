@@ -185,8 +185,9 @@ def images():
             exif = Image.Exif()
             exif[0x0112], options = 6, {"exif": exif}
         with contextlib.suppress(OSError, KeyError):  # a Pillow that was built without it
-            converted = picture.convert("I;16" if mode == "I;16" else mode)
-            converted.save(file, kind, **options)
+            # older Pillows make 16 bits only of grey
+            source = picture.convert("L") if mode == "I;16" else picture
+            source.convert(mode).save(file, kind, **options)
             yield file.getvalue()
 
 

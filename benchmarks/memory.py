@@ -10,6 +10,7 @@ the growth is more than 8 MB.
 """
 
 import argparse
+import mmap
 import os
 import sys
 import tempfile
@@ -60,7 +61,8 @@ def measure(config, leak=0):
         if trainer.step % EVERY == 0:
             readings.append(resident())
         if leak:
-            leaked.append(np.random.bytes(leak))
+            leaked.append(mmap.mmap(-1, leak))  # new memory, where NumPy might use old again
+            leaked[-1].write(np.random.bytes(leak))
         return step(views)
 
     trainer.train_step = watched
