@@ -4,8 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/demo
 SEED ?= 0
-# setuptools warns of every editable installation
-INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet
+# setuptools warns of every editable installation; to compile all modules, most of which nobody
+# imports, takes a minute, and Python compiles those that are imported
+INSTALL := PYTHONWARNINGS="ignore:Editable installation" \
+	$(BIN)/python -m pip install --quiet --no-compile
 
 NOTEBOOKS := $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
 
@@ -33,8 +35,8 @@ demo: setup  ## train on the embedded dataset, show what the teacher sees (RUN=f
 test: setup  ## every test, every notebook and every solution; what CI runs
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval $(NOTEBOOKS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		--nbval tests $(NOTEBOOKS)
 
 course: setup  ## the notebooks again from notebooks/masters, and their outputs
 	$(BIN)/python notebooks/build.py
@@ -69,8 +71,8 @@ site: setup  ## the course as a web site in runs/site, for GitHub Pages or to re
 slides: setup  ## slides of the notebooks, HTML and PDF; needs npm, and Chromium or Chrome
 	$(BIN)/python slides/make.py
 
-bundle: site  ## the whole course for machines like this one without internet, in runs/bundle
-	$(BIN)/python bundle/make.py
+bundle: site  ## the whole course for machines like this one without internet (CPU=1: no CUDA)
+	$(BIN)/python bundle/make.py $(if $(CPU),--cpu)
 
 # not from .venv: these have versions of their own
 colab:  ## the notebooks as Colab runs them, with the packages of its image; Colab has Python 3.13

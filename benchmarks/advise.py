@@ -5,7 +5,7 @@ Imagenette (20 and 10 classes), grey photographs, and 60 photographs in all. For
 `--minutes` of this process's processor time, the run, and what it came to: the doctor's findings,
 the two entropies as shares of ln K, RankMe and 20-NN beside the untrained network's and a colour
 histogram's. Fails if a run collapses. DATA holds caltech101/101_ObjectCategories and
-imagenette2-160/train. Writes dino_lib/course/measured/advise.json.
+imagenette2-160/train. Writes dino_lib/course/measured/advise_SEED.json.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from dino_lib import Shapes
-from dino_lib.course.going_on import ADVISED
+from dino_lib.course.going_on import advised
 from dino_lib.measure.knn import accuracy, color_histogram
 from dino_lib.run.advise import advise
 from dino_lib.run.doctor import diagnose
@@ -133,8 +133,9 @@ def main(arguments=None):
     parser.add_argument("--minutes", type=float, default=0.4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=DATASETS, default=DATASETS)
-    parser.add_argument("--out", type=Path, default=ADVISED)
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args(arguments)
+    out = args.out or advised(args.seed)
     torch.set_num_threads(1)
     rows = {}
     for name in args.only:
@@ -151,7 +152,7 @@ def main(arguments=None):
             "torch": torch.__version__.partition("+")[0],
             "rows": rows,
         }
-        args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     sys.exit(1 if any(map(collapsed, rows.values())) else 0)
 
 

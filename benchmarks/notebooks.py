@@ -4,6 +4,9 @@ Executes the student's copies on one core, and keeps the CPU seconds and the lar
 kernel in dino_lib/course/measured/notebooks.json, which `dino doctor` reads. Before each notebook,
 and after the last, `laptop.work` is timed; its median is kept.
 
+`--only NAME ...` measures these again and leaves the others; the seconds are scaled by `work` to
+those of the machine in the file.
+
 `--check NAME ...` compares instead: what the doctor says here of these notebooks, beside what they
 take. The ratios go into the file too, and the doctor says them. To see it on a slower processor,
 forbid torch the newer instructions:
@@ -67,15 +70,24 @@ def measure_all(names):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="notebooks to measure again")
     parser.add_argument("--check", nargs="+", metavar="NAME", help="notebooks to compare")
     parser.add_argument("--machine", default="the reference machine", help="its name in the file")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    rows, works = measure_all(args.check or sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb")))
+    names = args.check or args.only or sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb"))
+    rows, works = measure_all(names)
     found = {"machine": args.machine, "work_seconds": statistics.median(works), "works": works,
              "notebooks": rows, "checked": {}}
+    here = found["work_seconds"]
+    if args.only or args.check:
+        found = read_reference()
+    if args.only:
+        for name, row in rows.items():
+            seconds = row["seconds"] * found["work_seconds"] / here
+            found["notebooks"][name] = row | {"seconds": seconds}
+            print(f"{name}: {seconds:.0f} s where `work` takes {found['work_seconds']:.2f} s")
     if args.check:
-        here, found = found["work_seconds"], read_reference()
         said = estimate(found, here)
         for name, row in rows.items():
             found["checked"][name] = round(row["seconds"] / said[name], 2)

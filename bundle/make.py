@@ -4,8 +4,9 @@ The folder, and an archive of it, hold the wheels for machines of this kind (sys
 Python), the notebooks, the teachers (they ship in the library's wheel), the site, and install.py,
 which needs no internet. The slides come along where `make slides` has made them.
 
-On Linux torch brings CUDA along, most of the size. With PIP_EXTRA_INDEX_URL set to the address of
-PyTorch's CPU builds, pip takes those: their version, such as 2.14.1+cpu, counts as the newer one.
+On Linux torch brings CUDA along, most of the size. With --cpu (`make bundle CPU=1`) pip looks in
+PyTorch's own index too, and takes its builds for the CPU: their version, such as 2.14.1+cpu, counts
+as the newer one.
 """
 
 import argparse
@@ -18,11 +19,15 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PARTS = {"notebooks": "notebooks", "figures": "figures", "runs/site": "site",
          "runs/slides": "slides"}
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 LEFT_OUT = shutil.ignore_patterns("my_pieces", "runs", ".ipynb_checkpoints", "__pycache__")
 
 
-def download(wheels):
-    """The library's wheel and all that it and the notebooks need, in the tested versions."""
+def download(wheels, cpu):
+    """The library's wheel and all that it and the notebooks need, in the tested versions.
+
+    cpu: torch and torchvision without CUDA. Exits where pip found only those with it.
+    """
     pip = [sys.executable, "-m", "pip"]
     build = [*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), str(ROOT)]
     subprocess.run(build, check=True)
@@ -30,7 +35,11 @@ def download(wheels):
     needs = f"dino-lib[notebooks] @ {own.as_uri()}"
     tested = ["--constraint", str(ROOT / "requirements.txt")]
     words = ["--quiet", "--only-binary", ":all:", "--dest", str(wheels), *tested, needs]
+    words += ["--extra-index-url", CPU_INDEX] if cpu else []
     subprocess.run([*pip, "download", *words], check=True)
+    with_cuda = [path.name for path in wheels.glob("torch*.whl") if "+cpu" not in path.name]
+    if cpu and with_cuda and sys.platform == "linux":
+        sys.exit(f"error: {CPU_INDEX} gave no build for the CPU of: {', '.join(with_cuda)}")
 
 
 def size(folder):
@@ -41,11 +50,13 @@ def size(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bundle")
-    out = parser.parse_args().out.resolve()
+    parser.add_argument("--cpu", action="store_true", help="torch without CUDA: far smaller")
+    args = parser.parse_args()
+    out = args.out.resolve()
     folder = out / "dino-course"
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "wheels").mkdir(parents=True)
-    download(folder / "wheels")
+    download(folder / "wheels", args.cpu)
     for source, target in PARTS.items():
         if (ROOT / source).is_dir():
             shutil.copytree(ROOT / source, folder / target, ignore=LEFT_OUT)

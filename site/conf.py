@@ -22,4 +22,5 @@ suppress_warnings = ["mystnb.unknown_mime_type"]
 default_role = "code"
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # as they are written, such as the name of a function
 python_maximum_signature_line_length = 70

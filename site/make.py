@@ -59,10 +59,23 @@ def api_page():
     for module, names in modules.items():
         lines += ["", f"## {module.removeprefix('dino_lib.')}"]
         for name in names:
-            kind = "autoclass" if isinstance(getattr(dino_lib, name), type) else "autofunction"
-            lines += ["", "```{eval-rst}", f".. {kind}:: {module}.{name}"]
-            lines += ["   :members:"] * (kind == "autoclass") + ["```"]
+            value = getattr(dino_lib, name)
+            kind = "autoclass" if isinstance(value, type) else "autofunction"
+            has_settings = hasattr(value, "__pydantic_fields__")
+            call = "(**settings)" if has_settings else ""  # not fifty types with their bounds
+            lines += ["", "```{eval-rst}", f".. {kind}:: {module}.{name}{call}"]
+            lines += ["   :members:"] * (kind == "autoclass" and not has_settings) + ["```"]
+            lines += settings_table(value) if has_settings else []
     return "\n".join(lines) + "\n"
+
+
+def settings_table(config):
+    """Lines of Markdown: a setting, its default and its help, a row each."""
+    lines = ["", "| setting | default | what it is |", "| --- | --- | --- |"]
+    for name, field in config.__pydantic_fields__.items():
+        default = repr(field.get_default(call_default_factory=True))
+        lines.append(f"| `{name}` | `{default}` | {' '.join(field.description.split())} |")
+    return lines
 
 
 def gather(source):

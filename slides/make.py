@@ -1,9 +1,10 @@
 """Slides of the notebooks: `make slides`, that is `python slides/make.py [NAME ...]`.
 
-Every slide is taken from a teaching copy: the title; a slide a section, with its formulas; a slide
-a figure, with what the text says before it; a slide for each thing to write. The speaker notes are
-the section's notes for who teaches, and what the text says after a figure. So a change of a
-notebook changes the slides. Marp (its exact version below) makes NAME.html, which needs no
+Every slide is taken from a teaching copy: the title; a slide a section, with its formulas and
+tables, or what a cell prints where the text announces it; a slide a figure, with what the text says
+before it; a slide for each thing to guess and to write. The speaker notes are the section's notes
+for who teaches, what the text says after a figure, and the hint of a thing to write. So a change of
+a notebook changes the slides. Marp (its exact version below) makes NAME.html, which needs no
 internet (p opens the notes), and NAME.pdf of NAME.md. It needs npm, and Chromium or Chrome.
 """
 
@@ -12,9 +13,11 @@ import base64
 import re
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -23,9 +26,15 @@ FRONT = "---\nmarp: true\ntheme: course\nmath: mathjax\npaginate: true\ntitle: {
 PICTURES = {"image/png": "png", "image/jpeg": "jpg"}
 FORMULA = re.compile(r"\$\$.+?\$\$", re.S)
 FOLDED = re.compile(r"<details>.*?</details>", re.S)
+HINT = re.compile(r"<details><summary>(Hint\b.*?)</summary>(.*?)</details>", re.S)
+TABLE = re.compile(r"(?:^\|.*\n?)+", re.M)
+CHOICE = re.compile(r"[ ·]+(?=\*\*[a-f]\*\* |[a-f]\) )")
 TURN = re.compile(r"\*\*((?:Your turn|Exercise) \d+ · .+?)\*\*(.*)", re.S)
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\([^)]*\)")
 LONGEST = 420  # letters that a slide takes beside its heading
+ROOMY = 560  # letters in the usual size; more take a smaller one
+TALL = 0.6  # height by width of a picture that takes all of a slide's height
+MOST_LINES = 20  # of what a cell prints
 
 
 class Deck:
@@ -37,16 +46,20 @@ class Deck:
     def add(self, *parts, notes="", kind=""):
         """A slide of paragraphs; `kind` is its CSS class. Gives its notes, to be added to."""
         mark = f"<!-- _class: {kind} -->" if kind else ""
-        self.slides.append(("\n\n".join(part for part in (mark, *parts) if part), [notes]))
+        shown = "\n\n".join(part for part in (mark, *parts) if part)
+        shown = re.sub(r"\(\$([^$]+)\$\)", r"$(\1)$", shown)  # a line may end before a formula
+        self.slides.append((shown, [notes]))
         return self.slides[-1][1]
 
     def picture(self, data, ending):
-        """A picture, written beside the slides, as Markdown."""
+        """A picture, written beside the slides: as Markdown, and the class of its slide."""
         self.pictures += 1
         path = self.folder / "pictures" / f"{self.name}-{self.pictures:02d}.{ending}"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(base64.b64decode(data))
-        return f"![]({path.relative_to(self.folder).as_posix()})"
+        with Image.open(path) as image:
+            kind = "figure tall" if image.height > TALL * image.width else "figure"
+        return f"![]({path.relative_to(self.folder).as_posix()})", kind
 
     def write(self, title):
         slides = []
@@ -91,43 +104,60 @@ def slides_of(path, folder):
     title = re.search(r"^# (.*)", cells[0].source, re.M)[1]
     opening = plain(cells[0].source)
     notes = deck.add(f"# {title}", start_of(cells[0].source), kind="title", notes=opening)
-    heading, before, early = title, "", []
-    for number, cell in enumerate(cells[1:], 1):
+    heading, before, early, after_figure = title, "", [], False
+    for cell, following in pairwise([*cells[1:], nbformat.NotebookNode(source="")]):
         if "note" in cell.metadata.get("tags", []):
             # most stand at the end of their section; one that names the next one, before it
             named = re.match(r"\*\*Section (\d+)\b", cell.source)
-            following = sections(cells[number + 1].source) if number + 1 < len(cells) else []
-            is_early = named and following and following[0][0].startswith(named[1])
+            next_one = sections(following.source)
+            is_early = named and next_one and next_one[0][0].startswith(named[1])
             (early if is_early else notes).append(plain(cell.source))
         elif cell.cell_type == "markdown":
-            turn, before = TURN.search(FOLDED.sub("", cell.source)), cell.source
-            found = sections(cell.source)
+            told, *questions = re.split(r"(?=\*\*Predict)", cell.source)
+            turn, before = TURN.search(FOLDED.sub("", told)), announcement(told, after_figure)
+            found = sections(told)
+            heading = found[-1][0] if found else heading
             if found and not turn:
-                heading = found[-1][0]
-                notes = add_sections(deck, found, cell)
+                notes = add_sections(deck, found, cell, printed(following))
                 notes[:0], early, before = early, [], ""
             elif turn:
-                task, before = start_of(turn[2]), ""
-                deck.add(f"## {turn[1].rstrip('.')}", task, *formulas(turn[2]), kind="turn")
-            elif "**Predict" in cell.source:  # the question, before the figure that answers it
-                question = cell.source[cell.source.index("**Predict"):]
-                deck.add(f"## {heading}", start_of(question), points_of(question), kind="turn",
-                         notes=plain(cell.source))
+                parts = start_of(turn[2]), *tables(turn[2]), *formulas(turn[2])
+                hints = [f"{name}: {plain(hint)}" for name, hint in HINT.findall(told)]
+                deck.add(f"## {turn[1].rstrip('.')}", *parts, kind="turn", notes="\n\n".join(hints))
                 before = ""
             elif "attachments" in cell:
-                deck.add(f"## {heading}", *pictures_in(cell, deck), start_of(cell.source, 200),
-                         notes=plain(cell.source), kind="figure")
-            elif FORMULA.search(cell.source):
-                deck.add(f"## {heading}", *around_formula(cell.source), notes=plain(cell.source))
+                for shown, kind in pictures_in(cell, deck):
+                    deck.add(f"## {heading}", shown, start_of(told, 200), notes=plain(told),
+                             kind=kind)
+            elif FORMULA.search(told):
+                deck.add(f"## {heading}", *around_formula(told), notes=plain(told))
+            elif tables(told):
+                deck.add(f"## {heading}", start_of(told, 250), *tables(told), notes=plain(told),
+                         kind="dense")
+                before = ""
+            for question in questions:  # before the figure that answers it
+                deck.add(f"## {heading}", *asked(question), kind="turn", notes=plain(question))
+                before = ""
         else:
-            after = cells[number + 1].source if number + 1 < len(cells) else ""
             for output in cell.outputs:
                 for kind in PICTURES.keys() & output.get("data", {}).keys():
-                    shown = deck.picture(output["data"][kind], PICTURES[kind])
-                    deck.add(f"## {heading}", shown, start_of(before, 200), kind="figure",
-                             notes=plain(re.split(r"(?m)^#", after)[0]))
+                    shown, place = deck.picture(output["data"][kind], PICTURES[kind])
+                    deck.add(f"## {heading}", shown, before, kind=place,
+                             notes=plain(re.split(r"(?m)^#", following.source)[0]))
                     before = ""
+            after_figure = any(PICTURES.keys() & o.get("data", {}).keys() for o in cell.outputs)
+            before = "" if cell.outputs else before
     return deck.write(title)
+
+
+def announcement(text, after_figure):
+    """What a text says of the picture that comes: its last paragraph. One that follows a picture
+    and has no other speaks of that one.
+    """
+    paragraphs = [p for p in plain(text).split("\n\n") if p.strip()]
+    if len(paragraphs) < 1 + after_figure:
+        return ""
+    return re.sub(":$", ".", start_of(paragraphs[-1], 200))
 
 
 def sections(text):
@@ -137,27 +167,51 @@ def sections(text):
 
 
 def pictures_in(cell, deck):
-    """The pictures that a text shows."""
+    """The pictures that a text shows, and the classes of their slides."""
     return [deck.picture(of["image/png"], "png") for of in cell.get("attachments", {}).values()]
 
 
-def add_sections(deck, found, cell):
-    """A slide a heading of a cell: its first sentences, formulas, points, and pictures. Gives the
-    notes of the last slide.
+def add_sections(deck, found, cell, output):
+    """A slide a heading of a cell: its first sentences, formulas, tables, points, and pictures; and
+    the output of the next cell, where the last sentence announces it. Gives the notes of the last.
     """
     pictures = pictures_in(cell, deck)
     for heading, under in found:
-        points = points_of(under)
+        points, of_table = points_of(under), tables(under)
         if FORMULA.search(under):
             parts = around_formula(under)
         else:
-            parts = [start_of(under, 250 if points else LONGEST)]
+            parts = [start_of(under, 250 if points or of_table else LONGEST)]
+        if parts[-1].endswith(":") and not (points or of_table) and heading == found[-1][0]:
+            of_table = [output] if output else []
+            parts = [*parts[:-1], parts[-1] if output else f"{parts[-1][:-1]}."]
         if any(parts) or points or pictures:
-            dense = "dense" if sum(map(len, parts)) + len(points) > LONGEST else ""
-            deck.add(f"## {heading}", *pictures, *parts, points, notes=plain(under),
-                     kind="figure" if pictures else dense)
+            length = sum(map(len, parts)) + len(points)
+            is_long = length > (LONGEST if points else ROOMY)
+            size = "dense" if is_long or of_table else "short" if length < 200 else ""
+            deck.add(f"## {heading}", *[shown for shown, _ in pictures], *parts, *of_table, points,
+                     notes=plain(under), kind=pictures[0][1] if pictures else size)
             pictures = []
     return deck.slides[-1][1]
+
+
+def printed(cell):
+    """What a cell prints, as Markdown; nothing where a slide has no room for it."""
+    texts = [output.text for output in cell.get("outputs", []) if output.output_type == "stream"]
+    text = "".join(texts).strip("\n")
+    return f"```text\n{text}\n```" if text and len(text.splitlines()) <= MOST_LINES else ""
+
+
+def asked(question):
+    """The question of a *Predict*, and its choices as a list."""
+    told, *choices = CHOICE.split(joined(plain(question)))
+    points = [f"- {choice}" for choice in choices] or [points_of(question)]
+    return (told if choices else start_of(question)), "\n".join(points)
+
+
+def tables(text):
+    """The tables of a text that aren't folded."""
+    return [table.strip() for table in TABLE.findall(FOLDED.sub("", text))]
 
 
 def points_of(text):

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import spearmanr
 from test_workshop import TEXTS, masters, named
 
 import dino_lib
 from dino_lib import (
+    PRESETS,
     BatchMultiCrop,
     DINOHead,
     DINOLoss,
@@ -28,7 +30,10 @@ from dino_lib import (
 )
 from dino_lib.course import collapse_runs, momentum
 from dino_lib.data.batch_views import crop_boxes, crop_matrix
+from dino_lib.run.advise import epochs_in, fit_images, momentum_of, store_bytes
+from dino_lib.run.config import Config
 from dino_lib.run.history import feature_rank
+from dino_lib.run.survey import Survey
 from dino_lib.schedules import half_life
 from dino_lib.teachers.load import SHIPPED
 
@@ -175,6 +180,40 @@ def overshoot():
     return "below 0, some above 1" if edge.min() < 0 and edge.max() > 1 else "between"
 
 
+def in_demo(images):
+    """A survey of coloured pictures, and the settings of `demo` that are made for it."""
+    survey = Survey(images, 100, 3, (0.5,) * 3, (0.2,) * 3, 0.0, 0)
+    return survey, fit_images(PRESETS["demo"], survey)[0]
+
+
+def store():
+    return f"{store_bytes(Config(store_size=96), in_demo(50_000)[0]) / 2**30:.1f} GiB"
+
+
+def rank_correlation():
+    losses, knn = [0.2, 0.5, 0.9, 7], [30, 40, 35, 90]
+    assert round(float(np.corrcoef(losses, knn)[0, 1]), 2) == 0.99  # the wrong answer a
+    return f"{spearmanr(losses, knn).statistic:.1f}"
+
+
+def best_sign():
+    runs = collapse_runs.read_measured()["runs"]
+    most = [math.log(collapse_runs.VARIANTS[name].out_dim) for name in runs for _ in runs[name]]
+    scores = [one["scores"] for of in runs.values() for one in of.values()]
+    signs = [[s["loss_end"] / m for s, m in zip(scores, most, strict=True)],
+             [s["rank"] for s in scores],
+             [(s["of_mean_end"] - s["of_one_end"]) / m for s, m in zip(scores, most, strict=True)]]
+    knn = [s["knn"] for s in scores]
+    return f"{max(abs(spearmanr(sign, knn).statistic) for sign in signs):.2f}"
+
+
+def decayed():
+    weight = torch.nn.Parameter(torch.ones(1))
+    weight.grad = torch.zeros(1)
+    torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1).step()
+    return f"{weight.item():.2f}"
+
+
 NINE_TO_ONE = [math.log(0.9), math.log(0.1)]
 NO_COLOUR = dict(color_jitter=(0, 0, 0, 0), gray_p=0, blur_p=(0, 0, 0), solarize_p=0,
                  mean=(0, 0, 0), std=(1, 1, 1))
@@ -211,6 +250,13 @@ COMPUTED = {  # (quiz, question) -> what stands in the right choice, and in no o
     ("07", 4): one_low_temperature,
     ("07", 7): lambda: f"{(4 - 2) / np.std([1, 2, 3], ddof=1):.0f}, and no",
     ("07", 8): column_sum,
+    ("08", 1): store,
+    ("08", 2): lambda: f"{epochs_in(20 * 60, 0.5, 1000, 64):.0f}",
+    ("08", 3): lambda: f"{momentum_of(0.02 * 5000):.4f}",
+    ("08", 4): lambda: f"{in_demo(2000)[1].out_dim}",
+    ("08", 5): rank_correlation,
+    ("08", 6): best_sign,
+    ("08", 7): decayed,
     ("A1", 1): lambda: str(tuple(row_of(4, 2).shape)),
     ("A1", 2): lambda: f"\N{MINUS SIGN}{-(-0.5 * 1.5**3 + 2.5 * 1.5**2 - 4 * 1.5 + 2):.4f}",
     ("A1", 3): overshoot,

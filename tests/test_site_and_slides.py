@@ -1,11 +1,14 @@
-"""What the site and the slides are made of; `make site` and `make slides` are run by hand."""
+"""What site, slides and bundle are made of; `make site`, `slides`, `bundle` are run by hand."""
 
 import importlib.util
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import nbformat
 import pytest
+
+import dino_lib
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,6 +21,7 @@ def script(path):
 
 
 SITE, SLIDES = script("site/make.py"), script("slides/make.py")
+BUNDLE = script("bundle/make.py")
 
 
 def test_every_notebook_stands_in_the_sites_list():
@@ -37,6 +41,19 @@ def test_a_page_has_its_solutions_folded_its_pictures_as_files_and_no_setup():
             assert "/solutions/" not in cell.source  # a reader writes in the student's copy
             for picture in re.findall(r"\((figures/[^)]*)\)", cell.source):
                 assert (ROOT / picture).exists()
+
+
+def test_the_api_page_has_every_public_name_and_every_setting_with_its_help():
+    page = SITE.api_page()
+    for name in dino_lib.__all__:
+        value = getattr(dino_lib, name)
+        if callable(value):
+            assert re.search(rf"^\.\. auto(class|function):: [\w.]+\.{name}\b", page, re.M)
+    assert "Annotated" not in page
+    rows = re.findall(r"^\| `(\w+)` \| `(.+)` \| (.+) \|$", page, re.M)
+    assert [row[0] for row in rows] == [field.name for field in fields(dino_lib.Config)]
+    assert ("n_local", "8", "Number of local views.") in rows
+    assert ("backbone_options", "{}") in [row[:2] for row in rows]
 
 
 def test_links_that_lead_nowhere_are_found(tmp_path):
@@ -73,3 +90,81 @@ def test_every_figure_and_every_note_of_a_notebook_is_in_its_slides(path, tmp_pa
         assert slide.count("<!--") == slide.count("-->") <= 2
         visible = re.sub(r"<!--.*?-->", "", slide, flags=re.S)
         assert len(visible) < 1300 and "<details>" not in visible
+
+
+def test_the_choices_of_a_guess_stand_below_each_other():
+    for text in ("**Predict.** Which? **a** this one. **b** that one.",
+                 "**Predict.** Which?\n\na) this one. b) that one.",
+                 "**Predict.** Which?\n\na) this one. · b) that one."):
+        question, choices = SLIDES.asked(text)
+        assert question == "**Predict.** Which?"
+        words = [re.sub(r"\W", "", line) for line in choices.splitlines()]
+        assert words == ["athisone", "bthatone"]
+    question, choices = SLIDES.asked("**Predict.** Which?\n\n- a: this\n- b: that\n")
+    assert (question, choices) == ("**Predict.** Which?", "- a: this\n- b: that")
+
+
+def test_a_picture_has_the_words_that_announce_it_and_not_those_about_the_one_before():
+    about, ahead = "The red line rises. It ends high.", "Now the same for ten seeds:"
+    assert SLIDES.announcement(f"{about}\n\n{ahead}", True) == "Now the same for ten seeds."
+    assert SLIDES.announcement(about, True) == ""
+    assert SLIDES.announcement(about, False) == about
+
+
+def slides_of(tmp_path, *cells):
+    """The slides of a notebook with a title and these cells, without the front and the title."""
+    path, title = tmp_path / "tiny.ipynb", nbformat.v4.new_markdown_cell("# Tiny")
+    nbformat.write(nbformat.v4.new_notebook(cells=[title, *cells]), path)
+    return SLIDES.slides_of(path, tmp_path).read_text().split("\n\n---\n\n")[1:]
+
+
+def test_tables_outputs_and_hints_come_along(tmp_path):
+    markdown, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
+    stream = nbformat.v4.new_output("stream", text="k-NN 40.4\n")
+    long = nbformat.v4.new_output("stream", text="line\n" * 60)
+    table = "| a | b |\n| --- | --- |\n| 1 | 2 |"
+    hint = "<details><summary>Hint</summary>\n\nAdd them.\n\n</details>"
+    found = slides_of(
+        tmp_path, markdown(f"## One\n\nThree numbers.\n\n{table}\n\nAnd so on."),
+        markdown("## Two\n\nWhat came out:"), code("", outputs=[stream]),
+        markdown("## Three\n\nAll of it:"), code("", outputs=[long]),
+        markdown(f"**Your turn 1 · easy · 3 minutes · add.** Write it.\n\n{hint}"),
+        markdown("## Four\n\nBut why?\n\n**Predict.** Which? **a** one. **b** two."),
+        code("", outputs=[]),
+    )  # fmt: skip
+    one, two, three, turn, four, guess = found
+    assert table in one and "What came out:\n\n```text\nk-NN 40.4\n```" in two
+    assert "All of it.\n" in three and "line" not in three
+    shown, _, notes = turn.partition("<!--\n")
+    assert "Write it." in shown and "Add them." not in shown and "Hint: Add them." in notes
+    assert "But why?" in four and "Which?" not in four.partition("<!--\n")[0]
+    assert "**Predict.** Which?\n\n- **a** one.\n- **b** two." in guess
+
+
+def test_a_formula_stays_with_its_bracket(tmp_path):
+    [slide] = slides_of(tmp_path, nbformat.v4.new_markdown_cell("## One\n\nThe crop ($h$) is."))
+    assert "The crop $(h)$ is." in slide
+
+
+@pytest.mark.parametrize(
+    ("cpu", "torch", "fails"),
+    [(False, "2.14.1", False), (True, "2.14.1+cpu", False), (True, "2.14.1", True)],
+)
+def test_a_bundle_for_the_cpu_has_no_cuda_in_it_or_says_so(
+    cpu, torch, fails, tmp_path, monkeypatch
+):  # fmt: skip
+    asked = []
+
+    def pip(words, check):
+        asked.append(words)
+        name = "dino_lib-1-py3.whl" if "wheel" in words else f"torch-{torch}-cp311.whl"
+        (tmp_path / name).touch()
+
+    monkeypatch.setattr(BUNDLE.subprocess, "run", pip)
+    monkeypatch.setattr(BUNDLE.sys, "platform", "linux")
+    if fails:
+        with pytest.raises(SystemExit, match="no build for the CPU of: torch-2"):
+            BUNDLE.download(tmp_path, cpu)
+    else:
+        BUNDLE.download(tmp_path, cpu)
+    assert (BUNDLE.CPU_INDEX in asked[-1]) is cpu and "download" in asked[-1]

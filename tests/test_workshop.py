@@ -94,6 +94,25 @@ def test_a_plan_leaves_time_for_its_pieces(name):
     assert [len(written), sum(written)] == [int(x) for x in said.groups()]
 
 
+def test_two_days_go_through_every_notebook_and_the_others_send_the_last_one_home():
+    told = {number for number, _ in named(TEXTS["two_days.md"])}
+    assert told == {number for number in masters() if number[0] == "0"}
+    for name in ("half_day.md", "day.md"):
+        last = rows(TEXTS[name])[-1]
+        assert "(../notebooks/08_your_data.ipynb)" in last[2], f"{name}: {last[2]}"
+
+
+def test_the_table_of_files_says_what_the_plans_say():
+    text, words = TEXTS["README.md"], ["eight", "nine", "ten"]
+    said = dict(re.findall(r"^\| \[([\w.]+)\]\(.*?\) \|.*?\| (.*) \|$", text, re.M))
+    for name, days in PLANS.items():
+        plan = rows(TEXTS[name])
+        minutes, pieces = sum(row[1] for row in plan) // days, sum(len(row[4]) for row in plan)
+        assert f"{minutes} minutes, {pieces} pieces" in said[name], f"README.md: {name}"
+    quizzes = [name for name in TEXTS if re.fullmatch(r"quizzes/\w\d\.md", name)]
+    assert said["quizzes"].split()[0] == words[len(quizzes) - 8]
+
+
 def test_the_board_of_the_half_day_has_the_numbers_of_its_tasks():
     board = re.findall(r"^\| (\d\d) \| (.*Your turn.*?) \| (.*) \|$", TEXTS["half_day.md"], re.M)
     on_board = []

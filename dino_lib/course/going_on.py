@@ -11,7 +11,6 @@ from dino_lib.run.train import train
 from dino_lib.teachers.load import find_teacher
 
 MEASURED = Path(__file__).with_name("measured") / "going_on.json"
-ADVISED = MEASURED.with_name("advise.json")
 GENTLE = {"lr": 2.5e-4, "momentum": 0.99, "momentum_end": 0.998}
 RECIPES = {
     "the preset's": {},
@@ -53,5 +52,10 @@ def go_on(recipe: str, seed: int, **changes: object) -> list[dict]:
 
 
 def read_measured(path: Path = MEASURED) -> dict:
-    """What benchmarks/going_on.py, or benchmarks/advise.py (ADVISED), measured."""
+    """What benchmarks/going_on.py, or benchmarks/advise.py (`advised`), measured."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def advised(seed: int) -> Path:
+    """The file of the advised runs with a seed: 0, 1 and 2 are shipped."""
+    return MEASURED.with_name(f"advise_{seed}.json")

@@ -173,7 +173,7 @@ def _started(in_dim: int, out_dim: int, hidden_dim: int, bottleneck_dim: int) ->
 
     def case(build: Any) -> list[Tensor]:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             head = build(in_dim, out_dim, hidden_dim, bottleneck_dim)
             linears, directions = _parts(head, out_dim, bottleneck_dim)
             ratios = [layer.weight.std() / 0.02 for layer in linears]

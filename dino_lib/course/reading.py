@@ -6,9 +6,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dino_lib.course.check import Case, check, on
+from dino_lib.course.check import Case, Mistake, check, on
 
 WORDS = ("uniform", "one prototype", "same for all", "healthy")
+WITHOUT = ("the last line may be an evaluation, without entropies: take the last one that has a "
+           "\"teacher_entropy\"")
 History = list[dict]
 
 
@@ -111,7 +113,7 @@ def diagnose(yours: Callable) -> Callable:
     """`yours(history, out_dim)` -> one of the four WORDS."""
     cases = [_said(*case) for case in HISTORIES]
     mistakes = {
-        "the last line may be an evaluation, without entropies: take the last one that has them":
+        WITHOUT:
             lambda history, k: _verdict(history, k, lines=lambda h: h[-1:]),
         "it is the last line that counts, and this looks at the first":
             lambda history, k: _verdict(history, k, which=0),
@@ -145,7 +147,7 @@ def diagnose(yours: Callable) -> Callable:
         "the bound of \"uniform\" is 95% of ln K": lambda h, k: _verdict(h, k, uniform=0.9),
         "the bound of \"one prototype\" is 20% of ln K": lambda h, k: _verdict(h, k, one=0.1),
         "the bound of \"same for all\" is 5% of ln K": lambda h, k: _verdict(h, k, gap=0.1),
-        "the bound of \"uniform\" is 95% of ln K, and this one is higher":
+        "it does not find \"uniform\": it is asked first, and its bound is 95% of ln K":
             lambda h, k: _verdict(h, k, uniform=0.98),
         "the bound of \"one prototype\" is 20% of ln K, and this one is higher":
             lambda h, k: _verdict(h, k, one=0.3),
@@ -165,7 +167,6 @@ def diagnose(yours: Callable) -> Callable:
         "entropies": lambda h, k: _verdict(h, k, gap=-9.0),
         "it never finds \"one prototype\", or asks too late: it comes before \"same for all\"":
             lambda h, k: _verdict(h, k, one=-1.0),
-        "it never finds \"uniform\": ask for it first": lambda h, k: _verdict(h, k, uniform=9.0),
         "\"uniform\" is asked in the wrong direction: it is for an entropy above the bound":
             lambda h, k: _verdict(h, k, above=False),
         "\"one prototype\" is asked in the wrong direction: it is for an entropy below the bound":
@@ -236,7 +237,12 @@ def _said(k: int, shares: list, evaluated: bool) -> Case:
     history += [{"step": 10 * len(shares), "knn": 0.5}] * evaluated
 
     def case(piece: Callable) -> int | None:
-        said = piece([dict(line) for line in history], k)
+        try:
+            said = piece([dict(line) for line in history], k)
+        except KeyError as error:
+            if "_entropy" in str(error):
+                raise Mistake(WITHOUT) from error
+            raise
         if said is None:
             return None
         return WORDS.index(said) if said in WORDS else -1

@@ -126,7 +126,7 @@ def _built(nested: bool) -> Case:
 
     def case(build: Callable) -> list[Tensor]:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             drop = _Block() if nested else DropPath(0.5)
             student = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), drop, nn.Linear(6, 3))
             student(torch.randn(16, 4))  # its batch norm has seen something

@@ -142,6 +142,9 @@ class WorkerViews:
             end.start()
             loaded._shutdown_workers()
             end.cancel()
+            for worker in workers:  # torch waits five seconds for each, a busy machine takes longer
+                worker.kill()
+                worker.join()
 
     def _start(self) -> None:
         """Begin an epoch, in new workers where there are none."""

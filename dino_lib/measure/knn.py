@@ -8,10 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 ROOM = 2**24  # similarities at a time: 64 MB
@@ -81,6 +77,8 @@ def retrieval_map(
     out, as in the Oxford and Paris benchmarks; a query must not stand in the gallery.
     ValueError as `knn_predict`, and if no query has a relevant image.
     """
+    from sklearn.metrics import average_precision_score  # see linear_probe
+
     gallery_labels = class_ids(gallery_labels, len(gallery), "gallery_labels")
     query_labels = class_ids(query_labels, len(queries), "query_labels")
     precisions = []
@@ -109,6 +107,11 @@ def linear_probe(
     standardised by the training set's mean and deviation. The paper trains a linear layer
     by SGD on augmented images instead. ValueError as `knn_predict`, and on one class.
     """
+    # here, since importing it takes a second, and a training run, which imports k-NN, needs none
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     labels = class_ids(train_labels, len(train_features), "train_labels")
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=max_iter))
     probe.fit(_numpy(train_features), labels.numpy())

@@ -141,8 +141,13 @@ class Config:
     """Temperature of the teacher at the start."""
     warmup_teacher_temp_epochs: NonNegativeFloat = 0.0
     """Length of the linear warm-up of the teacher temperature."""
+    centering: Literal["center", "sinkhorn"] = "center"
+    """What keeps the prototypes in balance: the paper's running center, or DINOv2's Sinkhorn-Knopp
+    over the batch, which a small batch needs at low teacher temperatures."""
     center_momentum: Share = 0.9
     """Share of the old center kept at each update."""
+    koleo: NonNegativeFloat = 0.0
+    """Weight of DINOv2's KoLeo term, which pushes the features of a batch apart."""
 
     epochs: PositiveFloat = 100.0
     """Length of the run."""
@@ -225,6 +230,9 @@ class Config:
             )
         if self.head == "original" and self.use_bn:
             raise ValueError("use_bn=True belongs to the dino head: the original has LayerNorm")
+        if self.accumulate > 1 and (self.koleo or self.centering == "sinkhorn"):
+            raise ValueError(f"accumulate={self.accumulate}: centering=sinkhorn and koleo look at "
+                             "a whole batch at once, so accumulate must be 1")
         if self.pretrained and self.weights:
             raise ValueError(f"pretrained=True and weights={self.weights!r}: choose one of the two")
         return self

@@ -27,6 +27,7 @@ from dino_lib.run.build import (
     pick_precision,
 )
 from dino_lib.run.config import Config
+from dino_lib.run.dinov2 import SinkhornLoss
 from dino_lib.run.folder import RunFolder
 from dino_lib.run.history import read_history
 from dino_lib.run.processes import Ranks, process_group
@@ -84,8 +85,9 @@ def build_trainer(config: Config, dataset: Any = None, *, on_log: OnLog | None =
         torch.compiler.reset()  # a process compiles a function eight times: not earlier runs' too
         for model in (student, teacher):
             model.backbone.compile(dynamic=False)  # once for each size of views
-    loss = DINOLoss(config.out_dim, student_temp=config.student_temp,
-                    center_momentum=config.center_momentum).to(device)
+    kind = SinkhornLoss if config.centering == "sinkhorn" else DINOLoss
+    loss = kind(config.out_dim, student_temp=config.student_temp,
+                center_momentum=config.center_momentum).to(device)
     schedules = build_schedules(config, len(views) // config.batch_size)
     optimizer = torch.optim.AdamW(parameter_groups(student), lr=config.lr, fused=True)
     return Trainer(config, views, student, teacher, loss, schedules, optimizer, folder,

@@ -19,6 +19,7 @@ from dino_lib.data.say import say
 from dino_lib.loss import DINOLoss
 from dino_lib.run.build import pick_precision
 from dino_lib.run.config import Config
+from dino_lib.run.dinov2 import KoLeo
 from dino_lib.run.doctor import diagnose
 from dino_lib.run.folder import RunFolder, start_or_resume
 from dino_lib.run.history import Tally, is_best, knn_scores, measure
@@ -68,6 +69,7 @@ class Trainer:
         self.student, self.teacher, self.loss = student, teacher, loss
         self.schedules, self.optimizer = schedules, optimizer
         self.folder, self.probes, self.on_log = folder, probes, on_log
+        self.koleo = KoLeo(student, config.koleo)
         self.ranks = Ranks()
         check_batch(config, len(views), self.ranks.world)
         self.steps_per_epoch = len(views) // config.batch_size  # what is left over is left out
@@ -114,8 +116,8 @@ class Trainer:
                     targets = self.teacher.head(features).unflatten(0, (2, -1))  # (2, B, K)
                 predictions = self.forward(part)  # (V, B, K)
             loss = self.loss(predictions, targets, now["teacher_temp"], update_center=False)
-            self.scaler.scale(loss / len(parts)).backward()
             seen.add(loss, targets, self.loss.center)
+            self.scaler.scale((loss + self.koleo(len(part[0]))) / len(parts)).backward()
         if self._is_logged(self.step + 1):
             probs = self.loss.teacher_probs(targets, now["teacher_temp"])  # by the old center
             now |= {"features": features, "probs": probs}
@@ -135,8 +137,7 @@ class Trainer:
                       "asked": asked}
 
     def _autocast(self) -> contextlib.AbstractContextManager:
-        mixed = self.dtype != torch.float32
-        return torch.autocast(self.device.type, self.dtype, enabled=mixed)
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     # --- the run --------------------------------------------------------------------------------
 

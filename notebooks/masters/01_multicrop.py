@@ -56,11 +56,12 @@ photographs = [Image.open(folder / f"{name}.jpg").convert("RGB").resize((128, 12
                for name in ("leopards", "motorbikes", "helicopter", "llama")]
 creatures = [pictures[i][0] for i in (0, 2, 3, 4, 7)]
 rows = {"trained": [], "untrained": []}
-for preset, teacher, head, shown in [("demo", "demo", 5, creatures), ("laptop", "photos", 4, photographs)]:
+for teacher, head, shown in [("demo", 5, creatures), ("photos", 4, photographs)]:
     trained = load_teacher(teacher)
+    untrained = build_student(trained.config).backbone.eval()
     x = torch.stack([trained.transform(picture) for picture in shown])
     rows["trained"] += cls_attention(trained.model, x)[:, head]
-    rows["untrained"] += cls_attention(build_student(PRESETS[preset]).backbone.eval(), x)[:, head]
+    rows["untrained"] += cls_attention(untrained, x)[:, head]
 attention_sheet([tv.pil_to_tensor(picture) for picture in creatures + photographs], rows)
 
 # %% [markdown]

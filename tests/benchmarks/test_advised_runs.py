@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dino_lib.course.going_on import advised, read_measured
+
 PATH = Path(__file__).parents[2] / "benchmarks" / "advise.py"
 SPEC = importlib.util.spec_from_file_location("benchmark_advise", PATH)
 benchmark = importlib.util.module_from_spec(SPEC)
@@ -39,3 +41,11 @@ def test_the_largest_classes_are_copied_in_one_kind(tmp_path):
     assert found == [f"{name}/{i}.png" for name in ("many", "some") for i in range(3)]
     with Image.open(tmp_path / "to" / "many" / "0.png") as image:
         assert image.mode == "L"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_shipped_run_collapsed_and_the_notebook_shows_every_folder(seed):
+    shipped = read_measured(advised(seed))
+    assert f"seed {seed};" in shipped["what"] and shipped["minutes"] == 0.4
+    assert tuple(shipped["rows"]) == benchmark.DATASETS
+    assert not any(map(benchmark.collapsed, shipped["rows"].values()))

@@ -54,14 +54,14 @@ def test_a_run_that_is_cut_off_twice_ends_with_teacher_and_report(
     words = ["--out", str(out), "--data", str(archives), "--preset", "smoke", "--device", "cpu",
              "--batch-size", "8", "--progress", "False", "--epochs"]  # fmt: skip
     steps = []
-    for minutes in ("0.01", "0.01", "9"):
-        gpu_train.main([*words, "60", "--minutes", minutes])
+    for minutes in ("0.005", "0.005", "9"):
+        gpu_train.main([*words, "30", "--minutes", minutes])
         steps.append(read_history(out / "run")[-1]["step"])
         assert (out / "curve.png").exists()
     said = capsys.readouterr().out
-    assert 0 < steps[0] < steps[1] < steps[2] == 180
-    assert "of 180 after" in said and "The same command goes on" in said and "finished: " in said
+    assert 0 < steps[0] < steps[1] < steps[2] == 90
+    assert "of 90 after" in said and "The same command goes on" in said and "finished: " in said
     words = (out / "report.md").read_text()
-    assert "180 updates of 8 images, seed 0" in words and "colour histogram" in words
+    assert "90 updates of 8 images, seed 0" in words and "colour histogram" in words
     half = load_file(out / "teacher-half.safetensors")
     assert {tensor.dtype.itemsize for tensor in half.values() if tensor.is_floating_point()} == {2}

@@ -18,7 +18,9 @@ import timm
 import torch
 
 from dino_lib import PRESETS, create_backbone, train
+from dino_lib.data import datasets
 from dino_lib.data.images import PHOTOS
+from dino_lib.data.shapes import Shapes
 from dino_lib.run import build
 from dino_lib.teachers import load
 
@@ -32,8 +34,10 @@ FEWER = ("limit=400", "limit=24")
 
 @pytest.fixture(scope="module", autouse=True)
 def drawn_once():
-    """Drawing the embedded pictures takes seconds, and they are the same each time."""
-    probes = build.open_probes(PRESETS["demo"], limit=24)
+    """Drawing 5,000 embedded pictures takes seconds: a fiftieth of them, and once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "_shapes", lambda n, seed: Shapes(n // 50, seed=seed))
+        probes = build.open_probes(PRESETS["demo"], limit=24)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "open_probes", lambda config, limit: probes)
         yield

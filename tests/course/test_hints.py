@@ -1,5 +1,7 @@
 """Wrong answers that readers gave, and the words that the hint must hold."""
 
+import math
+
 import pytest
 import torch
 from test_checks import verdict
@@ -42,10 +44,26 @@ def signs_of_four_views(q, log_p):
     return of_one, entr(q.mean((0, 1))).sum(), loss - of_one
 
 
+def diagnose_of_the_last_line(history, out_dim):
+    return "uniform" if history[-1]["teacher_entropy"] > 0.95 * math.log(out_dim) else "healthy"
+
+
+def diagnose_with_uniform_last(history, out_dim):
+    last = [line for line in history if "teacher_entropy" in line][-1]
+    one, mean = (last[key] / math.log(out_dim) for key in ("teacher_entropy", "mean_entropy"))
+    if mean < 0.2:
+        return "one prototype"
+    if mean - one < 0.05:
+        return "same for all"
+    return "uniform" if one > 0.95 else "healthy"
+
+
 @pytest.mark.parametrize(
     ("notebook", "name", "piece", "words"),
     [
         ("04", "ema_update", ema_of_buffers_in_place, "buffers are averaged"),
+        ("05", "diagnose", diagnose_of_the_last_line, "the last line may be an evaluation"),
+        ("05", "diagnose", diagnose_with_uniform_last, "it is asked first"),
         ("06", "mass_mask", mask_of_four_axes, "another number of axes"),
         ("06", "mass_mask", mask_with_a_fixed_share, "unexpected keyword argument 'keep'"),
         ("06", "head_entropy", entropy_of_log_zero, "a logarithm of 0"),

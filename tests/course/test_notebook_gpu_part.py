@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from dino_lib.cli import read_settings
 from dino_lib.data.shapes import Shapes
+from dino_lib.look import report
 from dino_lib.run.history import read_history
 from dino_lib.run.presets import PRESETS
 
@@ -41,13 +42,15 @@ def photographs(tmp_path):
 
 @pytest.fixture
 def execute(monkeypatch, tmp_path):
-    """The function that runs the part's cells with this RUN -> (names, last values, pictures)."""
+    """The function that runs the part's cells with this RUN, all or up to the one that holds
+    `until` -> (names, last values, pictures).
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
     matplotlib.use("Agg")
     cells = make_copy(read_master(MASTERS / "05_training.py"), "solved").cells
 
-    def run(kind):
+    def run(kind, until=None):
         shown, names = [], {}
 
         def display(figure, display_id):
@@ -65,6 +68,8 @@ def execute(monkeypatch, tmp_path):
             exec("\n".join(lines) if last.isidentifier() else source, names)
             if last.isidentifier():
                 shown.append(names[last])
+            if until and until in source:
+                break
         return names, shown
 
     return run
@@ -75,7 +80,7 @@ def stand_in(data_root):
     return dataclasses.replace(
         PRESETS["colab"], data_root=str(data_root), download=False, store_size=64,
         backbone_options=options, global_size=48, local_size=24, n_local=2, out_dim=64,
-        hidden_dim=32, bottleneck_dim=16, batch_size=16, epochs=12, warmup_epochs=2,
+        hidden_dim=32, bottleneck_dim=16, batch_size=16, epochs=6, warmup_epochs=2,
         warmup_teacher_temp_epochs=2, eval_every=3, save_every=3, log_every=5, device="cpu",
         progress=False)  # fmt: skip
 
@@ -88,19 +93,23 @@ def test_on_a_gpu_it_trains_on_photographs_and_shows_that_run(
     names, shown = execute("gpu")
     said = capsys.readouterr().out
     history = read_history("runs/colab")
-    assert history[-1]["step"] == 60 and history[0]["step"] == 0  # first measured, then trained
-    assert "60 updates of 16 images, " in said
+    assert history[-1]["step"] == 30 and history[0]["step"] == 0  # first measured, then trained
+    assert "30 updates of 16 images, " in said
     command = re.search(r"the same from a terminal: (.*)", said)[1]
     words = shlex.split(command)[2:]
     assert read_settings(words) == (names["long"], None)
     assert "nan" not in said and "creature" not in said and "nothing is trained" not in said
     here = re.search(r"your run: 20-NN (\d+)%, untrained (\d+)%, colour histogram (\d+)%; ", said)
     assert here and f"{round(100 * history[-1]['knn'])}" == here[1]
-    assert "960 images seen" in said and "photos, which ships: 20-NN 41%" in said
+    assert "480 images seen" in said and "photos, which ships: 20-NN 41%" in said
     assert all(isinstance(figure, Figure) for figure in shown) and len(shown) >= 3
     assert names["where"] == Path("runs/colab") and len(names["rows"]) == 2
-    execute("gpu")  # a session that ended: the same cells go on, here with nothing left
+    # a session that ended: the same cells go on, here with nothing left
+    reported = []
+    monkeypatch.setattr(report, "report", lambda *of, **options: reported.append(of))
+    execute("gpu", until="train(long")
     assert "is finished: nothing is left to train" in capsys.readouterr().out
+    assert reported == [(Path("runs/colab"),)]
 
 
 def test_without_a_gpu_it_reads_the_run_that_ships(execute, capsys, tmp_path):

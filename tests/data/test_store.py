@@ -1,7 +1,8 @@
 """A dataset decoded once: squares, labels, what is left out, and the file that is kept."""
 
+import multiprocessing
 import os
-import subprocess
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -128,26 +129,28 @@ def test_a_store_in_memory_has_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-KILLED = """
-import os, sys
-from dino_lib.data.folders import FolderOfImages
-from dino_lib.data.store import decode_store
-read = FolderOfImages.__getitem__
-def dies(folder, i):
-    if i == 5:
-        raise KeyboardInterrupt if sys.argv[3] == "ctrl-c" else os.kill(os.getpid(), 9)
-    return read(folder, i)
-FolderOfImages.__getitem__ = dies
-decode_store(FolderOfImages(sys.argv[1]), 16, cache=sys.argv[2])
-"""
+def decode_and_die(folder, cache, how):
+    """What a process does that ends at the sixth file."""
+    read = FolderOfImages.__getitem__
+
+    def dies(self, i):
+        if i == 5:
+            raise KeyboardInterrupt if how == "ctrl-c" else os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, i)
+
+    FolderOfImages.__getitem__ = dies
+    decode_store(FolderOfImages(folder), 16, cache=cache)
 
 
 @pytest.mark.parametrize("how", ["ctrl-c", "kill"])
 def test_an_interrupted_store_is_not_taken_for_whole(tmp_path, how, capsys):
     folder, cache = photo_folder(tmp_path / "photos"), tmp_path / "stores"
-    assert subprocess.run(
-        [sys.executable, "-c", KILLED, folder, cache, how], capture_output=True
-    ).returncode
+    # forked where that works: a process that is spawned imports all anew
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    process = context.Process(target=decode_and_die, args=(folder, cache, how))
+    process.start()
+    process.join()
+    assert process.exitcode
     assert len(list(cache.iterdir())) == (how == "kill")
     store = decode_store(FolderOfImages(folder), 16, cache=cache)
     assert "decoding" in capsys.readouterr().out and len(store[0]) == 5

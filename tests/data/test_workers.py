@@ -70,7 +70,7 @@ def test_spawned_forked_and_no_workers_train_the_same_run(
     workers, pictures, tmp_path, start_method, assert_same
 ):
     ends = []
-    for method, count in [(None, 0), ("fork", 2), ("spawn", 2)]:
+    for method, count in [(None, 0), ("fork", 2), ("spawn", 1)]:  # a spawned one imports anew
         if method:
             start_method(method)
         config = replace(

@@ -5,10 +5,12 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox
 from PIL import Image
 
@@ -62,6 +64,12 @@ def reported(settings, tmp_path_factory):
     config = on_shapes(settings(folder))
     _, history = train(config)
     return folder, history, report(folder)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are made, not drawn, which takes half of a report's time: their files are empty."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: Path(path).touch())
 
 
 def command(*words):
@@ -125,6 +133,7 @@ def test_a_report_has_the_figures_and_the_numbers(reported):
     assert numbers["seconds"] > 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_prints_the_figures_and_what_it_wrote(reported, tmp_path, capsys):
     folder, _, _ = reported
     (tmp_path / "older.png").touch()
@@ -135,6 +144,7 @@ def test_the_command_prints_the_figures_and_what_it_wrote(reported, tmp_path, ca
     assert wrote == "wrote " + ", ".join(str(tmp_path / name) for name in names)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_dot_and_a_tilde_are_folders(unlabelled, tmp_path, monkeypatch):
     folder, numbers = unlabelled
     (tmp_path / "here").mkdir()
@@ -183,6 +193,7 @@ def test_a_report_of_pictures_without_labels_has_the_curves_alone(unlabelled):
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_without_masks_says_nothing_of_objects(tiny, labelled_folder, tmp_path):
     train(dataclasses.replace(tiny, dataset=str(labelled_folder), epochs=1))
     numbers = report(tmp_path / "run")
@@ -307,6 +318,7 @@ def test_the_command_says_in_a_line_what_is_missing(arguments, reason, tmp_path,
     assert not arguments or error.count("\n") == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_shipped_teacher_is_scored_on_its_own_dataset_and_on_another(labelled_folder, tmp_path):
     numbers = report("demo", out=tmp_path / "out")
     probes, teacher = open_probes(load_teacher("demo").config), load_teacher("demo")
@@ -331,6 +343,7 @@ def test_a_shipped_teacher_is_scored_on_its_own_dataset_and_on_another(labelled_
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_folder_called_as_a_shipped_teacher_is_mentioned_once(
     unlabelled, tmp_path, monkeypatch, capsys
 ):
@@ -341,6 +354,7 @@ def test_a_folder_called_as_a_shipped_teacher_is_mentioned_once(
     assert capsys.readouterr().out.count("the folder here is ./demo") == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_teacher_without_settings_is_scored_as_its_transform_sees(labelled_folder, tmp_path):
     path = official(tmp_path)
     numbers = report(path, dataset=str(labelled_folder), out=tmp_path / "out")
@@ -493,6 +507,7 @@ def test_probes_have_the_evaluations_size_and_no_masks_at_another(config, tiny, 
     assert folder.gallery.shape[1:] == (3, 24, 24) and set(folder.query_labels.tolist()) == {0, 1}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_of_one_class_has_no_linear_probe(tiny, pictures, tmp_path):
     (tmp_path / "photos" / "train" / "cat").mkdir(parents=True)
     for i in range(10):

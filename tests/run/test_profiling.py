@@ -138,8 +138,9 @@ def test_advice(settings, dtype, share, efficiency, expected):
 
 
 def test_the_report_names_every_phase_and_the_command_writes_nothing(
-    tiny, labelled_folder, tmp_path, as_arguments, capsys
+    tiny, labelled_folder, tmp_path, as_arguments, capsys, monkeypatch
 ):
+    monkeypatch.setattr(profiling, "product_ceiling", lambda device, dtype: 1e9)
     config = replace(tiny, dataset=str(labelled_folder))
     main([*as_arguments(config), "--profile"])
     printed = capsys.readouterr().out
