@@ -5,14 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
 from dino_lib.course import collapse_runs as lab
 from dino_lib.loss import DINOLoss
 from dino_lib.run.build import build_student
 from dino_lib.run.dinov2 import KoLeo, SinkhornLoss, koleo, sinkhorn
-from dino_lib.run.train import build_trainer, train
+from dino_lib.run.train import build_trainer
 
 
 def randn(*shape, seed=0):
@@ -44,30 +43,6 @@ def test_the_loss_is_dinos_with_other_targets():
     torch.testing.assert_close(loss(student, teacher, 0.05), before)
     with pytest.raises(ValueError, match=r"teacher_temp=0 must be positive"):
         loss(student, teacher, 0)
-
-
-def _balanced(rank, folder):
-    rows = randn(2, 8, 4)[:, rank::2]  # half of the pictures
-    torch.save(SinkhornLoss(4).teacher_probs(rows, 0.1), f"{folder}/{rank}.pt")
-    dist.barrier()
-
-
-def test_two_processes_balance_the_batch_as_one(tmp_path):
-    context = torch.multiprocessing.start_processes(
-        _join, (_balanced, str(tmp_path)), 2, join=False, start_method="fork"
-    )
-    while not context.join(timeout=60):
-        pass
-    whole = SinkhornLoss(4).teacher_probs(randn(2, 8, 4), 0.1)
-    for rank in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), whole[:, rank::2])
-
-
-def _join(rank, function, folder):
-    meet = f"file://{folder}/meet"
-    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
-    function(rank, folder)
-    dist.destroy_process_group()
 
 
 def test_koleo_against_a_loop():
@@ -108,8 +83,10 @@ def test_without_a_weight_nothing_is_kept(tiny):
 
 
 def test_a_step_goes_down_the_sum_of_both_losses(tiny, pictures):
-    """Against the gradient of the two terms, computed apart from the trainer."""
-    config = replace(tiny, centering="sinkhorn", koleo=0.2, clip_grad=0.0)
+    """Against the gradient of the two terms, computed apart from the trainer. Both count with such
+    weights: the gradient of the loss is large here, for the pictures are noise.
+    """
+    config = replace(tiny, centering="sinkhorn", koleo=1000.0, clip_grad=0.0)
     trainer = build_trainer(config, pictures)
     assert isinstance(trainer.loss, SinkhornLoss)
     views = [randn(8, 3, side, side, seed=i) for i, side in enumerate((24, 24, 12, 12))]
@@ -119,20 +96,12 @@ def test_a_step_goes_down_the_sum_of_both_losses(tiny, pictures):
     with torch.no_grad():
         targets = trainer.teacher(views[:2])
     loss = SinkhornLoss(config.out_dim)(logits, targets, config.teacher_temp)
-    total = loss + 0.1 * (koleo(features[:8]) + koleo(features[8:16]))
+    total = loss + 500 * (koleo(features[:8]) + koleo(features[8:16]))
     trained = [p for p in trainer.student.parameters() if p.requires_grad]
     norm = torch.stack([g.norm() for g in torch.autograd.grad(total, trained)]).norm()
     update = trainer.train_step(views)
     assert update["loss"].item() == pytest.approx(loss.item(), rel=1e-4)  # DINO's alone
     assert update["grad_norm"].item() == pytest.approx(norm.item(), rel=1e-3)
-
-
-def test_a_run_with_both_differs_and_keeps_its_prototypes_in_use(tiny, pictures):
-    plain = train(replace(tiny, output_dir=tiny.output_dir + "-plain"), pictures)[1]
-    history = train(replace(tiny, centering="sinkhorn", koleo=0.2), pictures)[1]
-    assert history[-1]["loss"] != plain[-1]["loss"]
-    ends = [lines[-1]["mean_entropy"] for lines in (plain, history)]
-    assert ends[1] > ends[0]
 
 
 @pytest.mark.parametrize("more", [{"koleo": 0.1}, {"centering": "sinkhorn"}])

@@ -22,6 +22,7 @@ from nbclient import NotebookClient
 from dino_lib.loss import DINOLoss
 from dino_lib.run import processes
 from dino_lib.run.checkpoint import load_newest
+from dino_lib.run.dinov2 import SinkhornLoss
 from dino_lib.run.history import read_history
 from dino_lib.run.presets import PRESETS
 from dino_lib.run.processes import Interrupts, Ranks
@@ -117,6 +118,20 @@ def test_the_center_counts_rows_not_processes(tmp_path):
     forked(uneven_rows, 2, tmp_path)
     for rank in (0, 1):
         torch.testing.assert_close(torch.load(tmp_path / f"center{rank}.pt"), 0.5 * rows.mean(0))
+
+
+def balance(rank, folder):
+    """Sinkhorn-Knopp over the pictures of both, of which each process has every other one."""
+    rows = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0))
+    whole = torch.load(f"{folder}/whole.pt")
+    mine = SinkhornLoss(4).teacher_probs(rows[:, rank::2], 0.1)
+    torch.testing.assert_close(mine, whole[:, rank::2])
+
+
+def test_two_processes_balance_a_batch_as_one(tmp_path):
+    rows = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0))
+    torch.save(SinkhornLoss(4).teacher_probs(rows, 0.1), tmp_path / "whole.pt")
+    forked(balance, 2, tmp_path)
 
 
 def talk(rank, folder):
