@@ -270,11 +270,11 @@ print(f"equal, and so is the student's gradient, of norm {mine[0].norm():.3f}; t
 # %% [markdown]
 # ## 4. The healthy run
 #
-# The whole loop of the lab, with your `lab_loss` and your `vital_signs`:
+# The loop of the lab, with your `lab_loss` and your `vital_signs`. `s` and `t` are the logits of student and teacher:
 
 # %%
 source = inspect.getsource(lab.run)
-print(source[source.index("    student = build"):source.index("    scores =")])
+print(source[source.index("    for update in"):source.index("        for name, number")])
 
 # %% [markdown]
 # The ledger starts with what knows nothing: the **untrained** student, and a histogram of the colours. Its columns:
