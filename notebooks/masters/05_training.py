@@ -312,7 +312,7 @@ print(f"{len(losses)} losses agree, and so do the center and the optimizer's set
 # %% tags=["nbval-ignore-output"]
 images = open_dataset("shapes", None, "train").images  # uint8 (4000, 3, 48, 48)
 trial = Run(short)
-schedules = plan(preset, len(images) // preset.batch_size)
+schedules = plan(preset, 62)
 recipe = BatchMultiCrop(**multicrop_settings(short))
 make_views = whole.batch_views(recipe, mine.crop, mine.saturation, mine.views)
 for step in range(2):
