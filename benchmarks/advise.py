@@ -5,7 +5,7 @@ Imagenette (20 and 10 classes), grey photographs, and 60 photographs in all. For
 `--minutes` of this process's processor time, the run, and what it came to: the doctor's findings,
 the two entropies as shares of ln K, RankMe and 20-NN beside the untrained network's and a colour
 histogram's. Fails if a run collapses. DATA holds caltech101/101_ObjectCategories and
-imagenette2-160/train. Writes dino_lib/course/measured/advise_SEED.json.
+imagenette2-160/train. Writes dino_lib/course/measured/advise_MINUTESmin_SEED.json.
 """
 
 import argparse
@@ -135,7 +135,7 @@ def main(arguments=None):
     parser.add_argument("--only", nargs="+", choices=DATASETS, default=DATASETS)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(arguments)
-    out = args.out or advised(args.seed)
+    out = args.out or advised(args.seed, args.minutes)
     torch.set_num_threads(1)
     rows = {}
     for name in args.only:

@@ -56,6 +56,6 @@ def read_measured(path: Path = MEASURED) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def advised(seed: int) -> Path:
-    """The file of the advised runs with a seed: 0, 1 and 2 are shipped."""
-    return MEASURED.with_name(f"advise_{seed}.json")
+def advised(seed: int, minutes: float = 0.4) -> Path:
+    """The file of the advised runs: seeds 0, 1 and 2 are shipped, and seed 0 of 3 minutes."""
+    return MEASURED.with_name(f"advise_{minutes:g}min_{seed}.json")

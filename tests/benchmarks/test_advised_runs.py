@@ -43,9 +43,9 @@ def test_the_largest_classes_are_copied_in_one_kind(tmp_path):
         assert image.mode == "L"
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_no_shipped_run_collapsed_and_the_notebook_shows_every_folder(seed):
-    shipped = read_measured(advised(seed))
-    assert f"seed {seed};" in shipped["what"] and shipped["minutes"] == 0.4
+@pytest.mark.parametrize(("seed", "minutes"), [(0, 0.4), (1, 0.4), (2, 0.4), (0, 3)])
+def test_no_shipped_run_collapsed_and_the_notebook_shows_every_folder(seed, minutes):
+    shipped = read_measured(advised(seed, minutes))
+    assert f"seed {seed};" in shipped["what"] and shipped["minutes"] == minutes
     assert tuple(shipped["rows"]) == benchmark.DATASETS
     assert not any(map(benchmark.collapsed, shipped["rows"].values()))

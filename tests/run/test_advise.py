@@ -89,11 +89,13 @@ def test_the_demos_length_on_the_demos_images_gives_the_demos_settings(of):
 
 
 def test_the_teacher_forgets_half_in_its_share_of_the_run(of):
-    advice = of(4000, 60)
-    momentum = advice.config.momentum
-    assert momentum ** (0.02 * advice.updates) == pytest.approx(0.5, abs=0.01)
-    assert advice.config.momentum_end ** (0.085 * advice.updates) == pytest.approx(0.5, abs=0.03)
-    assert of(4000, 0.3).config.momentum == 0.9  # at least
+    for short_side, preset, start, end in [(48, "demo", 0.02, 0.085), (30, "pocket", 0.05, 0.2)]:
+        advice = of(4000, 30, short_side=short_side)
+        assert advice.preset == preset
+        momentum, momentum_end = advice.config.momentum, advice.config.momentum_end
+        assert momentum ** (start * advice.updates) == pytest.approx(0.5, abs=0.03)
+        assert momentum_end ** (end * advice.updates) == pytest.approx(0.5, abs=0.1)
+    assert of(4000, 0.1).config.momentum == 0.9  # at least
 
 
 @pytest.mark.parametrize(("images", "batch", "k"), [(16, 16, 64), (60, 16, 64), (300, 32, 64),
