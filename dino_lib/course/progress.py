@@ -126,7 +126,10 @@ def read_notebook(path: Path) -> tuple[str, list[Piece]]:
 
 
 def _printed(cell: dict) -> str:
-    return "".join("".join(output.get("text", "")) for output in cell.get("outputs", []))
+    """What a cell has printed; a cell that ended in an error, of syntax say, says "wrong"."""
+    outputs = cell.get("outputs", [])
+    failed = any(output.get("output_type") == "error" for output in outputs)
+    return "".join("".join(o.get("text", "")) for o in outputs) + failed * "\nwrong: an error"
 
 
 def _best(one: list[Piece], other: list[Piece]) -> list[Piece]:

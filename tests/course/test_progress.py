@@ -44,6 +44,16 @@ def test_the_outputs_tell_what_is_done(tmp_path):
     assert copy.done("02_head", "piece") == (1, 6) and copy.done("02_head", "exercise") == (1, 2)
 
 
+def test_a_piece_that_ends_in_an_error_is_wrong_and_not_left_out(tmp_path):
+    path = save(tmp_path) / "02_head.ipynb"
+    notebook = json.loads(path.read_text())
+    (cell,) = [c for c in notebook["cells"] if "Head = checks.Head(Head)" in "".join(c["source"])]
+    error = {"output_type": "error", "ename": "SyntaxError", "evalue": "", "traceback": []}
+    cell["outputs"] = [error]
+    path.write_text(json.dumps(notebook))
+    assert states(read_copy(tmp_path)) == {"Head": "wrong"}
+
+
 @pytest.mark.parametrize("path", sorted(STUDENT.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_every_stub_of_the_course_is_found_none_done_and_all_in_the_solutions(path):
     cells = json.loads(path.read_text())["cells"]
