@@ -54,7 +54,8 @@ def _join(rank, function, processes, folder):
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes
     )
     function(rank, folder)
-    dist.destroy_process_group()
+    dist.barrier()  # nobody leaves while another still talks
+    os._exit(0)  # destroy_process_group of torch 2.6 can wait for ever in a fork
 
 
 # --- the same training ----------------------------------------------------------------------------
