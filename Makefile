@@ -36,12 +36,11 @@ demo: setup  ## train on the embedded dataset, show what the teacher sees (RUN=f
 	$(BIN)/dino train --preset demo --seed $(SEED) --output-dir $(RUN) --resume auto
 	$(BIN)/dino report $(RUN)
 
-# the notebooks first, since they take longest; three at a time fill two cores, since some tests wait
 test: setup  ## every test, every notebook and every solution; what CI runs
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
-		--nbval $(NOTEBOOKS) tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		--nbval tests $(NOTEBOOKS)
 
 course: setup  ## the notebooks again from notebooks/masters, and their outputs
 	$(BIN)/python notebooks/build.py

@@ -103,8 +103,8 @@ def fp32(config, device):
 
 
 def step_rows(rounds, quick):
-    """The paper's step and the presets', on the CPU, and the share of the machine's bf16
-    ceiling.
+    """The paper's step and the presets', on the CPU, and the share of the machine's ceiling in the
+    step's own precision.
     """
     cpu, paper = torch.device("cpu"), SMALL if quick else PAPER
     rows = against(
@@ -117,10 +117,11 @@ def step_rows(rounds, quick):
     )
     trainer, views = trainer_of(replace(paper, device="cpu")), noise(paper, cpu)
     rate = count_flops(lambda: trainer.train_step(views)) / rows[-1]["ours"] / 1e9
-    ceiling = product_ceiling(cpu, torch.bfloat16) / 1e9
+    dtype = pick_precision("auto", cpu)
+    ceiling = product_ceiling(cpu, dtype) / 1e9
     rows.append(
         {
-            "figure": "its FLOP/s against a large bf16 product's",
+            "figure": f"its FLOP/s against a large {str(dtype).removeprefix('torch.')} product's",
             "ours": rate,
             "peer": ceiling,
             "unit": "GFLOP/s",
