@@ -9,8 +9,7 @@ SEED ?= 0
 INSTALL := PYTHONWARNINGS="ignore:Editable installation" \
 	$(BIN)/python -m pip install --quiet --no-compile
 
-# Images of containers like to set it, and then every start of Python compiles torch and timm anew:
-# 7 s instead of 3, and `make test` starts some hundred
+# Images of containers like to set it, and then every start of Python compiles torch and timm anew
 unexport PYTHONDONTWRITEBYTECODE
 
 NOTEBOOKS := $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)

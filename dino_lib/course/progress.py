@@ -127,9 +127,10 @@ def read_notebook(path: Path) -> tuple[str, list[Piece]]:
 
 def _printed(cell: dict) -> str:
     """What a cell has printed; a cell that ended in an error, of syntax say, says "wrong"."""
-    outputs = cell.get("outputs", [])
-    failed = any(output.get("output_type") == "error" for output in outputs)
-    return "".join("".join(o.get("text", "")) for o in outputs) + failed * "\nwrong: an error"
+    return "".join(
+        "\nwrong: an error" if output.get("output_type") == "error"
+        else "".join(output.get("text", "")) for output in cell.get("outputs", [])
+    )
 
 
 def _best(one: list[Piece], other: list[Piece]) -> list[Piece]:

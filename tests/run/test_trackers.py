@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dino_lib.run.trackers import open_tracker
 from dino_lib.run.train import train
 
-# timm imports wandb wherever it is installed, a second and more at every start of Python: so it is
-# in the extra `test`, which the weekly workflow installs, and not in requirements.txt
+# timm imports wandb wherever it is installed, which slows down every start of Python: so it is in
+# the extra `test`, which the weekly workflow installs, and not in requirements.txt
 WITHOUT_WANDB = "needs `pip install wandb`"
 
 
