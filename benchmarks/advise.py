@@ -6,6 +6,9 @@ Imagenette (20 and 10 classes), grey photographs, and 60 photographs in all. For
 the two entropies as shares of ln K, RankMe and 20-NN beside the untrained network's and a colour
 histogram's. Fails if a run collapses. DATA holds caltech101/101_ObjectCategories and
 imagenette2-160/train. Writes dino_lib/course/measured/advise_MINUTESmin_SEED.json.
+
+`--half-lives` compares two teachers instead: the creatures, advised for 3 minutes, with `pocket`'s
+half-lives and with the demo's, seeds 0 to 2. Writes half_lives.json, and takes 20 minutes.
 """
 
 import argparse
@@ -21,9 +24,9 @@ import torch
 from PIL import Image
 
 from dino_lib import Shapes
-from dino_lib.course.going_on import advised
+from dino_lib.course.going_on import TWO_TEACHERS, advised
 from dino_lib.measure.knn import accuracy, color_histogram
-from dino_lib.run.advise import advise
+from dino_lib.run.advise import HALF_LIVES, OWN_HALF_LIVES, advise, momentum_of
 from dino_lib.run.doctor import diagnose
 from dino_lib.run.history import feature_rank
 from dino_lib.run.train import build_trainer
@@ -74,11 +77,17 @@ def scores(probes, backbone, features=None):
     return {"knn": round(knn, 4), "rank": round(feature_rank(gallery), 2)}
 
 
-def measure(folder, minutes, seed, runs):
-    """Advice on a folder of images, its run, and what it came to."""
+def measure(folder, minutes, seed, runs, half_lives=None):
+    """Advice on a folder of images, its run, and what it came to.
+
+    half_lives: of the teacher, start and end, as shares of the run, in place of those advised.
+    """
     advice = advise(folder, minutes, data_root=str(runs / "data"), device="cpu",
                     output_dir=str(runs / "run"), clock=time.process_time)  # fmt: skip
     config = replace(advice.config, seed=seed, progress=False, precision="fp32")
+    if half_lives:
+        start, end = [momentum_of(share * advice.updates) for share in half_lives]
+        config = replace(config, momentum=start, momentum_end=end)
     start = time.process_time()
     trainer = build_trainer(config)
     built = time.process_time()
@@ -127,16 +136,41 @@ def collapsed(row):
     return row["gap"] < 0.03 or bool(ill & set(row["findings"]))
 
 
+def compare_teachers(minutes=3, seeds=3):
+    """The creatures with either teacher: a row for each, and the seed and half-lives in it."""
+    rows = []
+    for seed in range(seeds):
+        for half_lives in (OWN_HALF_LIVES["pocket"], HALF_LIVES):
+            with tempfile.TemporaryDirectory() as place:
+                creatures(Path(place) / "creatures")
+                row = measure(Path(place) / "creatures", minutes, seed, Path(place), half_lives)
+            rows.append({"seed": seed, "half_lives": half_lives, **row})
+            print(json.dumps(rows[-1]), "COLLAPSED" if collapsed(row) else "", flush=True)
+    return rows
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="see above")
+    parser.add_argument("--data", type=Path, help="see above")
+    parser.add_argument("--half-lives", action="store_true", help="compare two teachers")
     parser.add_argument("--minutes", type=float, default=0.4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=DATASETS, default=DATASETS)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(arguments)
-    out = args.out or advised(args.seed, args.minutes)
     torch.set_num_threads(1)
+    measured = {
+        "machine": "one core of a shared x86-64 server CPU, float32",
+        "torch": torch.__version__.partition("+")[0],
+    }
+    if args.half_lives:
+        found = {"what": "creatures, advised for 3 minutes, with two teachers; entropies and loss "
+                 "as shares of ln K", **measured, "rows": compare_teachers()}
+        (args.out or TWO_TEACHERS).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        return
+    if not args.data:
+        parser.error("--data is missing: the folder of caltech101 and imagenette2-160")
+    out = args.out or advised(args.seed, args.minutes)
     rows = {}
     for name in args.only:
         with tempfile.TemporaryDirectory() as place:
@@ -148,8 +182,7 @@ def main(arguments=None):
             "what": f"runs advised for {args.minutes:g} minutes of processor time, seed "
             f"{args.seed}; entropies and loss as shares of ln K",
             "minutes": args.minutes,
-            "machine": "one core of a shared x86-64 server CPU, float32",
-            "torch": torch.__version__.partition("+")[0],
+            **measured,
             "rows": rows,
         }
         out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

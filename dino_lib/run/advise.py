@@ -36,8 +36,7 @@ FOR_EVALUATIONS = 0.1  # share of the time, at most
 BACKBONE = "backbone", "backbone_options", "conv_stem", "store_size", "global_size"
 GENTLE = 0.99, 0.998  # least momentum, going on from pretrained weights, start and end
 HALF_LIVES = 0.02, 0.085  # of the teacher's memory, as shares of the run, start and end: the demo's
-# slower: with the demo's shares 595 updates of `pocket` on 800 creatures collapsed
-SLOW_HALF_LIVES = {"pocket": (0.05, 0.2)}
+OWN_HALF_LIVES = {"pocket": (0.05, 0.2)}  # slower: `benchmarks/advise.py --half-lives` shows why
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ def _plan(preset: str, config: Config, reasons: dict[str, str], survey: Survey, 
     if survey.images < 500:
         notes.append(f"{survey.images} images are few to learn from: compare the k-NN with that "
                      "of the untrained network, or go on from pretrained weights, --weights FILE")
-    shares = SLOW_HALF_LIVES.get(preset, HALF_LIVES)
+    shares = OWN_HALF_LIVES.get(preset, HALF_LIVES)
     start, end = [momentum_of(share * updates) for share in shares]
     warmup, lr, frozen = round(0.15 * epochs, 2), config.lr, 0.0
     if config.weights:

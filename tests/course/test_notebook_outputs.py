@@ -5,6 +5,7 @@ and nothing that differs between machines.
 import base64
 import io
 import itertools
+import json
 import re
 import sys
 from pathlib import Path
@@ -51,6 +52,16 @@ def test_outputs_are_text_and_pictures(path):
             assert "%|" not in str(output.get("text")) + str(output.get("data")), (
                 f"cell {cell.id} has a progress bar"
             )
+
+
+def test_what_05_says_of_five_seeds_is_what_was_measured():
+    rows = json.loads((ROOT / "dino_lib/course/measured/short_run.json").read_text())["rows"]
+    text = (MASTERS / "05_training.py").read_text(encoding="utf-8")
+    gaps = [f"{100 * row['gap']:.1f}%" for row in rows]
+    assert f"ended at {', '.join(gaps[:-1])} and {gaps[-1]} (`benchmarks/short_run.py`)" in text
+    assert [row["seed"] for row in rows if row["gap"] < 0.05] == [2]  # "same for all": the third
+    rose = f"from {rows[2]['untrained, knn']:.0%} to {rows[2]['your run, knn']:.0%}, which is what"
+    assert rose in text and round(100 * rows[2]["histogram, knn"]) == 44
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}-{path.stem}")
