@@ -12,6 +12,7 @@ half-lives and with the demo's, seeds 0 to 2. Writes half_lives.json, and takes 
 """
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -77,13 +78,17 @@ def scores(probes, backbone, features=None):
     return {"knn": round(knn, 4), "rank": round(feature_rank(gallery), 2)}
 
 
-def measure(folder, minutes, seed, runs, half_lives=None):
-    """Advice on a folder of images, its run, and what it came to.
+def ask(folder, minutes, runs):
+    """Advice on a folder of images."""
+    return advise(folder, minutes, data_root=str(runs / "data"), device="cpu",
+                  output_dir=str(runs / "run"), clock=time.process_time)  # fmt: skip
+
+
+def measure(advice, seed, half_lives=None):
+    """An advised run, and what it came to.
 
     half_lives: of the teacher, start and end, as shares of the run, in place of those advised.
     """
-    advice = advise(folder, minutes, data_root=str(runs / "data"), device="cpu",
-                    output_dir=str(runs / "run"), clock=time.process_time)  # fmt: skip
     config = replace(advice.config, seed=seed, progress=False, precision="fp32")
     if half_lives:
         start, end = [momentum_of(share * advice.updates) for share in half_lives]
@@ -139,11 +144,14 @@ def collapsed(row):
 def compare_teachers(minutes=3, seeds=3):
     """The creatures with either teacher: a row for each, and the seed and half-lives in it."""
     rows = []
-    for seed in range(seeds):
-        for half_lives in (OWN_HALF_LIVES["pocket"], HALF_LIVES):
-            with tempfile.TemporaryDirectory() as place:
-                creatures(Path(place) / "creatures")
-                row = measure(Path(place) / "creatures", minutes, seed, Path(place), half_lives)
+    with tempfile.TemporaryDirectory() as place:
+        creatures(Path(place) / "creatures")
+        advice = ask(Path(place) / "creatures", minutes, Path(place))  # once: as many updates each
+        for seed, half_lives in itertools.product(
+            range(seeds), (OWN_HALF_LIVES["pocket"], HALF_LIVES)
+        ):
+            config = replace(advice.config, output_dir=f"{place}/{len(rows)}")
+            row = measure(replace(advice, config=config), seed, half_lives)
             rows.append({"seed": seed, "half_lives": half_lives, **row})
             print(json.dumps(rows[-1]), "COLLAPSED" if collapsed(row) else "", flush=True)
     return rows
@@ -175,7 +183,7 @@ def main(arguments=None):
     for name in args.only:
         with tempfile.TemporaryDirectory() as place:
             write(name, args.data, Path(place) / name)
-            row = measure(Path(place) / name, args.minutes, args.seed, Path(place))
+            row = measure(ask(Path(place) / name, args.minutes, Path(place)), args.seed)
         rows[name] = row
         print(name, json.dumps(row), "COLLAPSED" if collapsed(row) else "", flush=True)
         found = {

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dino_lib.course.going_on import advised, read_measured
+from dino_lib.course.going_on import TWO_TEACHERS, advised, read_measured
+from dino_lib.run.advise import HALF_LIVES, OWN_HALF_LIVES
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "advise.py"
 SPEC = importlib.util.spec_from_file_location("benchmark_advise", PATH)
@@ -49,3 +50,22 @@ def test_no_shipped_run_collapsed_and_the_notebook_shows_every_folder(seed, minu
     assert f"seed {seed};" in shipped["what"] and shipped["minutes"] == minutes
     assert tuple(shipped["rows"]) == benchmark.DATASETS
     assert not any(map(benchmark.collapsed, shipped["rows"].values()))
+
+
+def test_pockets_own_teacher_keeps_more_of_the_features_with_every_seed():
+    """What 08 and the comment beside OWN_HALF_LIVES say."""
+    rows = read_measured(TWO_TEACHERS)["rows"]
+    slow, fast = (
+        [row for row in rows if row["half_lives"] == list(shares)]
+        for shares in (OWN_HALF_LIVES["pocket"], HALF_LIVES)
+    )
+    assert [row["seed"] for row in slow] == [row["seed"] for row in fast] == [0, 1, 2]
+    assert {row["updates"] for row in rows} == {520}
+    assert not any(map(benchmark.collapsed, slow)) and sum(map(benchmark.collapsed, fast)) == 2
+    assert all(5.4 < row["trained"]["rank"] < 6.05 for row in slow)
+    assert all(1.3 < row["trained"]["rank"] < 2.45 for row in fast)
+    behind = [row["trained"]["knn"] < row["untrained"]["knn"] for row in fast]
+    assert sum(behind) == 1 and all(
+        mine["trained"]["knn"] > max(other["trained"]["knn"], mine["histogram"]["knn"])
+        for mine, other in zip(slow, fast)
+    )
