@@ -25,6 +25,7 @@ from torch import Tensor
 from dino_lib.data.shapes import Shapes
 from dino_lib.data.transforms import normalize
 from dino_lib.measure.attention import cls_attention, full_attention, queries_keys_values
+from dino_lib.measure.features import patch_features
 from dino_lib.measure.heads import (
     agreement,
     entropy,
@@ -35,7 +36,6 @@ from dino_lib.measure.heads import (
 )
 from dino_lib.measure.knn import accuracy, knn_predict
 from dino_lib.measure.masks import above_blind, patch_masks
-from dino_lib.measure.patches import patch_features
 from dino_lib.run.build import open_probes
 from dino_lib.teachers.load import load_teacher
 

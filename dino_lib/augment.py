@@ -52,9 +52,6 @@ class Recipe:
     mean: tuple[float, ...] = IMAGENET[0]
     std: tuple[float, ...] = IMAGENET[1]
 
-    def __post_init__(self):
-        self._check()
-
     @property
     def views(self) -> list[View]:
         """One entry for each view, the two global ones first."""
@@ -63,39 +60,36 @@ class Recipe:
         local = View(self.local_size, self.local_scale, self.blur_p[2], 0.0)
         return [first, second] + [local] * self.n_local
 
-    def _check(self):
+    def __post_init__(self):
+        def must(fits: bool, name: str, rule: str) -> None:
+            if not fits:
+                raise ValueError(f"{name}={getattr(self, name)} must {rule}")
+
         for name in ("global_size", "local_size", "n_local"):
             value = getattr(self, name)
-            if value != int(value):
-                raise ValueError(f"{name}={value} must be a whole number")
+            must(value == int(value), name, "be a whole number")
         for name in ("global_size", "local_size"):
-            size = getattr(self, name)
-            if size < 8:  # smaller views cannot be mirrored far enough to be blurred
-                raise ValueError(f"{name}={size} must be at least 8 pixels")
-        if self.n_local < 0:
-            raise ValueError(f"n_local={self.n_local} must not be negative")
+            # smaller views cannot be mirrored far enough to be blurred
+            must(getattr(self, name) >= 8, name, "be at least 8 pixels")
+        must(self.n_local >= 0, "n_local", "not be negative")
         for name in ("global_scale", "local_scale"):
             scale = getattr(self, name)
-            if np.shape(scale) != (2,) or not 0 < scale[0] <= scale[1] <= 1:
-                raise ValueError(f"{name}={scale} must be (low, high) with 0 < low <= high <= 1")
+            fits = np.shape(scale) == (2,) and 0 < scale[0] <= scale[1] <= 1
+            must(fits, name, "be (low, high) with 0 < low <= high <= 1")
         for name in ("gray_p", "solarize_p"):
             p = getattr(self, name)
-            if np.ndim(p) or not 0 <= p <= 1:
-                raise ValueError(f"{name}={p} must be a probability between 0 and 1")
-        if np.shape(self.blur_p) != (3,) or not all(0 <= p <= 1 for p in self.blur_p):
-            raise ValueError(f"blur_p={self.blur_p} must hold 3 probabilities between 0 and 1")
+            must(not np.ndim(p) and 0 <= p <= 1, name, "be a probability between 0 and 1")
+        fits = np.shape(self.blur_p) == (3,) and all(0 <= p <= 1 for p in self.blur_p)
+        must(fits, "blur_p", "hold 3 probabilities between 0 and 1")
         jitter = self.color_jitter
-        if np.shape(jitter) != (4,) or min(jitter) < 0 or jitter[3] > 0.5:
-            raise ValueError(
-                f"color_jitter={jitter} must have 4 entries, none negative, and hue, the last, "
-                "at most 0.5"
-            )
+        fits = np.shape(jitter) == (4,) and min(jitter) >= 0 and jitter[3] <= 0.5
+        must(fits, "color_jitter",
+             "have 4 entries, none negative, and hue, the last, at most 0.5")
         if np.shape(self.mean) != np.shape(self.std) or np.shape(self.mean) not in ((1,), (3,)):
             raise ValueError(
                 f"mean={self.mean} and std={self.std} must both have 1 entry (grey) or 3 (RGB)"
             )
-        if min(self.std) <= 0:
-            raise ValueError(f"std={self.std} must be positive")
+        must(min(self.std) > 0, "std", "be positive")
 
 
 class MultiCrop(Recipe):

@@ -88,8 +88,8 @@ class Backbone(nn.Module):
                             f"it gives no grid of patches")
         stride = self.model.feature_info[-1]["reduction"]
         embed = getattr(self.model, "patch_embed", None)
-        known = (max(embed.patch_size), 0) if isinstance(embed, PatchEmbed) else ()
-        if stride in known:  # 0: of a ConViT before timm 1.0.31
+        # 0: of a ConViT before timm 1.0.31
+        if isinstance(embed, PatchEmbed) and stride in (max(embed.patch_size), 0):
             return tuple(embed.patch_size)  # may be a rectangle
         return stride, stride
 
@@ -133,11 +133,11 @@ class Backbone(nn.Module):
         return self.model.forward_features(x)
 
     def _check(self, x):
-        stems = [m for m in self.model.modules() if isinstance(m, nn.Conv2d)]
-        channels = stems[0].in_channels if stems else x.shape[1:2].numel()
+        convolutions = (m for m in self.model.modules() if isinstance(m, nn.Conv2d))
+        channels = next((m.in_channels for m in convolutions), None)
         known = channels in (1, 3)  # a few models rearrange the pixels before they convolve
         if x.ndim != 4 or (known and x.shape[1] != channels):
-            raise ValueError(f"images {tuple(x.shape)}: expected (B, {channels}, H, W)")
+            raise ValueError(f"images {tuple(x.shape)}: expected (B, {channels or 'C'}, H, W)")
         embed = getattr(self.model, "patch_embed", None)
         if not isinstance(embed, (PatchEmbed, ConvPatchEmbed)):
             return  # timm says itself what it does not take

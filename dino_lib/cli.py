@@ -232,16 +232,8 @@ def _wrote(paths: Sequence[Path]) -> None:
         say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-COMMANDS = {
-    "advise": advise,
-    "train": train,
-    "report": report,
-    "explore": explore,
-    "video": video,
-    "export": export,
-    "doctor": doctor,
-    "progress": progress,
-}
+COMMANDS = {run.__name__: run for run in
+            (advise, train, report, explore, video, export, doctor, progress)}
 
 
 def main(words: Sequence[str] | None = None) -> None:

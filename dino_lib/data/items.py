@@ -27,7 +27,9 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
 
 
 def check_dataset(dataset: Any) -> None:
-    """TypeError, with the remedy, if `dataset` cannot be asked for its length and its items."""
+    """TypeError, with the remedy, if `dataset` cannot be asked for its length and its items;
+    ValueError if it has none.
+    """
     what = f"dataset is a {type(dataset).__name__}"
     if isinstance(dataset, str | os.PathLike):
         raise TypeError(f"{what}: a path goes into the settings, as dataset={str(dataset)!r}")
@@ -37,6 +39,8 @@ def check_dataset(dataset: Any) -> None:
                         "of a stream give list(dataset), if that fits into the memory")
     if isinstance(dataset, Mapping) and 0 not in dataset:
         raise TypeError(f"{what} of {list(dataset)[:5]}: give one of these parts")
+    if len(dataset) == 0:
+        raise ValueError("the dataset holds no images")
 
 
 def read_item(dataset: Any, index: int, channels: int = 3) -> tuple[Image.Image, int]:
@@ -132,8 +136,6 @@ class SkipUnreadable(Dataset):
 
     def __init__(self, dataset: Any, channels: int = 3):
         check_dataset(dataset)
-        if len(dataset) == 0:
-            raise ValueError("the dataset holds no images")
         self.dataset, self.channels = dataset, channels
         self.bad = {}
 

@@ -49,8 +49,6 @@ def decode_store(dataset: Any, size: int, channels: int = 3,
     check_dataset(dataset)
     if size < 1:
         raise ValueError(f"size={size} must be at least 1 pixel")
-    if len(dataset) == 0:
-        raise ValueError("the dataset holds no images")
     ready = getattr(dataset, "images", None)
     if getattr(ready, "shape", None) == (len(dataset), channels, size, size):
         return ready, dataset.labels, []
@@ -137,8 +135,8 @@ def _decode(dataset: Any, size: int, channels: int, file: Path | None) -> Store:
         images = torch.from_numpy(np.lib.format.open_memmap(file, "w+", np.uint8, shape))
     labels = []
     skipped = []
-    bar = {"desc": "decoding", "leave": False, "disable": None, "delay": 10}  # s: most are done
-    for i in tqdm(range(n), **bar):
+    # the bar comes after 10 s: most stores are made by then
+    for i in tqdm(range(n), desc="decoding", leave=False, disable=None, delay=10):
         try:
             image, label = read_item(dataset, i, channels)
         except UnreadableImage as error:

@@ -30,7 +30,7 @@ from dino_lib.look.own_photos import packed_runtime, packed_teacher
 from dino_lib.look.packing import compress, factorise, quantise, to_base64, to_short
 from dino_lib.look.video import file_word
 from dino_lib.measure.attention import every_layer, full_attention, pooled_similarity
-from dino_lib.measure.patches import patch_features
+from dino_lib.measure.features import patch_features
 
 PAGE = Path(__file__).with_name("explorer.html")
 PARTS = ("-data", "-picture", "", "-own")

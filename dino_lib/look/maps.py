@@ -1,4 +1,4 @@
-"""Figures of what lies on patches: attention, similarity, matches, scores."""
+"""Figures of attention maps over their pictures."""
 
 import math
 from collections.abc import Sequence
@@ -9,12 +9,10 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
-from matplotlib.patches import ConnectionPatch, Rectangle
-from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor
 
 from dino_lib.look.pictures import outline, to_image
-from dino_lib.look.style import CMAP, PALETTE, WIDTH, bare, grid, label_row, new_figure
+from dino_lib.look.style import CMAP, PALETTE, WIDTH, bare, grid, label_row
 
 VIVID = 3  # times a picture's mean attention at least: the brightest colour
 
@@ -129,63 +127,3 @@ def _in_colours(picture: np.ndarray, shares: list) -> np.ndarray:
     gray = picture.mean(2, keepdims=True)
     lit = palette[head.numpy() % len(PALETTE)] * (0.55 + 0.45 * gray)
     return 0.4 * gray * (1 - strength) + lit * strength
-
-
-def similarity_sheet(images: Tensor, maps: Tensor, place: tuple[int, int, int]) -> Figure:
-    """How much every patch resembles one of them, on one scale for all images.
-
-    images uint8 (N, C, H, W); maps (N, h, w), cosines as `patches.patch_similarity`
-    gives them; place: (image, row, col) of the patch that was asked for, outlined.
-    """
-    figure = attention_sheet(images, {"cosine": maps})
-    height, width = np.array(images.shape[2:]) / maps.shape[1:]
-    corner = (place[2] * width, place[1] * height)
-    for axis in (figure.axes[place[0]], figure.axes[len(images) + place[0]]):
-        for color, line in [("black", 3.5), ("white", 1.5)]:
-            axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=color,
-                                     linewidth=line))
-    return figure
-
-
-def correspondence(images: Sequence[Tensor], grids: Sequence[tuple[int, int]],
-                   places: Sequence[Tensor]) -> Figure:
-    """Two images, a line from each patch of the first to its match in the second.
-
-    images: two uint8 (C, H, W); grids: their (h, w) in patches; places: two int (n, 2),
-    (row, col) as `patches.mutual_matches` gives them.
-    """
-    figure, [axes] = grid(1, 2, cell=3.4)
-    ends = []
-    for axis, image, size, where in zip(axes, images, grids, places, strict=True):
-        picture = to_image(image)
-        axis.imshow(picture, interpolation="nearest", extent=_extent(picture))
-        bare(axis)
-        cells = np.array(picture.shape[:2]) / size
-        ends.append((np.asarray(where).reshape(-1, 2) + 0.5) * cells)
-    halo = [Stroke(linewidth=2.8, foreground="white"), Normal()]
-    for i, (start, end) in enumerate(zip(*ends, strict=True)):
-        figure.add_artist(ConnectionPatch(
-            start[::-1], end[::-1], "data", "data", axesA=axes[0], axesB=axes[1], linewidth=1.4,
-            color=PALETTE[i % len(PALETTE)], path_effects=halo))
-    return figure
-
-
-def jaccard_heatmap(table: Tensor, keeps: Sequence[float]) -> Figure:
-    """The table (heads, len(keeps)) of `jaccard_table`; the largest number is framed."""
-    heads, n = table.shape
-    figure = new_figure(min(WIDTH, 1.2 + 0.75 * n), 0.8 + 0.32 * heads)
-    axis = figure.subplots()
-    drawn = axis.imshow(table.numpy(), cmap="viridis", aspect="auto")
-    for head in range(heads):
-        for j in range(n):
-            dark = drawn.norm(table[head, j].item()) < 0.6
-            axis.text(j, head, f"{table[head, j]:.2f}", ha="center", va="center", fontsize=8,
-                      color="white" if dark else "black")
-    row, column = divmod(table.argmax().item(), n)
-    axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False,
-                             edgecolor=PALETTE[0], linewidth=2.5))
-    axis.set_xticks(range(n), [f"{keep:.0%}" for keep in keeps], fontsize=8)
-    axis.set_yticks(range(heads), [f"head {head}" for head in range(heads)], fontsize=8)
-    axis.set_xlabel("attention kept", fontsize=9)
-    axis.set_title("Jaccard with the object", fontsize=10)
-    return figure

@@ -18,8 +18,6 @@ from dino_lib.measure.stages import Findings, error_scores, examine, histogram_s
 from dino_lib.run.build import build_student, open_probes
 from dino_lib.run.config import Config
 from dino_lib.run.history import read_history
-from dino_lib.run.presets import PRESETS
-from dino_lib.run.teacher_file import Teacher
 from dino_lib.teachers.load import SHIPPED, find_teacher, load_teacher
 
 
@@ -89,7 +87,8 @@ def report(name: str | Path, *, dataset: str | None = None, data_root: str | Non
     if teacher.config is None and dataset is None:
         raise ValueError(f"nothing tells what {name} was trained on: name images with "
                          "labels, with --dataset")
-    config = teacher.config or _as_it_sees(teacher)
+    seen = teacher.transform
+    config = teacher.config or Config(global_size=seen.size, mean=seen.mean, std=seen.std)
     numbers = {}
     figures = {}
     left_out = []
@@ -101,9 +100,8 @@ def report(name: str | Path, *, dataset: str | None = None, data_root: str | Non
         figures["curves.png"] = training_curves(history, config.out_dim)
     else:
         left_out.append(f"No training curves: {name} comes without a history.")
-    changes = {"dataset": dataset, "data_root": data_root}
-    changes = {key: value for key, value in changes.items() if value is not None}
-    data = dataclasses.replace(config, **changes)
+    data = dataclasses.replace(config, dataset=dataset or config.dataset,
+                               data_root=data_root or config.data_root)
     probes = open_probes(data, limit=10**9)
     if probes is None:
         left_out.append(f"No scores: the images of {data.dataset} have no labels.")
@@ -182,11 +180,9 @@ TITLES = {
 def _score_and_draw(stages: dict, probes: Probes, numbers: dict, figures: dict,
                     left_out: list[str]) -> None:
     """Adds to all three."""
-    blind = {"color_histogram": histogram_scores(probes), "chance": error_scores(probes)}
-    for stage, scores in blind.items():
-        numbers |= {f"{key}_{stage}": value for key, value in scores.items()}
     step = max(1, (len(probes.queries) - 1) // 9)  # the last picture is of the last class
     table, attention, clusters = compare(stages, probes, step=step, thorough=True)
+    table |= {"color_histogram": histogram_scores(probes), "chance": error_scores(probes)}
     for stage, scores in table.items():
         numbers |= {f"{key}_{stage}": value for key, value in scores.items()}
     figures["clusters.png"] = clusters
@@ -195,15 +191,3 @@ def _score_and_draw(stages: dict, probes: Probes, numbers: dict, figures: dict,
         left_out.append("No maps: this network gives no grid of patches.")
     else:
         figures["attention.png"] = attention
-
-
-def _as_it_sees(teacher: Teacher) -> Config:
-    """Settings of the images of a teacher that has none, from its transform."""
-    transform = teacher.transform
-    return dataclasses.replace(
-        PRESETS["laptop"],
-        global_size=transform.size,
-        store_size=None,
-        mean=transform.mean,
-        std=transform.std,
-    )

@@ -1,7 +1,5 @@
 """What all figures share: their width, their colours, a grid of axes and bare axes."""
 
-from typing import Any
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,16 +17,15 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", dpi=110)
 
 
-def grid(rows: int, columns: int, *, cell: float = 1.15, legend: float = 0.0,
-         **options: Any) -> tuple[Figure, np.ndarray]:
+def grid(rows: int, columns: int, *, cell: float = 1.15,
+         legend: float = 0.0) -> tuple[Figure, np.ndarray]:
     """A figure with (rows, columns) axes of `cell` inches, less if WIDTH is too little.
 
-    `legend` inches are left for what stands beside them; `options` go to
-    `Figure.subplots`.
+    `legend` inches are left for what stands beside them.
     """
     cell = min(cell, (WIDTH - legend) / columns)
     figure = new_figure(columns * cell + legend, rows * cell)
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def bare(axis: Axes) -> None:

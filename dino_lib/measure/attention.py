@@ -17,7 +17,7 @@ from timm.layers import Attention
 from torch import Tensor
 
 from dino_lib.backbone import backbone_of
-from dino_lib.measure.features import eval_mode, to_model
+from dino_lib.measure.features import eval_mode, patch_features, to_model
 
 ROOM = 2**26  # numbers that one layer's matrices may hold at a time: 256 MB
 
@@ -69,16 +69,13 @@ def rollout(model: Any, images: Tensor) -> Tensor:
     return _patches(product[:, 0], grid)
 
 
-@torch.no_grad()
 def pooled_similarity(model: Any, images: Tensor) -> Tensor:
     """Cosine of the last map's mean with each of its positions: (B, 1, h, w).
 
     For any model: what a CNN has in place of a CLS row. It shows where the map agrees
     with the feature that is pooled from it.
     """
-    backbone = backbone_of(model)
-    with eval_mode(backbone):
-        maps = backbone.patch_tokens(to_model(backbone, images)).float()  # (B, h, w, D)
+    maps = patch_features(model, images)  # (B, h, w, D)
     return F.cosine_similarity(maps, maps.mean((1, 2), keepdim=True), dim=-1)[:, None]
 
 

@@ -87,6 +87,16 @@ def extract_features(
     return torch.cat(features)
 
 
+@torch.no_grad()
+def patch_features(model: Any, images: Tensor) -> Tensor:
+    """The last layer's features of each patch of (B, C, H, W), after the final norm: float32
+    (B, h, w, D). Errors as `extract_features`.
+    """
+    backbone = backbone_of(model)
+    with eval_mode(backbone):
+        return backbone.patch_tokens(to_model(backbone, images)).float()
+
+
 def _network(model):
     """The module whose forward gives the features."""
     is_timm = hasattr(model, "forward_features")

@@ -120,11 +120,8 @@ def without_head(model: Any, head: int, layer: int = -1) -> Iterator[None]:
         kept = torch.arange(n_heads, device=heads.device) != head
         return (heads * kept[:, None]).flatten(-2)
 
-    hook = attention.proj.register_forward_pre_hook(silence)
-    try:
+    with attention.proj.register_forward_pre_hook(silence):
         yield
-    finally:
-        hook.remove()
 
 
 def _shares(maps):

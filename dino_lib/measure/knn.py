@@ -51,7 +51,6 @@ def knn_predict(
     lower class id. ValueError on a k outside 1..N, on labels that are negative, text or of
     another number, and on a temperature that is not positive.
     """
-    _check_features(train_features)
     labels = class_ids(train_labels, len(train_features), "train_labels")
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} must be positive")
@@ -93,14 +92,7 @@ def retrieval_map(
     return float(np.mean(precisions))
 
 
-def linear_probe(
-    train_features: Tensor,
-    train_labels: Labels,
-    test_features: Tensor,
-    *,
-    C: float = 1.0,
-    max_iter: int = 1000,
-) -> Tensor:
+def linear_probe(train_features: Tensor, train_labels: Labels, test_features: Tensor) -> Tensor:
     """Multinomial logistic regression on the features: predicted class ids, int64 (M,).
 
     scikit-learn's L-BFGS with its own defaults (L2 penalty, C = 1, intercept) on features
@@ -113,7 +105,7 @@ def linear_probe(
     from sklearn.preprocessing import StandardScaler
 
     labels = class_ids(train_labels, len(train_features), "train_labels")
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=max_iter))
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     probe.fit(_numpy(train_features), labels.numpy())
     return torch.from_numpy(probe.predict(_numpy(test_features))).long()
 

@@ -67,19 +67,6 @@ def jaccard_one_head(masks: Tensor, truth: Tensor) -> Tensor:
     return _iou(masks, truth).mean(0).float()
 
 
-def jaccard_table(
-    maps: Tensor, truth: Tensor, keeps: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 0.9)
-) -> Tensor:
-    """`jaccard_one_head` of the mass masks by threshold: (heads, len(keeps)).
-
-    maps (N, heads, h, w), not negative; truth bool (N, H, W). Errors as `mass_mask`.
-    """
-    maps = maps.to(truth.device)
-    size = truth.shape[-2:]
-    masks = [upsample(mass_mask(maps, keep), size) for keep in keeps]
-    return torch.stack([jaccard_one_head(mask, truth) for mask in masks], 1)
-
-
 def _iou(masks, truth):
     """Intersection over union, (N, heads); an empty union counts 0."""
     if masks.dtype != torch.bool or truth.dtype != torch.bool:

@@ -19,6 +19,7 @@ from dino_lib.run.presets import PRESETS
 from dino_lib.run.profile import clock as device_clock
 from dino_lib.run.survey import Clock, Cost, Survey, cost, look_at
 from dino_lib.run.teacher_file import read_teacher
+from dino_lib.schedules import half_life
 
 # preset, fewest updates that are worth a run of it, whether a CPU is asked to do it
 RUNGS = (
@@ -226,9 +227,9 @@ def _plan(preset: str, config: Config, reasons: dict[str, str], survey: Survey, 
                   "that decoding and evaluations leave" if not notes else
                   f"{updates} updates of {measured.update:.2f} s",
         "warmup_epochs": "0.15 of the run",
-        "momentum": f"the teacher forgets half in {_half_life(start):.0f} updates, "
-                    f"{_half_life(start) / updates:.1%} of the run",
-        "momentum_end": f"{_half_life(end):.0f} updates, {_half_life(end) / updates:.1%}",
+        "momentum": f"the teacher forgets half in {half_life(start):.0f} updates, "
+                    f"{half_life(start) / updates:.1%} of the run",
+        "momentum_end": f"{half_life(end):.0f} updates, {half_life(end) / updates:.1%}",
         "eval_every": f"{EVALUATIONS + 1} times a k-NN of {limit} images"
                       if survey.queries else "without labels there is no k-NN",
     }
@@ -251,10 +252,6 @@ def epochs_in(seconds: float, update: float, images: int, batch_size: int) -> fl
     return min(MOST_EPOCHS, int(seconds / update) / (images // batch_size))
 
 
-def momentum_of(half_life: float) -> float:
-    """The momentum that halves what the teacher remembers in so many updates; 0.9 at least."""
-    return max(0.9, round(0.5 ** (1 / max(half_life, 1)), 4))
-
-
-def _half_life(momentum: float) -> float:
-    return math.log(0.5) / math.log(momentum)
+def momentum_of(updates: float) -> float:
+    """The momentum that halves what the teacher remembers in so many updates: 0.9 to 0.9999."""
+    return min(max(0.9, round(0.5 ** (1 / max(updates, 1)), 4)), 0.9999)

@@ -179,9 +179,8 @@ def parameter_groups(model: nn.Module) -> list[dict]:
     With weight decay; and biases and other 1-D parameters, without.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if p.ndim > 1]
-    others = [p for p in parameters if p.ndim <= 1]
-    return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    return [{"params": [p for p in parameters if p.ndim > 1]},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
 
 
 def open_views(

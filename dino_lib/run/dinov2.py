@@ -5,12 +5,12 @@ faster with them.
 """
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from dino_lib.head import MultiCropModel
 from dino_lib.loss import DINOLoss
+from dino_lib.run.processes import Ranks
 
 ITERATIONS = 3  # as in SwAV and DINOv2
 
@@ -38,17 +38,9 @@ def sinkhorn(logits: Tensor, iterations: int = ITERATIONS) -> Tensor:
     """
     log_q = logits
     for _ in range(iterations):
-        log_q = log_q - _over_processes(log_q.logsumexp(0))
+        log_q = log_q - Ranks().gather(log_q.logsumexp(0)[None]).logsumexp(0)
         log_q = log_q - log_q.logsumexp(1, keepdim=True)
     return log_q.exp()
-
-
-def _over_processes(log_sums):
-    if not (dist.is_available() and dist.is_initialized()):
-        return log_sums
-    parts = [torch.empty_like(log_sums) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, log_sums)
-    return torch.stack(parts).logsumexp(0)
 
 
 class KoLeo:

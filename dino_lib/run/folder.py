@@ -140,9 +140,8 @@ class RunFolder:
         if changed:
             raise ValueError(f"{self.path} holds a run with other settings: {', '.join(changed)}. "
                              "Take the old settings, or another --output-dir")
-        images_before = state.get("n_images", n_images)  # early checkpoints have none
-        if images_before != n_images:
-            raise ValueError(f"{self.path} holds a run on {images_before} images, and here are "
+        if state["n_images"] != n_images:
+            raise ValueError(f"{self.path} holds a run on {state['n_images']} images, and here are "
                              f"{n_images}. Take the same images, or another --output-dir")
         if before["dataset"] != now["dataset"]:
             say(f"the images are read from {now['dataset']}; before, from {before['dataset']}")

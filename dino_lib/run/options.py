@@ -15,18 +15,15 @@ def add_settings(parser: argparse.ArgumentParser, preset: Config) -> None:
     """An option for every setting; its help shows the preset's value."""
     for name, field in FIELDS.items():
         kind = field.annotation
-        value = getattr(preset, name)
-        if isinstance(value, dict):
-            value = [word for pair in value.items() for word in pair]
-        if isinstance(value, list | tuple):
-            value = " ".join(str(word) for word in value)
+        choices = get_args(kind) if get_origin(kind) is Literal else None
+        default = " ".join(_words(getattr(preset, name)))
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             nargs=_count(kind),
-            choices=get_args(kind) if get_origin(kind) is Literal else None,
-            metavar=None if get_origin(kind) is Literal else "VALUE",
+            choices=choices,
+            metavar=None if choices else "VALUE",
             default=argparse.SUPPRESS,
-            help=f"{field.description} (default: {value})".replace("%", "%%"),
+            help=f"{field.description} (default: {default})".replace("%", "%%"),
         )
 
 
@@ -47,11 +44,15 @@ def command_of(config: Config, name: str, preset: Config) -> str:
         value = getattr(config, field)
         if value == getattr(preset, field):
             continue
-        words.append(f"--{field.replace('_', '-')}")
-        if isinstance(value, dict):
-            value = [word for pair in value.items() for word in pair]
-        words += map(str, value if isinstance(value, list | tuple) else [value])
+        words += [f"--{field.replace('_', '-')}", *_words(value)]
     return shlex.join(words)
+
+
+def _words(value: Any) -> list[str]:
+    """A setting's value as one types it."""
+    if isinstance(value, dict):
+        value = [word for pair in value.items() for word in pair]
+    return [str(word) for word in (value if isinstance(value, list | tuple) else [value])]
 
 
 def _count(kind: Any) -> str | int | None:

@@ -99,7 +99,6 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
     `read_weights`. Position embeddings are resampled to the backbone's grid. Raises as
     `read_weights`, and ValueError where the weights have other shapes than the backbone.
     """
-    path = Path(path).expanduser()
     tensors = read_tensors(path)
     expected = backbone.model.state_dict()
     state = _network(tensors, next(iter(expected)))

@@ -55,10 +55,6 @@ def export(name_or_path: str | os.PathLike, layout: str, out: str | os.PathLike)
     return sorted(out.iterdir())
 
 
-def _to_onnx(out: Path, backbone: Backbone, transform: EvalTransform) -> None:
-    write_onnx(out / "model.onnx", backbone, transform)
-
-
 def _to_timm(out: Path, backbone: Backbone, transform: EvalTransform) -> None:
     """model.safetensors and the config.json that `timm.create_model("local-dir:...")` reads."""
     if "data_config" not in inspect.signature(save_for_hf).parameters:
@@ -161,4 +157,5 @@ BLOCK = {  # a block's parts in timm's names -> in Hugging Face's
     "attn.proj": "attention.output.dense",
     "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
 }
-LAYOUTS = {"onnx": _to_onnx, "timm": _to_timm, "huggingface": _to_huggingface}
+LAYOUTS = {"onnx": lambda out, *teacher: write_onnx(out / "model.onnx", *teacher),
+           "timm": _to_timm, "huggingface": _to_huggingface}

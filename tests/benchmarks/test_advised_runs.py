@@ -67,5 +67,5 @@ def test_pockets_own_teacher_keeps_more_of_the_features_with_every_seed():
     behind = [row["trained"]["knn"] < row["untrained"]["knn"] for row in fast]
     assert sum(behind) == 1 and all(
         mine["trained"]["knn"] > max(other["trained"]["knn"], mine["histogram"]["knn"])
-        for mine, other in zip(slow, fast)
+        for mine, other in zip(slow, fast, strict=True)
     )

@@ -8,10 +8,7 @@ from matplotlib.colors import to_rgb
 from dino_lib.look.maps import (
     attention_sheet,
     brightness,
-    correspondence,
     heads_of,
-    jaccard_heatmap,
-    similarity_sheet,
 )
 from dino_lib.look.pictures import to_image
 
@@ -123,42 +120,3 @@ def test_a_place_has_the_colour_of_the_head_that_looks_at_it():
 def test_heads_of_a_strip_make_no_figure_of_metres(sides, draw):
     figure = heads_of(torch.zeros(3, *sides, dtype=torch.uint8), attention(4, 2, 2))
     assert max(draw(figure).shape) < 3000
-
-
-def test_similarities_share_one_scale_and_the_asked_patch_is_outlined(pictures, draw):
-    maps = torch.rand(3, 4, 4)
-    figure = similarity_sheet(pictures.images[:3], maps, (1, 0, 3))
-    draw(figure)
-    below = figure.axes[3:6]
-    for axis, of in zip(below, maps, strict=True):
-        np.testing.assert_allclose(axis.images[1].get_array(), of)
-    assert len({axis.images[1].get_clim() for axis in below}) == 1
-    assert [len(axis.patches) for axis in figure.axes] == [0, 2, 0] * 2
-    # row 0, column 3 of 4 x 4 on 24 pixels
-    assert below[1].patches[0].get_bbox().bounds == (18, 0, 6, 6)
-
-
-def test_correspondences_end_in_the_middle_of_their_patches(pictures, draw):
-    figure = correspondence(
-        pictures.images[:2], [(4, 4), (2, 2)], [[(0, 0), (3, 1)], [(1, 1), (0, 0)]]
-    )
-    draw(figure)
-    ends = [(line.xy1.tolist(), line.xy2.tolist()) for line in figure.artists]
-    assert ends == [([3, 3], [18, 18]), ([9, 21], [6, 6])]  # (x, y) on 24 pixels
-
-
-def test_the_heatmap_shows_the_numbers_and_frames_the_largest(draw):
-    table = torch.tensor([[0.11, 0.42], [0.33, 0.29], [0.05, 0.07]])
-    figure = jaccard_heatmap(table, (0.6, 0.9))
-    draw(figure)
-    [axis] = figure.axes
-    assert [text.get_text() for text in axis.texts] == [
-        "0.11",
-        "0.42",
-        "0.33",
-        "0.29",
-        "0.05",
-        "0.07",
-    ]
-    assert axis.patches[0].get_xy() == (0.5, -0.5)
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["60%", "90%"]

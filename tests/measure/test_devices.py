@@ -11,12 +11,10 @@ from dino_lib.measure.masks import (
     above_blind,
     auc,
     jaccard,
-    jaccard_table,
     mass_mask,
     patch_masks,
     upsample,
 )
-from dino_lib.measure.patches import mutual_matches, patch_pca
 
 
 class OnDevice(torch.Tensor):
@@ -50,15 +48,12 @@ CALLS = {
     "mass_mask": (mass_mask, MAPS, {}),
     "upsample": (upsample, MAPS, {"size": (9, 6)}),
     "jaccard": (jaccard, MAPS > 0.5, OBJECTS, {}),
-    "jaccard_table": (jaccard_table, MAPS, OBJECTS, {}),
     "patch_masks": (patch_masks, OBJECTS, {"grid": (2, 2)}),
     "auc": (auc, MAPS, OBJECTS, {}),
     "above_blind": (above_blind, MAPS, OBJECTS, {}),
     "choose_head": (choose_head, MAPS, {}),
     "variety": (variety, MAPS, {}),
     "head_table": (lambda *args: head_table(*args)["object"], MAPS, OBJECTS, {}),
-    "patch_pca": (patch_pca, rand(2, 3, 3, 5), {}),
-    "mutual_matches": (mutual_matches, rand(3, 3, 5), rand(2, 4, 5), {}),
 }
 
 

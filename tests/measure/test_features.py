@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dino_lib.backbone import create_backbone
 from dino_lib.head import DINOHead, MultiCropModel
-from dino_lib.measure.features import eval_mode, extract_features
+from dino_lib.measure.features import eval_mode, extract_features, patch_features
 
 
 def randn(*shape, seed=0):
@@ -189,3 +189,12 @@ def test_features_are_the_backbones_whatever_holds_it():
             return self.model(x)[:, :5]
 
     assert extract_features(Wrapped(), images).shape == (2, 5)
+
+
+def test_patch_features_are_the_tokens():
+    options = {"patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 3, "reg_tokens": 2}
+    model = create_backbone("vit_tiny_patch16_224", img_size=32, **options).train()
+    images = randn(2, 3, 24, 40)
+    features = patch_features(model, images)
+    assert model.training  # left as it was
+    torch.testing.assert_close(features, model.eval().patch_tokens(images))

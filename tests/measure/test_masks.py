@@ -13,7 +13,6 @@ from dino_lib.measure.masks import (
     center_blobs,
     jaccard,
     jaccard_one_head,
-    jaccard_table,
     mass_mask,
     patch_masks,
     upsample,
@@ -129,17 +128,6 @@ def test_jaccard_refuses(masks, truth, error):
     for score in (jaccard, jaccard_one_head):
         with pytest.raises(error, match="expected"):
             score(masks, truth)
-
-
-def test_the_table_holds_every_head_at_every_threshold():
-    maps = torch.zeros(1, 2, 2, 2)
-    maps[0, 0] = torch.tensor([[0.5, 0.3], [0.2, 0.0]])
-    maps[0, 1] = torch.tensor([[0.0, 0.0], [0.1, 0.9]])
-    truth = torch.zeros(1, 4, 4, dtype=torch.bool)
-    truth[0, :2] = True  # the upper two patches
-    table = jaccard_table(maps, truth, keeps=(0.4, 0.7, 0.9))
-    torch.testing.assert_close(table, torch.tensor([[1 / 2, 1, 2 / 3], [0, 0, 0]]))
-    assert table.dtype == jaccard_one_head(truth[:, None], truth).dtype
 
 
 # --- maps against objects ------------------------------------------------------------------------

@@ -14,12 +14,13 @@ from PIL import Image
 from dino_lib.cli import main, read_settings
 from dino_lib.data.shapes import Shapes
 from dino_lib.run import advise as module
-from dino_lib.run.advise import advise, fit_images
+from dino_lib.run.advise import advise, fit_images, momentum_of
 from dino_lib.run.doctor import diagnose
 from dino_lib.run.history import read_history
 from dino_lib.run.presets import PRESETS
 from dino_lib.run.survey import Cost, Survey, look_at
 from dino_lib.run.train import build_trainer
+from dino_lib.schedules import half_life
 from dino_lib.teachers.load import find_teacher
 
 UPDATE = {32: 0.1, 48: 0.5, 72: 2.0, 128: 4.0, 96: 9.0}  # seconds, by the store's side
@@ -204,3 +205,11 @@ def test_advice_on_grey_files_starts_a_run_that_ends_well(tmp_path, capsys, monk
     config, history = read_settings(words[2:])[0], read_history("runs/mine")
     assert len(config.mean) == 1
     assert not {"uniform", "one prototype"} & {f.name for f in diagnose(history, config)}
+
+
+@pytest.mark.parametrize("updates", [1, 17, 1386, 6931, 50_000])
+def test_a_teacher_always_moves_however_long_the_run(updates):
+    momentum = momentum_of(updates)
+    assert 0.9 <= momentum <= 0.9999
+    if 7 < updates < 6931:
+        assert half_life(momentum) == pytest.approx(updates, rel=0.05)

@@ -67,9 +67,10 @@ def test_settings_that_differ_are_named_in_the_folders_words(begun):
 def test_a_setting_that_an_older_version_lacked_had_its_default(tiny):
     before = asdict(tiny)
     del before["freeze_backbone"]
-    RunFolder(tiny).check_same_run({"config": before}, 16)
+    state = {"config": before, "n_images": 16}
+    RunFolder(tiny).check_same_run(state, 16)
     with pytest.raises(ValueError, match=r"other settings: freeze_backbone=1\.0 \(was 0\.0\)"):
-        RunFolder(replace(tiny, freeze_backbone=1.0)).check_same_run({"config": before}, 16)
+        RunFolder(replace(tiny, freeze_backbone=1.0)).check_same_run(state, 16)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
