@@ -813,7 +813,7 @@ neighbour_sheet(torch.stack([as_seen[i] for _, i in asked]),
 # %% [markdown]
 # For the trained teacher, crops and colours each cost something. The untrained network and the histogram lose almost only by the colours: they go by tint. The trained teacher stays above the colour histogram throughout; the untrained network stays below it. (One trained teacher, one untrained network, 200 queries: a percent or two means nothing.)
 #
-# In the sheet, each query is a global view, and its five nearest pictures are framed by their class. The untrained network finds pictures of a like tint. The trained one finds the creature in the first two examples; in the third it has the palette right, and the creature wrong.
+# In the sheet, each query is a global view, and its five nearest pictures are framed by their class. The untrained network finds pictures of a like tint. The trained one finds the creature in the first two examples; in the third it is wrong five times: three of the five have the right palette, and all have checks where the query has stripes.
 
 # %% [markdown] tags=["note"]
 # **Teacher's note · 20 minutes.** Put the table of agreement on the screen and ask: *is the map of darkness a better network?* It agrees best and knows nothing. One number can always be won by something blind, so look for the pair of numbers that can't. At the pictures: the untrained maps look like one flat colour inside the crop. That is no fault of the drawing: untrained attention is nearly even, and its pattern is faint. Misconception: "attention is a segmentation". It's the weight of patches in the feature.

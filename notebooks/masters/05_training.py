@@ -441,7 +441,7 @@ settle(guess_of_the_rise, {"d": "the entropy of the teacher", "e": "the divergen
 # %% [markdown]
 # ## 6 Reading the run
 #
-# **A reference.** The repository ships the history of a full run of `demo`. Pictures, network and schedules are those of your run. Its batches are four times as large, with four local views, and it ran in bfloat16. Losses and entropies are drawn as shares of $\ln K$. *One image* is the mean entropy of single targets. *Batch mean* is the entropy of the mean target of a batch. Their difference is the **gap**: it says how much a target tells about its picture. At the start every run has a wide gap, an ill one too: an untrained network answers differently to different colours. So the gap says nothing before the first swing is over, that is, before the loss has fallen and come back.
+# **A reference.** The repository ships the history of a full run of `demo`. Pictures, network and schedules are those of your run. Its batches are four times as large, with four local views. Losses and entropies are drawn as shares of $\ln K$. *One image* is the mean entropy of single targets. *Batch mean* is the entropy of the mean target of a batch. Their difference is the **gap**: it says how much a target tells about its picture. At the start every run has a wide gap, an ill one too: an untrained network answers differently to different colours. So the gap says nothing before the first swing is over, that is, before the loss has fallen and come back.
 
 # %% tags=["nbval-ignore-output"]
 from dino_lib.teachers.load import SHIPPED
