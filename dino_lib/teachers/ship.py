@@ -22,7 +22,8 @@ options = parser.parse_args()
 teacher = load_teacher(options.run)
 head, center = load_head(options.run)
 config = dataclasses.replace(
-    teacher.config, data_root="data", output_dir=f"runs/{options.name}", resume="never")
+    teacher.config, data_root="data", download=True, output_dir=f"runs/{options.name}",
+    resume="never")
 folder = SHIPPED / options.name
 folder.mkdir(exist_ok=True)
 for name in ("history.jsonl", "report.json"):

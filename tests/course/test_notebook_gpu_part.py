@@ -101,7 +101,7 @@ def test_on_a_gpu_it_trains_on_photographs_and_shows_that_run(
     assert "nan" not in said and "creature" not in said and "nothing is trained" not in said
     here = re.search(r"your run: 20-NN (\d+)%, untrained (\d+)%, colour histogram (\d+)%; ", said)
     assert here and f"{round(100 * history[-1]['knn'])}" == here[1]
-    assert "480 images seen" in said and "photos, which ships: 20-NN 41%" in said
+    assert "480 images seen" in said and "photos, which ships: 20-NN 57%" in said
     assert all(isinstance(figure, Figure) for figure in shown) and len(shown) >= 3
     assert names["where"] == Path("runs/colab") and len(names["rows"]) == 2
     # a session that ended: the same cells go on, here with nothing left
@@ -117,7 +117,7 @@ def test_without_a_gpu_it_reads_the_run_that_ships(execute, capsys, tmp_path):
     said = capsys.readouterr().out
     history = read_history(names["where"])
     about = (history[-1]["step"], round(names["minutes"]), names["long"].dataset)
-    assert about == (1800, 69, "caltech101")  # as the text says
+    assert about == (2352, 88, "imagenette")  # as the text says
     assert "nothing is trained" in said and "nan" not in said and "your run" not in said
     assert history[0]["step"] == 0 and "knn" in history[0]
     assert not (tmp_path / "runs").exists() and len(shown) == 1

@@ -45,8 +45,11 @@ def array(picture):
 
 
 KINDS = {  # name: (the picture of that kind, the same as RGB)
-    "palette": (lambda p: p.quantize(256), lambda p: p),
-    "transparent palette": (lambda p: p.convert("RGBA").quantize(256), lambda p: p),
+    "palette": (lambda p: p.quantize(256), lambda p: p.quantize(256).convert("RGB")),
+    "transparent palette": (
+        lambda p: p.convert("RGBA").quantize(256),
+        lambda p: p.convert("RGBA").quantize(256).convert("RGB"),
+    ),
     "1-bit": (lambda p: p.convert("1"), lambda p: p.convert("1").convert("RGB")),
     "L": (lambda p: p.convert("L"), lambda p: p.convert("L").convert("RGB")),
     "I;16": (sixteen_bits, lambda p: p.convert("L").convert("RGB")),

@@ -1,0 +1,34 @@
+"""README's five seeds of the preset `demo` are those that `benchmarks/seeds.py` measured."""
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ROWS = json.loads((ROOT / "benchmarks" / "seeds.json").read_text())["rows"]
+README = " ".join((ROOT / "README.md").read_text("utf-8").split())
+
+
+def test_five_seeds_were_measured():
+    assert [row["seed"] for row in ROWS] == [0, 1, 2, 3, 4]
+
+
+def test_readme_quotes_every_seed_and_the_range_of_the_untrained():
+    said = re.search(r"Five seeds, 0 to 4.*?to 0\.70\)", README)[0]
+    knn = [f"{100 * row['knn_trained']:.1f}%" for row in ROWS]
+    above = [f"{row['above_blind_trained']:.2f}" for row in ROWS]
+    assert f"20-NN {', '.join(knn[:-1])} and {knn[-1]}" in said
+    assert f"above blind {', '.join(above[:-1])} and {above[-1]}" in said
+    for score, form, scale in (("knn", ".1f", 100), ("above_blind", ".2f", 1), ("auc", ".2f", 1)):
+        values = [scale * row[f"{score}_untrained"] for row in ROWS]
+        assert f"{min(values):{form}} to {max(values):{form}}" in said, score
+    assert "0.96 to 0.97" in said
+    assert {f"{row['auc_trained']:.2f}" for row in ROWS} == {"0.96", "0.97"}
+
+
+def test_each_seed_is_ahead_of_what_sees_no_object():
+    for row in ROWS:
+        assert row["knn_trained"] > max(row["knn_color_histogram"], row["knn_untrained"]) + 0.25
+        blind = ("untrained", "blobs_trained", "contrast_trained")
+        best = max(row[f"above_blind_{name}"] for name in blind)
+        assert row["above_blind_trained"] > best + 0.3
