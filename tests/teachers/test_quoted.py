@@ -1,0 +1,90 @@
+"""What README, the cards and notebook 06 quote of the shipped teachers is what was measured.
+
+report.json is that of the run, caltech101.json that of `dino report photos --dataset caltech101`,
+horses.json that of `benchmarks/horses.py photos demo --size 96`.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dino_lib.teachers.load import SHIPPED
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+MEASURED = ROOT / "dino_lib" / "course" / "measured"
+
+
+def report(name, file="report.json"):
+    return json.loads((SHIPPED / name / file).read_text())
+
+
+def shares(found, score):
+    """`score` of a report as a table has it: untrained, histogram if there is one, trained."""
+    keys = [f"{score}_{stage}" for stage in ("untrained", "color_histogram", "trained")]
+    return " | ".join(f"{found[key]:.1%}" if key in found else "" for key in keys)
+
+
+def plain(cells):
+    """An empty cell has one space."""
+    return cells.replace("|  |", "| |")
+
+
+def test_the_demo_in_the_readme():
+    found = report("demo")
+    for words, score, form in [
+        ("20-NN accuracy", "knn", ".1%"),
+        ("clusters against classes (NMI)", "nmi", ".2f"),
+        ("linear probe", "linear", ".1%"),
+        ("attention above blind, head chosen without masks", "above_blind", ".2f"),
+        ("AUC of that head", "auc", ".2f"),
+    ]:
+        [line] = [line for line in README.splitlines() if line.startswith(f"| {words} |")][:1]
+        cells = [cell.strip() for cell in line.split("|")[2:-1]]
+        assert cells[0] == f"{found[f'{score}_untrained']:{form}}", words
+        assert cells[2] == f"{found[f'{score}_trained']:{form}}", words
+        for blind in ("blobs", "contrast"):
+            if f"{score}_{blind}_trained" in found:
+                assert f"{found[f'{score}_{blind}_trained']:{form}}" in cells[1], words
+    assert f"| {found['knn_color_histogram']:.1%} (colour histogram) |" in README
+
+
+@pytest.mark.parametrize(
+    ("words", "score"),
+    [
+        ("20-NN accuracy", "knn"),
+        ("linear probe", "linear"),
+        ("retrieval in the gallery (mean average precision)", "map"),
+    ],
+)
+def test_the_photographs_in_the_readme_and_on_the_card(words, score):
+    own, other = report("photos"), report("photos", "caltech101.json")
+    assert plain(f"| {words} | {shares(own, score)} | {shares(other, score)} |") in README
+    card = (SHIPPED / "photos" / "README.md").read_text("utf-8")
+    words = words.removesuffix(" accuracy")
+    assert plain(f"| {words} | {shares(own, score)} |") in card
+
+
+def test_what_notebook_06_and_the_readme_say_of_horses():
+    rows = json.loads((MEASURED / "horses.json").read_text())
+    assert {row["size"] for row in rows} == {96} and {row["pictures"] for row in rows} == {251}
+    master = (ROOT / "notebooks" / "masters" / "06_attention.py").read_text("utf-8")
+    for name in ("demo", "photos"):
+        mine = [row for row in rows if row["teacher"] == name]
+        scores = mine[0]["above blind"]
+        chosen, best = scores[mine[0]["chosen"]], max(scores)
+        assert f"# | `{name}` | {chosen:.2f} | {best:.2f} |" in master
+        blank = [row for row in mine if row["what"].startswith("untrained")]
+        picked = [row["above blind"][row["chosen"]] for row in blank]
+        most = [max(row["above blind"]) for row in blank]
+        line = f"{min(picked):.2f} to {max(picked):.2f} | {min(most):.2f} to {max(most):.2f} |"
+        assert f"# | the same network untrained, three seeds | {line}" in master
+    without = {row["what"]: row["above blind"][0] for row in rows if row["chosen"] is None}
+    for what, words in [
+        ("local contrast", "local contrast, no network"),
+        ("darkness", "darkness, no network"),
+        ("red less green", "redness (red less green), no network"),
+    ]:
+        assert f"# | {words} | {without[what]:.2f} | |" in master
+        assert f"{without[what]:.2f} ({what})" in README
