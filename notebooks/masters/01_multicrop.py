@@ -5,7 +5,7 @@
 #
 # DINO learns from pictures without labels. This notebook opens the course, and builds the first part of DINO: the *views* of a picture.
 #
-# **You write** eight pieces: the box of a crop, the crop, a colour change, the list of views, the pairs of the loss, and three measures. Where a check finds yours right, the notebook runs on it; until then on the finished one.
+# **You write** eight pieces: the box of a crop, the crop, a colour change, the list of views, the pairs of the loss, two measures, and the way of a map back to its picture. Where a check finds yours right, the notebook runs on it; until then on the finished one.
 #
 # **You need** PyTorch tensors and a little probability. Nothing is trained here.
 #
@@ -19,7 +19,7 @@
 # %% [markdown]
 # ## The course on one screen
 #
-# Below each picture is a map of where a network looks that DINO has trained. Nobody ever told it what is in a picture, or where. At the bottom is the same network before training.
+# Below each picture is a map of where a network looks that DINO has trained. Nobody ever told it what is in a picture, or where. At the bottom is what it does before training.
 
 # %% tags=["equality"]
 import math
@@ -66,7 +66,7 @@ for trained, head, seen in [(demo, 5, [demo.transform(picture) for picture in cr
 attention_sheet([tv.pil_to_tensor(picture) for picture in creatures + photographs], rows)
 
 # %% [markdown]
-# The network is a *vision transformer* (ViT). It cuts a picture into patches, and turns each patch into a *token*, a list of numbers. All tokens together give the *feature*, one list of numbers for the whole picture. *Attention* says how much each token contributes to it: the picture stays grey where that is nothing, and glows where it is three times the mean or more. A network makes several such maps. `choose_head` chose one for the creatures and one for the photographs, as in section 9. The map of the photographs follows the leopard, the watch and the middle of the sunflower, and misses the llama: that network is small and was trained for an hour and a half. We picked these four; the README shows eight.
+# The network is a *vision transformer* (ViT). It cuts a picture into patches, and turns each patch into a *token*, a list of numbers. One more token, CLS, collects from all others: in the end it is the *feature*, one list of numbers for the whole picture. *Attention* says how much each token contributes to it: the picture stays grey where that is nothing, and glows where it is three or four times the mean. A network makes several such maps. `choose_head` chose one for the creatures and one for the photographs, as in section 9. The map of the photographs follows the leopard, the watch and the middle of the sunflower, and misses the llama: that network, another one, was trained for an hour and a half. Both are small. We picked these four; the README shows eight.
 #
 # ![One step of DINO](../figures/architecture.png)
 #
@@ -270,7 +270,7 @@ for of_view, numbers, size, scale in zip(batch_views, uniforms.chunk(4, dim=1), 
 print(f"40 views; at most {largest:.0f} of 255 grey levels apart")
 
 # %% [markdown] tags=["note"]
-# **Teacher's note · 20 minutes for sections 2 and 3.** Ask before "Your turn 1": *what does a share of a quarter do to the sides?* Many say they shrink to a quarter; they halve. Two mistakes come up in `crop`: `x[top:h]` (a length taken for an end), and a missing `antialias=True`, which shows only where a crop shrinks. Leave out the appendix in class. It's for those who ask where the negative weights come from.
+# **Teacher's note · 20 minutes for sections 2 and 3.** Ask before "Your turn 1": *what does a share of a quarter do to the sides?* Many say they shrink to a quarter; they halve. Two mistakes come up in `crop`: `x[top:h]` (a length taken for an end), and a missing `antialias=True`, which shows most where a crop shrinks (where it grows, torch takes slightly other weights). Leave out the appendix in class. It's for those who ask where the negative weights come from.
 
 # %% [markdown]
 # ## 4. Colour: what must not matter
@@ -618,7 +618,7 @@ print(f"found: {float(found_by_colour(one, two)):.1%}; "
 # A run on such rows has a loss like any other, but nothing in one view helps with the other.
 
 # %% [markdown] tags=["note"]
-# **Teacher's note · 25 minutes.** Let everyone write the guess down before the cell runs; a show of hands is enough. Misconception: "more crops of less area are harder, so better". At 0.02 to 0.1 the task can't be solved at all. Ask the room: *which other cheap cue might two views share?* Good answers: sharpness, the noise of the camera, a border, a watermark.
+# **Teacher's note · 25 minutes.** Let everyone write the guess down before the cell runs; a show of hands is enough. Misconception: "more crops of less area are harder, so better". At 0.02 to 0.1 the task can't be solved for most pairs: 72 % share no pixel. Ask the room: *which other cheap cue might two views share?* Good answers: sharpness, the noise of the camera, a border, a watermark.
 
 # %% [markdown]
 # ## 9. What a trained teacher sees in crops
@@ -757,7 +757,7 @@ for row, i in zip(axes, picked):
 # **Predict, then run.** For whole pictures, 74 % of the trained teacher's neighbours have the right class. How many are left for global views, which show 40 % to all of a picture in changed colours?
 #
 # - **a**: about as many, above 65 %
-# - **b**: about half
+# - **b**: about half of the neighbours
 # - **c**: no more than the colour histogram has
 
 # %%
@@ -851,7 +851,7 @@ axis.set(xlabel="gray_p", ylabel="found by mean colour, %")
 _ = axis.legend(fontsize=8)
 
 # %% [markdown]
-# A pair is lost when one of its views is grey and the other is not. At the official 0.2, grey alone leaves most of the shortcut open; the other colour changes do the rest.
+# A pair is lost when one of its views is grey and the other is not, and mostly when both are: brightness alone tells less than colour. At the official 0.2, grey alone leaves most of the shortcut open; the other colour changes do the rest.
 #
 # At scale 0.95 to 1 almost all are found without grey, and even of all-grey views about one in five, by the brightness. At 0.1 to 0.4 the views show different places, and hardly one in fifteen is found even without grey: the crop alone closes most of the shortcut.
 #

@@ -193,7 +193,7 @@ class Head(nn.Module):
 Head = checks.Head(Head)
 
 # %% [markdown]
-# **Equal?** We copy the library's weights into yours. The logits must agree, and so must all gradients.
+# **Equal?** We copy the library's weights into yours. The logits must agree, and so must the gradients of the input, the weights and the prototypes.
 
 # %% tags=["equality"] jupyter={"source_hidden": true} cellView="form"
 # @title copy_head: the same weights in both
@@ -314,7 +314,7 @@ for gain in (1.0, 1.5, 3.0):
 #
 # We measured three heads: a network of one block, 1,000 embedded pictures, 120 updates, three seeds. "Gains held" is the head above, "gains free" lets training move them, and "no L2 normalisation" holds them and takes the plain $z$.
 #
-# We judge the features by their **20-NN accuracy**. For each of 300 other pictures, the 20 training pictures with the most similar features vote for its class; the accuracy is the share of right votes.
+# We judge the features by their **20-NN accuracy**. For each of 300 other pictures, the 20 training pictures with the most similar features vote for its class; the accuracy is the share of pictures that get their right class.
 #
 # **Predict, then run.** The untrained network's 20-NN accuracy is 40% here. What happens to it in 120 updates with no L2 normalisation?
 #
@@ -445,7 +445,7 @@ for a, b, c in zip(*grads):
 print(f"{tuple(mine.shape)} from {passes[:2]}: {len(passes) // 2} passes for {len(views)} views")
 
 # %% [markdown] tags=["note"]
-# **Section 5: 10 minutes.** *At the nine pictures:* ask what the nine have in common before you read the class from the title. Some prototypes stand for a palette and mix two classes: each palette of these pictures belongs to two. *A misconception:* "a class has one prototype." Many classes share several prototypes, and most prototypes are never the nearest.
+# **Section 5: 10 minutes.** *At the nine pictures:* ask what the nine have in common before you read the class from the title. Some prototypes stand for a palette and mix two classes: each palette of these pictures belongs to two. *A misconception:* "a class has one prototype." Every class here has several, from 2 to 13, and most prototypes are never the nearest.
 
 # %% [markdown]
 # ## 5. What prototypes stand for
@@ -541,9 +541,9 @@ def show_nearest(logits, n=4):
 show_nearest(logits)
 
 # %% [markdown]
-# Each title names the two most frequent classes of its nine. The untrained network sorts by colour, and does no better than the colour histogram.
+# Each title names the two most frequent classes of its nine. The untrained network sorts mostly by colour, and does no better than the colour histogram.
 #
-# The first two trained prototypes have nine sunflowers and nine bees, all yellow and green: they split one palette by shape. The other two mix the two classes of a palette.
+# The first two trained prototypes have nine sunflowers and nine bees, nearly all yellow to green: they split one palette by texture and outline. The other two mix the two classes of a palette.
 #
 # And where does the network look? Below are the nine of the first trained prototype, with one *attention head* of each network (nothing to do with the head above). Its map says how much CLS takes from each patch. `choose_head` takes the one that keeps away from the border, without the creatures' outlines (white).
 
@@ -615,7 +615,7 @@ def normalize_backward(z, grad):
 normalize_backward = checks.normalize_backward(normalize_backward)
 
 # %% [markdown]
-# **Exercise 9 · medium · 10 minutes · another head, another run.** Here your own `Head` trains, up to update 40, drawn over the measured runs. Make one change and say first what you expect: `K = 2`, `K = 4096`, `bottleneck = 2`, or a class `Plain(Head)` whose `forward` leaves the normalisation out. What should come out: one thick line in each plot, near the thin ones as long as nothing is changed.
+# **Exercise 9 · medium · 10 minutes · another head, another run.** Here your own `Head` trains, up to update 40, drawn over the measured runs. Make one change and say first what you expect: `K = 2`, `K = 4096`, `bottleneck = 2`, or a class `Plain(Head)` whose `forward` leaves the normalisation of $z$ out (the prototypes keep length 1). What should come out: one thick line in each plot, near the thin ones as long as nothing is changed.
 #
 # <details><summary>Hint</summary>
 #

@@ -17,7 +17,7 @@
 # %% [markdown]
 # In the paper ([Caron et al. 2021](https://arxiv.org/abs/2104.14294)) the teacher is in section 3.1, its worth in 5.2, the schedules in 3.2.
 #
-# Three words first. The **student** is the network that learns by gradient. The **teacher** is a second network of the same shape; it gives the student its targets. **k-NN** measures features without training: a picture gets the label that most of its 20 nearest neighbours have, among pictures whose labels we know.
+# Three words first. The **student** is the network that learns by gradient. The **teacher** is a second network of the same shape; it gives the student its targets. **k-NN** measures features without training: a picture gets the label that most of its 20 nearest neighbours have, the nearest counting most, among pictures whose labels we know.
 
 # %% tags=["equality"]
 import copy, dataclasses, math
@@ -233,7 +233,7 @@ print(f"two looks at the same views: the student differs, the teacher by {(teach
 # %% [markdown]
 # ## 5. Schedules: a run on paper
 #
-# Four settings change during a run. Each is an array with one value a step, computed *before* training.
+# Four settings may change during a run; in `demo` three do. Each is an array with one value a step, computed *before* training.
 #
 # - The **learning rate** warms up linearly, then falls along half a cosine. The warm-up protects the first updates, when the optimizer knows little of the gradient's scale.
 # - The **weight decay** rises along half a cosine, from 0.04 to 0.4: the weights are free early and held small late.
@@ -354,7 +354,7 @@ train_step = checks.train_step(train_step)
 # Three mistakes run without an error; the check names them, a run would not:
 #
 # - The teacher follows *before* the optimizer's step. Then it averages a student that is one update older.
-# - You call `loss_fn.update_center` too. Then the center moves twice, the first time before the loss.
+# - You call `loss_fn.update_center` too. Then the center moves twice in a step.
 # - `zero_grad` is missing. Then old gradients add up.
 #
 # The library's `Trainer.train_step` is this step with a few lines more, for parts of a batch, half precision and several processes. Both start from the same seed and get the same views, for three steps.
@@ -528,12 +528,12 @@ settle(guess, {"a": "as high as 0.96", "b": "between the untrained network and 0
 # - **Momentum 0** falls far below the untrained network, teacher and student.
 # - **Momentum 1** helps its student, although the teacher knows nothing: from 0.30 to 0.38. The student learns to say the same of all views of a picture, and that alone orders the features.
 # - **0.96** and the **schedule** do best, and they are alike. The moving targets add 2 to 4 points to momentum 1, in so short a run.
-# - So too fast a teacher is fatal here, and too slow a one costs little.
+# - So too fast a teacher is fatal here, and too slow a one costs its *student* little. The teacher of momentum 1, which one would keep, ends at 0.25, below the untrained network.
 # - The paper reports a teacher that is better than its student all through training (section 5.2). Here the two end alike: 0.41 and 0.42 with 0.96, 0.40 and 0.40 with the schedule.
-# - The teacher of momentum 1 keeps its weights. Its k-NN changes because its batch norm's running statistics adapt to the pictures.
+# - The teacher of momentum 1 keeps its weights. Its k-NN changes because its batch norm's running statistics adapt to the views it sees.
 # - **No line reaches the colour histogram.** A tiny network with 240 updates learns less than the colours give away.
 #
-# On ImageNet, too, a teacher that copies the student of the update before does not converge (section 5.2). What happens to it? Take $B$, the entropy of its mean answer to a batch. Then $e^B$ says how many of the 256 prototypes are in use.
+# On ImageNet, too, a teacher that copies the student of the update before does not converge (section 5.2). What happens to it? Take $B$, the entropy of its mean answer to a batch. Then $e^B$ says over how many of the 256 prototypes its answers together spread.
 
 # %%
 figure, axis = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
@@ -554,7 +554,7 @@ for momentum in colours:
 # %% [markdown]
 # For the first 120 updates the teacher of momentum 0 has few prototypes in use, at times a single one, and 17 at most in the mean of the seeds. The slower teachers never fall below 24.
 #
-# Our guess at the reason: the student's last step is the next target, so a small shift towards some prototypes comes back at once and grows; a slow teacher averages over such swings. Later the answers spread over many prototypes again, but the k-NN does not come back.
+# Our guess at the reason: the student's last step is the next target, so a small shift towards some prototypes comes back at once and grows; a slow teacher averages over such swings. Later the answers together spread over many prototypes again, but so does nearly every single one, and the k-NN does not come back.
 
 # %% [markdown] tags=["note"]
 # **Note · 15 minutes.** Take the guesses before the plot; nearly everybody expects momentum 0 to be fine, "since it is the newest network". *Misconception:* "momentum 1 can't teach anything". Its student gets better than the untrained network. *Ask:* why does no line reach the histogram, and why do we draw it all the same?

@@ -167,7 +167,7 @@ for axis in axes:
     axis.set_axis_off()
 
 # %% [markdown] tags=["note"]
-# **Teacher's note · 25 minutes, for those who ask.** Misconception: "bicubic means a cubic surface through 16 pixels". It's two matrices, one after the other, each with four weights a row when enlarging. Ask: *what happens if the kernel isn't stretched when shrinking 48 to 12?* Each new pixel looks at 4 old ones, and steps over most of the picture.
+# **Teacher's note · 25 minutes, for those who ask.** Question: "where are the 16 pixels that one reads about?" Four weights in a row, times four in a column: two matrices, one after the other. Ask: *what happens if the kernel isn't stretched when shrinking 48 to 12?* Each new pixel looks at its own block of 4 in a row, but nearly only at the middle 2, and takes a little of the outer ones away: fine patterns come out wrong.
 
 # %% [markdown]
 # ## 3. A whole batch at once
