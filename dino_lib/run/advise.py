@@ -29,7 +29,7 @@ RUNGS = (
     ("colab", 5000, False),
     ("gpu", 20000, False),
 )
-MOST_EPOCHS = 800  # published runs end there
+MOST_EPOCHS = 800  # the paper's longest runs end there
 FEWEST_IMAGES = 16  # a batch
 PLANNED = 0.9  # share of the time: saving, logging and a slower hour take the rest
 EVALUATIONS = 4  # after the one before the first update
@@ -206,7 +206,7 @@ def _plan(preset: str, config: Config, reasons: dict[str, str], survey: Survey, 
     epochs = max(1, math.floor(100 * epochs) / 100)
     updates = max(1, round(epochs * per_epoch))
     if epochs == MOST_EPOCHS:
-        notes.append(f"{MOST_EPOCHS} epochs are as long as published runs: the rest of the "
+        notes.append(f"{MOST_EPOCHS} epochs are as long as the paper's longest runs: the rest of the "
                      f"{minutes:g} minutes would go into learning these images by heart")
     if updates < RUNGS[0][1]:
         notes.append(f"{updates} updates hardly change a network: give it more minutes")

@@ -159,7 +159,7 @@ for axis in figure.axes:
 figure
 
 # %% [markdown] tags=["note"]
-# **Section 2, 15 minutes.** At the picture: the orange line is a run that looks healthy in its loss and has a teacher of noise. *Misconception:* "more momentum is safer." It is safer against noise and useless in a short run. *Ask:* what momentum would you take for 20,000 updates? (Several half-lives must fit: 0.996 gives 115 of them.)
+# **Section 2, 15 minutes.** At the picture: the orange line is a run that reports no error and has a teacher of noise. *Misconception:* "more momentum is safer." It is safer against noise and useless in a short run. *Ask:* what momentum would you take for 20,000 updates? (Several half-lives must fit: 0.996 gives 115 of them.)
 
 # %% [markdown]
 # ## 3 What the loss is made of
@@ -378,7 +378,7 @@ show_now_and_then = redraw(show, seconds=10)  # by time: a picture takes as long
 #
 # a) the attention · b) the k-NN · c) both about as far
 #
-# **Predict, too.** Somewhere in this run the loss will *rise* for some thirty updates. Which part of it rises?
+# **Predict, too.** Somewhere in this run the loss will *rise* for some fifty updates. Which part of it rises?
 #
 # d) the entropy of the teacher · e) the divergence · f) both
 
@@ -441,7 +441,7 @@ settle(guess_of_the_rise, {"d": "the entropy of the teacher", "e": "the divergen
 # %% [markdown]
 # ## 6 Reading the run
 #
-# **A reference.** The repository ships the history of a full run of `demo`. Pictures, network and schedules are those of your run. Its batches are four times as large, with four local views. Losses and entropies are drawn as shares of $\ln K$. *One image* is the mean entropy of single targets. *Batch mean* is the entropy of the mean target of a batch. Their difference is the **gap**: it says how much a target tells about its picture. At the start every run has a wide gap, an ill one too: an untrained network answers differently to different colours. So the gap says nothing before the first swing is over, that is, before the loss has fallen and come back.
+# **A reference.** The repository ships the history of a full run of `demo`. Pictures, network and schedules are those of your run. Its batches are four times as large, with four local views. Losses and entropies are drawn as shares of $\ln K$. *One image* is the mean entropy of single targets. *Batch mean* is the entropy of the mean target of a batch. Their difference is the **gap**: it says how much a target tells about its picture. At the start most runs have a wide gap, ill ones too (not the one without sharpening): an untrained network answers differently to different colours. So the gap says nothing before the first swing is over, that is, before the loss has fallen and come back.
 
 # %% tags=["nbval-ignore-output"]
 from dino_lib.teachers.load import SHIPPED
@@ -507,7 +507,7 @@ def diagnose(history, out_dim):
 diagnose = checks.diagnose(diagnose)
 
 # %% [markdown]
-# Its patients: your run, the reference, and small runs that were made ill on purpose, three seeds each. `benchmarks/ill_runs.py` trained them: 40 updates of a smaller network with K = 64, without centering, without sharpening (a teacher temperature of 0.3), and with a mistake in the data: the views of a row come from *different* pictures.
+# Its patients: your run, the reference, and small runs that were made ill on purpose, three seeds each. `benchmarks/ill_runs.py` trained them: 40 updates of a smaller network with K = 64, without centering (and with a teacher temperature of 0.02, so that 40 updates are enough for the collapse), without sharpening (a temperature of 0.3, three times the student's), and with a mistake in the data: the views of a row come from *different* pictures.
 #
 # **Predict.** Which of the three ill runs has the *lowest* loss?
 #
@@ -558,7 +558,7 @@ for label, lines in (("your run", history), ("the reference", reference)):
 # | --- | --- |
 # | one prototype | Is the center subtracted, updated, saved and loaded? Is its momentum below 1? |
 # | uniform | a lower teacher temperature (0.04); a longer warm-up |
-# | same for all | Do the views of a row come from *one* image? Is the teacher a copy of the student? |
+# | same for all | Do the views of a row come from *one* image? Did the teacher start as a copy, and does it follow slowly? |
 # | healthy, but k-NN as untrained | the half-life of the momentum against the length of the run |
 #
 # Be patient, too. A healthy run also falls at first, and comes back: look at the first panel of the reference. `dino doctor RUN` asks more questions of this kind.
@@ -639,7 +639,7 @@ for path in sorted((RUNS / "broken").rglob("*")):
     print(path.relative_to(RUNS / "broken"))
 
 # %% [markdown]
-# **Exactly where it stopped?** One run went straight through, the other was interrupted. All weights are compared bit by bit. No tolerance is needed: everything random is drawn from the seed and the number of the update.
+# **Exactly where it stopped?** One run went straight through, the other was interrupted. All weights are compared bit by bit. No tolerance is needed: everything random is drawn from the seed and from what stands in the checkpoint: the number of the update, and with it epoch and image.
 
 # %% tags=["equality"]
 for part in ("teacher", "student", "loss"):  # the loss holds the center
@@ -798,7 +798,7 @@ else:
 print(timetable(long, minutes))
 
 # %% [markdown]
-# Two things stay the same in any such run. The first measurement of the teacher comes before the first update. And the loss starts near $\ln K$, falls, and may rise again, as in section 5: a rising loss is no reason to stop.
+# Two things stay the same in any such run. The first measurement of the teacher comes before the first update. And the loss starts near $\ln K$, falls, and may rise again, as in section 5 (balanced by Sinkhorn, `photos` doesn't): a rising loss is no reason to stop.
 #
 # The next cell trains where you asked for it. A bar shows what is left, and the picture is drawn anew every ten seconds. If the session ends, run the notebook's first cells and this section again: the run goes on from its newest checkpoint.
 
@@ -812,7 +812,7 @@ if RUN == "gpu":
 training_curves(read_history(where), long.out_dim)
 
 # %% [markdown]
-# What came out, beside what knows less: the same network untrained, and a colour histogram. The numbers are of all labelled pictures that are held back, with all training pictures as the gallery; the curve asks fewer, of a smaller gallery, and so it lies lower. If you trained, `photos` stands beside your run as a reference: the same photographs and classes, a network of two blocks instead of twelve, and another recipe: a colder teacher, and Sinkhorn-Knopp in place of the center (section 7 of notebook 07). So compare the accuracies, and of the other curves the shapes.
+# What came out, beside what knows less: the same network untrained, and a colour histogram. The numbers are of all labelled pictures that are held back, with all training pictures as the gallery; the curve asks fewer, of a smaller gallery, and so it lies lower. If you trained, `photos` stands beside your run as a reference: the same photographs and classes, a network of two blocks instead of twelve, and another recipe: smaller views, a colder teacher, Sinkhorn-Knopp in place of the center (section 7 of notebook 07), and KoLeo, which keeps features apart. So compare the accuracies, and of the other curves the shapes.
 
 # %% tags=["long"]
 runs = {"photos, which ships": SHIPPED / "photos"}

@@ -13,7 +13,7 @@
 # **You need** a vision transformer with a class token (notebook 02). Two trained teachers ship with
 # the course.
 #
-# **Time:** about 65 minutes for the reading and *your turn* 1 to 3, 110 with the exercises. The
+# **Time:** about 65 minutes for the reading and *your turn* 1 to 3, 120 with the exercises. The
 # cells take about 45 seconds of one CPU core.
 #
 # [Before: 05, training](05_training.ipynb) · after: [07, the collapse lab](07_collapse_lab.ipynb)
@@ -506,8 +506,8 @@ for name, (first, second) in {"blind": blind, "sees ": sees}.items():
 # Of all patches that the *other* pictures' objects cover, $w_q$ is the share that lies at $q$; $s$
 # is how often a patch of the object beats one of them. $\bar s$ is the mean over the pictures, and
 # $\bar s^{\,\circ}$ the same with the masks as maps. So the masks get 1. A map that is the same for
-# every picture gets 0 (exactly, if all objects are equally large). (Elsewhere it is called
-# *shuffled AUC*.)
+# every picture gets 0 (exactly, if all objects are equally large). ($\bar s$ alone is
+# known as *shuffled AUC*.)
 
 # %% tags=["equality"]
 def my_above_blind(maps, objects):
@@ -644,7 +644,7 @@ print(f"above blind: mean map of the last block {above_blind(maps.mean(1, keepdi
 #
 # **Predict, then run.** How does the longest patch token of `photos` compare with the median?
 #
-# a) less than 3 times: no scratch pad. b) 3 to 10 times: some. c) more than 10 times: as in large
+# a) less than 3 times. b) 3 to 10 times. c) more than 10 times, a scratch pad as in large
 # networks.
 
 # %%
@@ -678,7 +678,7 @@ for name, (model, x) in found.items():
               linestyle="--" if "untrained" in name else "-")
     lens = ", ".join(f"{value:.1f}" for value in prefix[1:]) or "none"
     print(f"{name:18} longest patch {longest[name]:.1f} medians; registers: {lens}")
-answers = {"a": "no scratch pad", "b": "some long tokens", "c": "as in large networks"}
+answers = {"a": "no long tokens", "b": "some long tokens", "c": "as in large networks"}
 settle(guess, answers, "a" if longest["photos"] < 3 else "b" if longest["photos"] < 10 else "c")
 axis.set(xlabel="length of a patch's token / median", yticks=[])
 axis.legend(frameon=False, fontsize=8)
@@ -686,7 +686,8 @@ figure
 
 # %% [markdown]
 # Both have a tail, to 2.6 and 3.7, far from 10. In `photos` the longest patches lie on the llama's
-# outline, and its registers are shorter than the median patch: it needs no scratch pad. Darcet et
+# outline and not on plain ground, and its registers are shorter than the median patch: these are no
+# scratch pad. Darcet et
 # al. report no long tokens in small networks either. To see them, set
 # `TEACHER` to `timm:vit_large_patch14_dinov2.lvd142m`, then to
 # `timm:vit_large_patch14_reg4_dinov2.lvd142m`.
@@ -912,9 +913,9 @@ over_photo({"teacher": there, "untrained": cls_attention(untrained, x_negative[N
 # | darkness, no network | 0.35 | |
 # | redness (red less green), no network | 0.42 | |
 #
-# On horses, neither teacher does better than darkness, and redness alone does best. One of three
-# untrained networks comes close to `photos`; and at 72 pixels, the size that it was trained for,
-# another head is chosen, with 0.08. So neither shows that it knows objects in photographs. The
+# On horses, neither teacher's chosen head does better than darkness, and redness alone does best. One of three
+# untrained networks comes close to `photos`; and at 72 pixels, the size
+# of the pictures that it was trained on, another head is chosen, with 0.08. So neither shows that it knows objects in photographs. The
 # paper's maps come from 1.3 million photographs and days of GPU time.
 
 # %% [markdown]
