@@ -206,8 +206,8 @@ def _plan(preset: str, config: Config, reasons: dict[str, str], survey: Survey, 
     epochs = max(1, math.floor(100 * epochs) / 100)
     updates = max(1, round(epochs * per_epoch))
     if epochs == MOST_EPOCHS:
-        notes.append(f"{MOST_EPOCHS} epochs are as long as the paper's longest runs: the rest of the "
-                     f"{minutes:g} minutes would go into learning these images by heart")
+        notes.append(f"{MOST_EPOCHS} epochs are as long as the paper's longest runs: the rest of "
+                     f"the {minutes:g} minutes would go into learning these images by heart")
     if updates < RUNGS[0][1]:
         notes.append(f"{updates} updates hardly change a network: give it more minutes")
     if survey.images < 500:

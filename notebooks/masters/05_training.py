@@ -550,7 +550,7 @@ for label, lines in (("your run", history), ("the reference", reference)):
 # %% [markdown]
 # The lowest loss belongs to a collapsed run: every picture gets the same prototype, and that is easy to guess. Each seed has its own line style. Between its orange line and its blue line lies its gap.
 #
-# The last patient is the hard one. The doctor lets two of its three seeds pass, with gaps of 6% and 11% of $\ln K$, where the healthy runs have 17% to 18%. Yours is no wider, since your run is young: with the seeds 0 to 4 it ended at 9.0%, 8.2%, 4.9%, 5.7% and 5.0% (`benchmarks/short_run.py`). The third of them is "same for all" to this doctor. Yet its k-NN rose from 39% to 44%, which is what the colour histogram has. The reference has 10% after 125 updates, and climbs to 19%. So a gap tells little by itself. Three bounds don't find every illness. Look at the k-NN as well.
+# The last patient is the hard one. The doctor lets two of its three seeds pass, with gaps of 6% and 11% of $\ln K$, where the healthy runs have 17% to 18%. Yours is no wider, since your run is young: with the seeds 0 to 4 it ended at 9.0%, 8.2%, 4.9%, 5.7% and 5.0% (`benchmarks/short_run.py`). The third and, by a hair, the last are "same for all" to this doctor. Yet the third's k-NN rose from 39% to 44%, which is what the colour histogram has. The reference has 10% after 125 updates, and climbs to 19%. So a gap tells little by itself. Three bounds don't find every illness. Look at the k-NN as well.
 #
 # What to try when a run looks ill:
 #
