@@ -18,6 +18,7 @@ from dino_lib import PRESETS, train
 from dino_lib.look.report import report
 
 PATH = Path(__file__).with_name("seeds.json")
+# what knows nothing of the objects
 BLIND = ("knn_color_histogram", "above_blind_blobs_trained", "above_blind_contrast_trained")
 OF_BOTH = ("knn", "linear", "nmi", "above_blind", "auc")  # untrained and trained
 

@@ -269,13 +269,13 @@ for row in sorted(read_measured(TWO_TEACHERS)["rows"], key=lambda row: row["half
 # %% [markdown]
 # ## 3. The run
 #
-# The run below is cut to 40 updates, so that this page stays quick (its teacher has a momentum of 0.9, the least that is advised). Yours should take the whole command.
+# The run below is cut to 40 updates, so that this page stays quick. Yours should take the whole command.
 
 # %% tags=["nbval-ignore-output"]
 per_epoch = survey.images // advice.config.batch_size
 length = min(advice.config.epochs, 40 / per_epoch)
 short = replace(advice.config, epochs=length, warmup_epochs=0.15 * length, eval_every=length, eval_limit=200,
-                log_every=2, progress=False, momentum=momentum_for(40, 0.02), momentum_end=momentum_for(40, 0.085))
+                log_every=2, progress=False, momentum=momentum_for(40, 0.05), momentum_end=momentum_for(40, 0.2))
 teacher, history = train(short)
 findings = diagnose(history, short)
 print("the doctor finds:", ", ".join(finding.name for finding in findings) or "nothing")

@@ -14,22 +14,22 @@ from dino_lib.teachers.load import SHIPPED
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
-MEASURED = ROOT / "dino_lib" / "course" / "measured"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def report(name, file="report.json"):
     return json.loads((SHIPPED / name / file).read_text())
 
 
-def shares(found, score):
+def cells(found, score, form):
     """`score` of a report as a table has it: untrained, histogram if there is one, trained."""
     keys = [f"{score}_{stage}" for stage in ("untrained", "color_histogram", "trained")]
-    return " | ".join(f"{found[key]:.1%}" if key in found else "" for key in keys)
+    return " | ".join(f"{found[key]:{form}}" if key in found else "" for key in keys)
 
 
-def plain(cells):
-    """An empty cell has one space."""
-    return cells.replace("|  |", "| |")
+def row(words, *of):
+    """A line of a table; an empty cell has one space."""
+    return f"| {words} | {' | '.join(of)} |".replace("|  |", "| |")
 
 
 def test_the_demo_in_the_readme():
@@ -42,46 +42,46 @@ def test_the_demo_in_the_readme():
         ("AUC of that head", "auc", ".2f"),
     ]:
         [line] = [line for line in README.splitlines() if line.startswith(f"| {words} |")][:1]
-        cells = [cell.strip() for cell in line.split("|")[2:-1]]
-        assert cells[0] == f"{found[f'{score}_untrained']:{form}}", words
-        assert cells[2] == f"{found[f'{score}_trained']:{form}}", words
+        said = [cell.strip() for cell in line.split("|")[2:-1]]
+        assert said[0] == f"{found[f'{score}_untrained']:{form}}", words
+        assert said[2] == f"{found[f'{score}_trained']:{form}}", words
         for blind in ("blobs", "contrast"):
             if f"{score}_{blind}_trained" in found:
-                assert f"{found[f'{score}_{blind}_trained']:{form}}" in cells[1], words
+                assert f"{found[f'{score}_{blind}_trained']:{form}}" in said[1], words
     assert f"| {found['knn_color_histogram']:.1%} (colour histogram) |" in README
 
 
 @pytest.mark.parametrize(
-    ("words", "score"),
+    ("words", "score", "form"),
     [
-        ("20-NN accuracy", "knn"),
-        ("linear probe", "linear"),
-        ("retrieval in the gallery (mean average precision)", "map"),
+        ("20-NN accuracy", "knn", ".1%"),
+        ("linear probe", "linear", ".1%"),
+        ("retrieval in the gallery (mean average precision)", "map", ".1%"),
+        ("clusters against classes (NMI)", "nmi", ".2f"),
     ],
 )
-def test_the_photographs_in_the_readme_and_on_the_card(words, score):
+def test_the_photographs_in_the_readme_and_on_the_card(words, score, form):
     own, other = report("photos"), report("photos", "caltech101.json")
-    assert plain(f"| {words} | {shares(own, score)} | {shares(other, score)} |") in README
+    assert row(words, cells(own, score, form), cells(other, score, form)) in README
     card = (SHIPPED / "photos" / "README.md").read_text("utf-8")
-    words = words.removesuffix(" accuracy")
-    assert plain(f"| {words} | {shares(own, score)} |") in card
+    assert row(words.removesuffix(" accuracy"), cells(own, score, form)) in card
 
 
 def test_what_notebook_06_and_the_readme_say_of_horses():
-    rows = json.loads((MEASURED / "horses_96.json").read_text())
-    assert {row["size"] for row in rows} == {96} and {row["pictures"] for row in rows} == {251}
+    rows = json.loads((BENCHMARKS / "horses_96.json").read_text())
+    assert {one["size"] for one in rows} == {96} and {one["pictures"] for one in rows} == {251}
     master = (ROOT / "notebooks" / "masters" / "06_attention.py").read_text("utf-8")
     for name in ("demo", "photos"):
-        mine = [row for row in rows if row["teacher"] == name]
+        mine = [one for one in rows if one["teacher"] == name]
         scores = mine[0]["above blind"]
         chosen, best = scores[mine[0]["chosen"]], max(scores)
         assert f"# | `{name}` | {chosen:.2f} | {best:.2f} |" in master
-        blank = [row for row in mine if row["what"].startswith("untrained")]
-        picked = [row["above blind"][row["chosen"]] for row in blank]
-        most = [max(row["above blind"]) for row in blank]
+        blank = [one for one in mine if one["what"].startswith("untrained")]
+        picked = [one["above blind"][one["chosen"]] for one in blank]
+        most = [max(one["above blind"]) for one in blank]
         line = f"{min(picked):.2f} to {max(picked):.2f} | {min(most):.2f} to {max(most):.2f} |"
         assert f"# | the same network untrained, three seeds | {line}" in master
-    without = {row["what"]: row["above blind"][0] for row in rows if row["chosen"] is None}
+    without = {one["what"]: one["above blind"][0] for one in rows if one["chosen"] is None}
     for what, words in [
         ("local contrast", "local contrast, no network"),
         ("darkness", "darkness, no network"),
@@ -89,7 +89,7 @@ def test_what_notebook_06_and_the_readme_say_of_horses():
     ]:
         assert f"# | {words} | {without[what]:.2f} | |" in master
         assert f"{without[what]:.2f} ({what})" in README
-    own = json.loads((MEASURED / "horses_72.json").read_text())[0]
+    own = json.loads((BENCHMARKS / "horses_72.json").read_text())[0]
     assert own["teacher"] == "photos" and own["size"] == 72
     chosen, best = own["above blind"][own["chosen"]], max(own["above blind"])
     assert f"and {chosen:.2f} at 72 px" in README and f"(the best gets {best:.2f})" in README
