@@ -20,9 +20,9 @@ import step
 import torch
 
 from dino_lib.data.items import InMemory
-from dino_lib.run.build import pick_precision
+from dino_lib.run.build import clock, pick_precision, product_ceiling
 from dino_lib.run.presets import PRESETS
-from dino_lib.run.profile import clock, count_flops, product_ceiling
+from dino_lib.run.profile import count_flops
 
 ROUNDS = 3
 SECONDS = 1.5  # of a round

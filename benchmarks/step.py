@@ -23,10 +23,10 @@ from PIL import Image
 
 from dino_lib.data.shapes import Shapes
 from dino_lib.measure.features import extract_features
-from dino_lib.run.build import build_student, pick_precision
+from dino_lib.run.build import build_student, clock, pick_precision, product_ceiling
 from dino_lib.run.config import Config
 from dino_lib.run.presets import PRESETS
-from dino_lib.run.profile import clock, count_flops, product_ceiling
+from dino_lib.run.profile import count_flops
 from dino_lib.run.train import build_trainer
 
 COMMON = {

@@ -12,11 +12,11 @@ import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dino_lib.run.build import clock as device_clock
 from dino_lib.run.build import pick_device
 from dino_lib.run.config import Config
 from dino_lib.run.options import command_of
 from dino_lib.run.presets import PRESETS
-from dino_lib.run.profile import clock as device_clock
 from dino_lib.run.survey import Clock, Cost, Survey, cost, look_at
 from dino_lib.run.teacher_file import read_teacher
 from dino_lib.schedules import half_life

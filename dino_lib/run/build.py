@@ -1,7 +1,9 @@
 """From a config to what a run is made of: device, number format, networks, schedules, groups."""
 
 import contextlib
+import functools
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,8 +52,8 @@ def pick_device(name: str = "auto") -> torch.device:
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """The autocast dtype, torch.float32 for none. "auto" takes what the hardware computes natively.
 
-    That is bf16 or else fp16 on CUDA (older cards emulate bf16), bf16 on CPUs that have it, and
-    float32 elsewhere.
+    That is bf16 or else fp16 on CUDA (older cards emulate bf16), bf16 on CPUs whose products it
+    makes faster, and float32 elsewhere.
     """
     if name != "auto":
         return FORMATS[name]
@@ -60,9 +62,36 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if native else torch.float16
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         has = torch.cpu.get_capabilities()
-        if has.get("avx512_bf16") or has.get("amx_bf16"):
+        if (has.get("avx512_bf16") or has.get("amx_bf16")) and _bfloat16_is_faster():
             return torch.bfloat16
     return torch.float32
+
+
+@functools.cache
+def _bfloat16_is_faster():
+    """AMD's AVX-512 doubles the rate of products in bf16, Intel's, without AMX, halves it."""
+    cpu = torch.device("cpu")
+    return product_ceiling(cpu, torch.bfloat16) > 1.2 * product_ceiling(cpu, torch.float32)
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, after all that the device was told to do is done."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+    return time.perf_counter()
+
+
+def product_ceiling(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square matrix product: what this machine can do at best."""
+    n = 1024 if device.type == "cpu" else 8192
+    generator = torch.Generator(device).manual_seed(0)  # the run's own numbers stay as they are
+    a = torch.randn(n, n, device=device, generator=generator).to(dtype)
+    seconds = []
+    for _ in range(4):
+        start = clock(device)
+        a @ a
+        seconds.append(clock(device) - start)
+    return 2 * n**3 / min(seconds)
 
 
 @contextlib.contextmanager

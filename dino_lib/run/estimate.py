@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from dino_lib.data.say import say
+from dino_lib.run.build import clock
 from dino_lib.run.config import Config
-from dino_lib.run.profile import clock, memory, seconds_of_update
+from dino_lib.run.profile import memory, seconds_of_update
 from dino_lib.run.train import build_trainer
 
 

@@ -1,6 +1,5 @@
 """Where a training step's time goes, and what to change."""
 
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -10,17 +9,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from dino_lib.run.build import clock, product_ceiling
 from dino_lib.run.config import Config
 from dino_lib.run.trainer import Trainer
 
 PHASES = ("views", "teacher forward", "student forward", "loss", "backward", "optimizer", "average")
-
-
-def clock(device: torch.device) -> float:
-    """Seconds, after all that the device was told to do is done."""
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize()
-    return time.perf_counter()
 
 
 def count_flops(step: Callable[[], object]) -> int:
@@ -33,18 +26,6 @@ def count_flops(step: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter, plain_attention, eager:
         step()
     return counter.get_total_flops()
-
-
-def product_ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large square matrix product: what this machine can do at best."""
-    n = 1024 if device.type == "cpu" else 8192
-    a = torch.randn(n, n, device=device).to(dtype)
-    seconds = []
-    for _ in range(4):
-        start = clock(device)
-        a @ a
-        seconds.append(clock(device) - start)
-    return 2 * n**3 / min(seconds)
 
 
 def memory(device: torch.device) -> int:

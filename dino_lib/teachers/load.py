@@ -80,6 +80,9 @@ def find_teacher(name_or_path: str | os.PathLike) -> tuple[Path | None, Path | N
     files = [path, *(path / file for file in IN_A_FOLDER)]
     weights = next((file for file in files if file.is_file()), None)
     if weights is None:
+        if checkpoints := sorted(path.glob(f"checkpoints/{NAMES}")):
+            raise FileNotFoundError(f"the run in {name!r} has not ended, so it has no teacher yet: "
+                                    f"name a checkpoint, such as {checkpoints[-1]}")
         raise FileNotFoundError(
             f"no teacher {name!r}: expected one that ships ({', '.join(sorted(shipped))}), a run's "
             "folder with teacher.safetensors in it, weights (.safetensors, .pth, .ckpt, .bin), "

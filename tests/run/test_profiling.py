@@ -10,9 +10,11 @@ import timm
 import torch
 
 from dino_lib.cli import main
+from dino_lib.run import build
 from dino_lib.run import profile as profiling
+from dino_lib.run.build import product_ceiling
 from dino_lib.run.presets import PRESETS
-from dino_lib.run.profile import PHASES, advice, count_flops, product_ceiling, profile, report
+from dino_lib.run.profile import PHASES, advice, count_flops, profile, report
 from dino_lib.run.train import build_trainer
 
 
@@ -93,7 +95,7 @@ def test_flops_are_those_of_the_formula(fused):
 def test_the_ceiling_is_the_fastest_of_some_products(monkeypatch):
     """2 n^3 operations of n = 1024, in 0.25 s at best."""
     times = iter([0, 0.5, 1, 1.5, 2, 2.25, 3, 3.5])
-    monkeypatch.setattr(profiling, "clock", lambda device: next(times))
+    monkeypatch.setattr(build, "clock", lambda device: next(times))
     assert product_ceiling(torch.device("cpu"), torch.float32) == 2 * 1024**3 / 0.25
 
 

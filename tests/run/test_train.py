@@ -30,6 +30,7 @@ from dino_lib.cli import main
 from dino_lib.data.loaders import StoreViews, epoch_order
 from dino_lib.loss import DINOLoss
 from dino_lib.measure import probes
+from dino_lib.run import build
 from dino_lib.run import folder as run_folder
 from dino_lib.run import train as training
 from dino_lib.run import trainer as loop
@@ -1253,14 +1254,19 @@ def test_auto_precision_is_what_the_hardware_computes(monkeypatch):
             lambda including_emulation=True, native=native: native or including_emulation,
         )
         assert pick_precision("auto", torch.device("cuda")) == expected
-    for has, expected in [
-        ({}, torch.float32),
-        ({"avx512_bf16": True}, torch.bfloat16),
-        ({"amx_bf16": True}, torch.bfloat16),
-        ({"avx512_bf16": False, "avx2": True}, torch.float32),
+    for has, faster, expected in [
+        ({}, 2.0, torch.float32),
+        ({"avx512_bf16": True}, 2.0, torch.bfloat16),
+        ({"avx512_bf16": True}, 0.5, torch.float32),  # Intel's without AMX
+        ({"amx_bf16": True}, 8.0, torch.bfloat16),
+        ({"avx512_bf16": False, "avx2": True}, 2.0, torch.float32),
     ]:
+        rates = {torch.bfloat16: faster * 1e11, torch.float32: 1e11}
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has, raising=False)
+        monkeypatch.setattr(build, "product_ceiling", lambda _, dtype, rates=rates: rates[dtype])
+        build._bfloat16_is_faster.cache_clear()
         assert pick_precision("auto", CPU) == expected
+    build._bfloat16_is_faster.cache_clear()
     assert pick_precision("auto", torch.device("mps")) == torch.float32
 
 

@@ -315,6 +315,15 @@ def test_a_missing_teacher_names_what_can_be_loaded(tmp_path, monkeypatch, name)
     assert "\n" not in str(error.value)
 
 
+def test_a_run_that_has_not_ended_names_its_newest_checkpoint(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for step in (4, 12):
+        (tmp_path / "checkpoints" / f"step_{step:08}.pt").touch()
+    newest = re.escape(str(tmp_path / "checkpoints" / "step_00000012.pt"))
+    with pytest.raises(FileNotFoundError, match=f"has not ended.* such as {newest}$"):
+        load_teacher(tmp_path)
+
+
 # --- timm's -------------------------------------------------------------------------------------
 
 
