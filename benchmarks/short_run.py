@@ -4,7 +4,7 @@ The cells of the solved notebook up to the table of its run, as they stand, with
 for the weights, the order of the pictures and their views. For each seed: the gap between the two
 entropies at the end as a share of ln K, and 20-NN and above blind of the teacher, beside those of
 the same network untrained, a colour histogram and local contrast. With one thread some five
-minutes. Writes dino_lib/course/measured/short_run.json, to which a test holds the notebook's words.
+minutes. Writes short_run.json beside this file, to which a test holds the notebook's words.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import matplotlib
 import torch
 
 ROOT = Path(__file__).parents[1]
-MEASURED = ROOT / "dino_lib" / "course" / "measured" / "short_run.json"
+MEASURED = Path(__file__).with_suffix(".json")
 sys.path.insert(0, str(ROOT / "notebooks"))
 from build import MASTERS, make_copy, read_master  # noqa: E402
 

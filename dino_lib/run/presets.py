@@ -87,27 +87,27 @@ pocket = replace(
     output_dir="runs/pocket",
 )
 
-# an hour on one CPU core: photographs, with registers for clean maps. A batch of 64 is small for
+# some hours on one CPU core: photographs, with registers for clean maps. A batch of 64 is small for
 # so cold a teacher, so Sinkhorn keeps its prototypes in use, and KoLeo the features apart
 laptop = replace(
     demo,
     dataset="imagenette",
-    store_size=72,
-    backbone_options={**TINY_VIT, "reg_tokens": 4},
-    global_size=48,
-    local_size=24,
+    store_size=96,
+    backbone_options={**TINY_VIT, "img_size": 64, "patch_size": 8, "reg_tokens": 4},
+    global_size=64,
+    local_size=32,
     local_scale=(0.25, 0.6),
-    color_jitter=(0.6, 0.6, 0.6, 0.25),
-    gray_p=0.4,
+    color_jitter=(0.4, 0.4, 0.2, 0.1),
     teacher_temp=0.02,
     warmup_teacher_temp=0.02,
     centering="sinkhorn",
     koleo=0.2,
-    epochs=16,
+    epochs=40,
     lr=1.5e-3,
     weight_decay_end=0.1,
     momentum=0.98,
     momentum_end=0.998,
+    eval_every=4,
     eval_limit=3000,
     output_dir="runs/laptop",
 )

@@ -55,7 +55,7 @@ def test_outputs_are_text_and_pictures(path):
 
 
 def test_what_05_says_of_five_seeds_is_what_was_measured():
-    rows = json.loads((ROOT / "dino_lib/course/measured/short_run.json").read_text())["rows"]
+    rows = json.loads((ROOT / "benchmarks/short_run.json").read_text())["rows"]
     text = (MASTERS / "05_training.py").read_text(encoding="utf-8")
     gaps = [f"{100 * row['gap']:.1f}%" for row in rows]
     assert f"ended at {', '.join(gaps[:-1])} and {gaps[-1]} (`benchmarks/short_run.py`)" in text
