@@ -5,9 +5,8 @@ nobody trains on: the middle square of each, at the teacher's own `eval_size`, o
 head for all pictures, chosen without masks and the best of them by each measure: above blind, AUC,
 Jaccard of the 60 % mass mask. Beside it the same network untrained (seeds 0 to 2), the same heads
 against the masks of other pictures, as many blobs in the middle as it has heads, one blob, and maps
-that no network made. horses_96.json and horses_72.json beside this file hold what README and
-notebook 06 quote. DIR holds images/*.jpg and masks/*.png of the same names; an object lies where a
-mask is white.
+that no network made. horses_96.json beside this file holds what README and notebook 06 quote. DIR
+holds images/*.jpg and masks/*.png of the same names; an object lies where a mask is white.
 """
 
 import argparse

@@ -1,9 +1,11 @@
-"""The preset `demo` with five seeds: what a run gives that nobody chose.
+"""A preset with several seeds: what a run gives that nobody chose.
 
     python benchmarks/seeds.py --runs runs/seeds
+    python benchmarks/seeds.py --runs runs/laptop --preset laptop --seeds 0 1
 
-trains each (six to fifteen minutes on two cores), scores it as `dino report` does, and writes the
-scores to seeds.json beside this file: README quotes them. It goes on where it was cut off.
+trains each (`demo` in six to fifteen minutes of two cores, `laptop` in one to three hours of one),
+scores it as `dino report` does, and writes the scores to seeds_demo.json or seeds_laptop.json
+beside this file: README quotes them. It goes on where it was cut off.
 """
 
 import argparse
@@ -16,21 +18,22 @@ import torch
 
 from dino_lib import PRESETS, train
 from dino_lib.look.report import report
+from dino_lib.run.config import Config
 
-PATH = Path(__file__).with_name("seeds.json")
+HERE = Path(__file__).parent
 # what knows nothing of the objects
 BLIND = ("knn_color_histogram", "above_blind_blobs_trained", "above_blind_contrast_trained")
-OF_BOTH = ("knn", "linear", "nmi", "above_blind", "auc")  # untrained and trained
+OF_BOTH = ("knn", "linear", "nmi", "map", "above_blind", "auc")  # untrained and trained
 
 
-def scores(run: Path, seed: int) -> dict[str, float]:
+def scores(config: Config, run: Path) -> dict[str, float]:
     if not (run / "report.json").exists():
-        config = replace(PRESETS["demo"], seed=seed, output_dir=str(run), progress=False)
-        train(replace(config, resume="auto"))
+        train(replace(config, output_dir=str(run), progress=False, resume="auto"))
         report(run)
     found = json.loads((run / "report.json").read_text())
     wanted = [f"{score}_{stage}" for score in OF_BOTH for stage in ("untrained", "trained")]
-    return {"seed": seed, **{key: round(found[key], 4) for key in [*wanted, *BLIND]}}
+    there = [key for key in [*wanted, *BLIND] if key in found]  # photographs have no masks
+    return {"seed": config.seed, **{key: round(found[key], 4) for key in there}}
 
 
 def main():
@@ -39,14 +42,18 @@ def main():
     )
     parser.add_argument("--runs", type=Path, required=True, help="the folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--preset", choices=PRESETS, default="demo")
+    parser.add_argument("--data-root", default="data", help="where the photographs are")
     args = parser.parse_args()
-    rows = [scores(args.runs / f"seed{seed}", seed) for seed in args.seeds]
+    preset = replace(PRESETS[args.preset], data_root=args.data_root)
+    rows = [scores(replace(preset, seed=seed), args.runs / f"seed{seed}") for seed in args.seeds]
     found = {
-        "what": "the preset demo, embedded dataset, 806 updates, float32",
+        "what": f"the preset {args.preset}, {preset.dataset}, {preset.epochs:g} epochs",
         "machine": f"{platform.machine()}, torch {torch.__version__}",
         "rows": rows,
     }
-    PATH.write_text(json.dumps(found, indent=1) + "\n")
+    path = HERE / f"seeds_{args.preset}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n")
     for row in rows:
         print(json.dumps(row))
 

@@ -21,6 +21,7 @@ from dino_lib.look.maps import attention_sheet
 from dino_lib.look.pictures import show_images, show_views
 from dino_lib.look.report import compare
 from dino_lib.measure.attention import cls_attention
+from dino_lib.measure.baselines import local_contrast
 from dino_lib.measure.heads import choose_head
 from dino_lib.measure.masks import above_blind, patch_masks
 from dino_lib.measure.probes import Probes
@@ -167,15 +168,26 @@ def example_views(shapes: Shapes, config: Config) -> Figure:
     return show_views([view[0] for view in views], config.mean, config.std)
 
 
-def photographs(teacher: Teacher, side: int = 96) -> Figure:
-    """The heads of a teacher's last block over eight photographs that it has never seen."""
+def photographs(teacher: Teacher, side: int = 240) -> tuple[Figure, Figure]:
+    """Attention over eight photographs that the teacher has never seen: all heads' mean, and each.
+
+    Beside the mean the same of the untrained network, and a map that no network made.
+    """
     transform = EvalTransform(side, teacher.config.mean, teacher.config.std)
     folder = FolderOfImages(PHOTOS)
     images = [middle_square(folder[i][0], side) for i in EIGHT]
-    maps = cls_attention(teacher, torch.stack([transform(image) for image in images]))
-    rows = {f"head {head}": maps[:, head] for head in range(maps.shape[1])}
-    rows["mean of heads"] = maps.mean(1)
-    return attention_sheet([pil_to_tensor(image) for image in images], rows)
+    pixels = torch.stack([pil_to_tensor(image) for image in images])
+    seen = torch.stack([transform(image) for image in images])
+    maps = cls_attention(teacher, seen)
+    before = cls_attention(build_student(teacher.config).backbone.eval(), seen)
+    contrast = local_contrast(pixels, maps.shape[2:])
+    means = {
+        "local contrast,\nno network": contrast / contrast.sum((1, 2), keepdim=True),
+        "untrained,\nmean of heads": before.mean(1),
+        "trained,\nmean of heads": maps.mean(1),
+    }
+    each = {f"head {head}": maps[:, head] for head in range(maps.shape[1])}
+    return attention_sheet(pixels, means), attention_sheet(pixels, each)
 
 
 def while_it_trains(teacher: Teacher, probes: Probes, pictures: slice) -> Figure:
@@ -225,10 +237,10 @@ def main() -> None:
         "clusters": clusters,
         "training": while_it_trains(teacher, probes, slice(10, 18)),
         "curves": training_curves(read_history(SHIPPED / "demo"), config.out_dim),
-        "photos": photographs(load_teacher("photos")),
     }
+    figures["photos"], figures["photos_heads"] = photographs(load_teacher("photos"))
     for name, figure in figures.items():
-        figure.savefig(HERE / f"{name}.png", dpi=72 if name == "photos" else "figure")
+        figure.savefig(HERE / f"{name}.png", dpi=72 if name == "photos_heads" else "figure")
 
 
 if __name__ == "__main__":

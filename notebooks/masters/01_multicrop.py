@@ -53,12 +53,12 @@ from dino_lib.run.build import build_student
 
 folder = Path(dino_lib.__file__).parent / "data" / "photos"
 photographs = [Image.open(folder / f"{name}.jpg").convert("RGB").resize((120, 120))
-               for name in ("leopards", "watch", "sunflower", "llama")]
+               for name in ("kangaroo", "watch", "rooster", "llama")]
 creatures = [pictures[i][0] for i in (0, 2, 3, 4, 7)]
 rows = {"trained": [], "untrained": []}
 demo, photos = load_teacher("demo"), load_teacher("photos")
 for trained, head, seen in [(demo, 5, [demo.transform(picture) for picture in creatures]),
-                            (photos, 1, [photos.transform.normalize(picture) for picture in photographs])]:
+                            (photos, 3, [photos.transform.normalize(picture) for picture in photographs])]:
     untrained = build_student(trained.config).backbone.eval()
     x = torch.stack(seen)
     rows["trained"] += cls_attention(trained.model, x)[:, head]
@@ -66,7 +66,7 @@ for trained, head, seen in [(demo, 5, [demo.transform(picture) for picture in cr
 attention_sheet([tv.pil_to_tensor(picture) for picture in creatures + photographs], rows)
 
 # %% [markdown]
-# The network is a *vision transformer* (ViT). It cuts a picture into patches, and turns each patch into a *token*, a list of numbers. One more token, CLS, collects from all others: in the end it is the *feature*, one list of numbers for the whole picture. *Attention* says how much each token contributes to it: the picture stays grey where that is nothing, and glows where it is three or four times the mean. A network makes several such maps. `choose_head` chose one for the creatures and one for the photographs, as in section 9. The map of the photographs follows the leopard, the watch and the middle of the sunflower, and misses the llama: that network, another one, was trained for an hour and a half. Both are small. We picked these four; the README shows eight.
+# The network is a *vision transformer* (ViT). It cuts a picture into patches, and turns each patch into a *token*, a list of numbers. One more token, CLS, collects from all others: in the end it is the *feature*, one list of numbers for the whole picture. *Attention* says how much each token contributes to it: the picture stays grey where that is nothing, and glows where it is three or four times the mean. A network makes several such maps. `choose_head` chose one for the creatures and one for the photographs, as in section 9. The map of the photographs marks the watch, the rooster and the middle of the kangaroo, with a wall beside it, and misses the llama: that network, another one, was trained for 77 minutes. Both are small. We picked these four; the README shows eight.
 #
 # ![One step of DINO](../figures/architecture.png)
 #

@@ -70,7 +70,7 @@ PHOTO = PHOTOS / "llama.jpg"
 # | `TEACHER = ` | what it is |
 # | --- | --- |
 # | `"demo"` | ships with the course, trained for minutes on the embedded creatures |
-# | `"photos"` | ships with the course, trained on photographs, an hour and a half of a CPU core |
+# | `"photos"` | ships with the course, trained on photographs, 77 minutes of a CPU core |
 #
 # <details><summary>Other teachers</summary>
 #
@@ -685,10 +685,8 @@ axis.legend(frameon=False, fontsize=8)
 figure
 
 # %% [markdown]
-# Both have a tail, to 2.6 and 3.7, far from 10. In `photos` the longest patches lie on the llama's
-# outline and not on plain ground, and its registers are shorter than the median patch: these are no
-# scratch pad. Darcet et
-# al. report no long tokens in small networks either. To see them, set
+# `demo` has a tail, to 2.6, far from 10; `photos` has next to none, and its registers are shorter
+# than the median patch: these are no scratch pad. Darcet et al. report no long tokens in small networks either. To see them, set
 # `TEACHER` to `timm:vit_large_patch14_dinov2.lvd142m`, then to
 # `timm:vit_large_patch14_reg4_dinov2.lvd142m`.
 #
@@ -907,16 +905,16 @@ over_photo({"teacher": there, "untrained": cls_attention(untrained, x_negative[N
 # | --- | --- | --- |
 # | `demo` | 0.33 | 0.41 |
 # | the same network untrained, three seeds | 0.10 to 0.24 | 0.10 to 0.25 |
-# | `photos` | 0.34 | 0.35 |
-# | the same network untrained, three seeds | -0.06 to 0.32 | 0.20 to 0.32 |
+# | `photos` | 0.09 | 0.45 |
+# | the same recipe, seed 1 | 0.27 | 0.41 |
+# | the same network untrained, three seeds | -0.12 to 0.02 | 0.11 to 0.31 |
 # | local contrast, no network | 0.26 | |
-# | darkness, no network | 0.35 | |
+# | darkness, no network | 0.34 | |
 # | redness (red less green), no network | 0.42 | |
 #
-# On horses, neither teacher's chosen head does better than darkness, and redness alone does best. One of three
-# untrained networks comes close to `photos`; and at 72 pixels, the size
-# of the pictures that it was trained on, another head is chosen, with 0.08. So neither shows that it knows objects in photographs. The
-# paper's maps come from 1.3 million photographs and days of GPU time.
+# On horses, neither teacher's chosen head does better than darkness. `photos` has a head that does,
+# and that head is level with redness, which is no network; but `choose_head` takes another one, which
+# likes the middle. So neither shows that it knows objects in any photograph. The paper's maps come from 1.3 million photographs and days of GPU time.
 
 # %% [markdown]
 # ## The closing picture

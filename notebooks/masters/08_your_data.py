@@ -108,7 +108,7 @@ for images, size, channels in [(4000, 48, 3), (700, 72, 1)]:
 # What would yours take, at the sizes of the presets?
 
 # %%
-for name in ("pocket", "demo", "laptop", "gpu"):
+for name in ("pocket", "demo", "laptop", "colab"):
     size = PRESETS[name].store_size
     print(f"{name:7} {size:3} px: {store_mebibytes(survey.images, size, survey.channels):6.2f} MiB for your pictures, "
           f"{store_mebibytes(1_000_000, size, 3) / 1024:5.1f} GiB for a million")

@@ -23,7 +23,7 @@ from dino_lib.run.train import build_trainer
 from dino_lib.schedules import half_life
 from dino_lib.teachers.load import find_teacher
 
-UPDATE = {32: 0.1, 48: 0.5, 72: 2.0, 128: 4.0, 96: 9.0}  # seconds, by the store's side
+UPDATE = {32: 0.1, 48: 0.5, 96: 2.0, 128: 4.0}  # seconds, by the store's side
 DEMO = str(find_teacher("demo")[0])
 
 
@@ -111,7 +111,7 @@ def test_batch_and_prototypes_follow_from_the_images(images, batch, k):
 def test_images_are_not_blown_up(of):
     assert of(4000, 6000, short_side=28).preset == "pocket"
     assert of(4000, 6000, short_side=32).preset == "demo"  # 48 px of 32
-    assert "72 px" in of(4000, 6000, short_side=32).reasons["preset"]
+    assert "96 px" in of(4000, 6000, short_side=32).reasons["preset"]
 
 
 def test_few_images_get_a_note_and_no_endless_run(of):
