@@ -69,7 +69,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
 @functools.cache
 def _bfloat16_is_faster():
-    """AMD's AVX-512 doubles the rate of products in bf16, Intel's, without AMX, halves it."""
+    """Intel's AVX-512 makes products in bf16 at half the rate where AMX is missing."""
     cpu = torch.device("cpu")
     return product_ceiling(cpu, torch.bfloat16) > 1.2 * product_ceiling(cpu, torch.float32)
 

@@ -87,7 +87,7 @@ pocket = replace(
     output_dir="runs/pocket",
 )
 
-# some hours on one CPU core: photographs, with registers for clean maps. A batch of 64 is small for
+# an hour or two on one CPU core: photographs, registers for clean maps. A batch of 64 is small for
 # so cold a teacher, so Sinkhorn keeps its prototypes in use, and KoLeo the features apart
 laptop = replace(
     demo,
