@@ -4,9 +4,10 @@ Teachers (what `load_teacher` takes) on the 251 photographs with masks of Weizma
 nobody trains on: the middle square of each, at the teacher's own `eval_size`, or at --size. One
 head for all pictures, chosen without masks and the best of them by each measure: above blind, AUC,
 Jaccard of the 60 % mass mask. Beside it the same network untrained (seeds 0 to 2), the same heads
-against the masks of other pictures, as many blobs in the middle as it has heads, one blob, and maps
-that no network made. horses_96.json beside this file holds what README and notebook 06 quote. DIR
-holds images/*.jpg and masks/*.png of the same names; an object lies where a mask is white.
+against the masks of other pictures, the mean of the heads, as many blobs in the middle as it has
+heads, one blob, and maps that no network made. horses_96.json beside this file holds what README
+and notebook 06 quote. DIR holds images/*.jpg and masks/*.png of the same names; an object lies
+where a mask is white.
 """
 
 import argparse
@@ -81,6 +82,7 @@ def rows_of(name, folder, size=None, limit=None):
     n, n_heads, *grid = maps.shape
     found = [row(name, maps, masks)]
     found.append(row("its heads, other pictures' masks", maps, masks.roll(1, 0)))
+    found.append(row("the mean of its heads", maps.mean(1, keepdim=True), masks, choose=False))
     for seed in range(3) if teacher.config else ():
         config = dataclasses.replace(teacher.config, seed=seed, pretrained=False)
         untrained = build_student(config).backbone.eval()

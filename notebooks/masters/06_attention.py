@@ -686,7 +686,8 @@ figure
 
 # %% [markdown]
 # `demo` has a tail, to 2.6, far from 10; `photos` has next to none, and its registers are shorter
-# than the median patch: these are no scratch pad. Darcet et al. report no long tokens in small networks either. To see them, set
+# than the median patch: these are no scratch pad. Darcet et al. report no long tokens in small
+# networks either. To see them, set
 # `TEACHER` to `timm:vit_large_patch14_dinov2.lvd142m`, then to
 # `timm:vit_large_patch14_reg4_dinov2.lvd142m`.
 #
@@ -914,7 +915,8 @@ over_photo({"teacher": there, "untrained": cls_attention(untrained, x_negative[N
 #
 # On horses, neither teacher's chosen head does better than darkness. `photos` has a head that does,
 # and that head is level with redness, which is no network; but `choose_head` takes another one, which
-# likes the middle. So neither shows that it knows objects in any photograph. The paper's maps come from 1.3 million photographs and days of GPU time.
+# likes the middle. So neither shows that it knows objects in any photograph. The paper's maps come
+# from 1.3 million photographs and days of GPU time.
 
 # %% [markdown]
 # ## The closing picture

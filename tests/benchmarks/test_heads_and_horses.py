@@ -53,6 +53,7 @@ def test_a_teacher_stands_beside_what_knows_nothing(folder, tmp_path, capsys):
     assert [row["what"] for row in rows] == [
         "demo",
         "its heads, other pictures' masks",
+        "the mean of its heads",
         *(f"untrained, seed {seed}" for seed in range(3)),
         "8 blobs",
         "one blob",
@@ -67,7 +68,9 @@ def test_a_teacher_stands_beside_what_knows_nothing(folder, tmp_path, capsys):
     maps = horses.attention(teacher.model, images, **look)
     expected = above_blind(maps, patch_masks(masks, (8, 8)))
     torch.testing.assert_close(torch.tensor(rows[0]["above blind"]), expected)
-    assert rows[0]["chosen"] == inside(maps).argmax() and rows[5]["chosen"] is None
+    assert rows[0]["chosen"] == inside(maps).argmax() and rows[6]["chosen"] is None
+    mean = above_blind(maps.mean(1, keepdim=True), patch_masks(masks, (8, 8)))
+    torch.testing.assert_close(torch.tensor(rows[2]["above blind"]), mean)
     table = capsys.readouterr().out
     assert "demo: 6 horses, 48 px, 8 x 8 patches" in table
     chosen = rows[0]["above blind"][rows[0]["chosen"]]

@@ -88,7 +88,7 @@ def test_what_notebook_06_and_the_readme_say_of_horses():
         ("red less green", "redness (red less green), no network"),
     ]:
         assert f"# | {words} | {mine[what][0]:.2f} | |" in master
-        assert f"{mine[what][0]:.2f} ({what})" in README
+        assert f"{mine[what][0]:.2f} ({what})" in " ".join(README.split())
     assert f"get {mine['one blob'][0]:.2f} (a blob)" in README
     (chosen, best), (other, most) = (
         (one["above blind"][one["chosen"]], max(one["above blind"]))
@@ -101,10 +101,16 @@ def test_what_notebook_06_and_the_readme_say_of_horses():
         f"the best head of `photos` gets {best:.2f} above blind, and that of seed 1 {most:.2f}"
         in said
     )
-    assert f"chosen without masks only {chosen:.2f} and {other:.2f}," in said
+    assert f"chosen without masks only {chosen:.2f} and {other:.2f}." in said
+    means = [one["above blind"][0] for one in rows if one["what"] == "the mean of its heads"]
+    assert f"the mean of the eight {means[0]:.2f} and {means[2]:.2f};" in said
+    own, others = rows[:2]  # of photos, against the masks of each picture and of another
+    aucs = [one["AUC"][own["chosen"]] for one in (own, others)]
+    assert f"its AUC is {aucs[0]:.2f} against the masks, and {aucs[1]:.2f} against" in said
     card = " ".join((SHIPPED / "photos" / "README.md").read_text("utf-8").split())
     assert f"gets {chosen:.2f} above blind" in card and f"the best {best:.2f}" in card
     assert f"with seed 1 {other:.2f} and {most:.2f}" in card
+    assert f"the mean of the heads {means[0]:.2f} and {means[2]:.2f}" in card
 
 
 def test_two_seeds_of_the_photographs():
