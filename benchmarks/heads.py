@@ -29,6 +29,7 @@ from dino_lib.measure.features import patch_features
 from dino_lib.measure.heads import (
     agreement,
     entropy,
+    foreground,
     head_table,
     inside,
     variety,
@@ -160,8 +161,8 @@ def _like(maps, others):
 
 
 CRITERIA = {
-    "top quarter inside (`choose_head`)": lambda look: inside(look.maps),
-    "the same + 0.1 agreement": lambda look: inside(look.maps) + 0.1 * agreement(look.maps),
+    "inside + 0.1 agreement, varied heads (`choose_head`)": lambda look: foreground(look.maps),
+    "top quarter inside": lambda look: inside(look.maps),
     "mass inside": mass_inside,
     "values, border to inside": values_inside,
     "first component of the patches": first_component,

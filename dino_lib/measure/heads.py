@@ -17,14 +17,29 @@ from dino_lib.backbone import backbone_of
 from dino_lib.measure.masks import above_blind, auc, blob
 
 
-def inside(maps: Tensor, share: float = 0.25, least_variety: float = 0.1) -> Tensor:
+def foreground(maps: Tensor, least_variety: float = 0.5) -> Tensor:
+    """How much a head seems to look at objects: `inside` plus a tenth of `agreement`.
+
+    Of heads that are about equally inside it is the one that the others agree with; no
+    head loses by standing alone, for the others may agree about the ground. A blob in
+    the middle would score high, so heads that change little with the picture (`variety`
+    below `least_variety`; with one picture nobody knows) get -inf, but for the most
+    varied one where all of them do.
+    """
+    scores = inside(maps) + 0.1 * agreement(maps).clamp(min=0)
+    if len(maps) == 1:
+        return scores
+    varied = variety(maps)
+    return scores.masked_fill(varied < varied.max().clamp(max=least_variety), -torch.inf)
+
+
+def inside(maps: Tensor, share: float = 0.25) -> Tensor:
     """How much of the top quarter of a head's patches keeps away from the border.
 
     From 0 to 1. It assumes one thing of the pictures, that their ground reaches the
     border more often than their objects do; and so it tells figure from ground where
-    heads that agree may agree about the ground. A blob in the middle would score high, so
-    heads that hardly change with the picture get 0 (`variety`; with one picture nobody
-    knows). The border is an eighth of the side wide, one patch at least.
+    heads that agree may agree about the ground. The border is an eighth of the side
+    wide, one patch at least.
     """
     height, width = maps.shape[2:]
     rows, cols = max(1, height // 8), max(1, width // 8)
@@ -32,10 +47,7 @@ def inside(maps: Tensor, share: float = 0.25, least_variety: float = 0.1) -> Ten
     middle[rows : height - rows, cols : width - cols] = 1
     n_top = max(1, round(share * middle.numel()))
     top = maps.flatten(2).topk(n_top).indices  # (N, heads, n_top)
-    scores = middle.flatten()[top].mean((0, 2))
-    if len(maps) == 1:
-        return scores
-    return scores * (variety(maps) >= least_variety)
+    return middle.flatten()[top].mean((0, 2))
 
 
 def agreement(maps: Tensor) -> Tensor:
@@ -56,7 +68,7 @@ def variety(maps: Tensor) -> Tensor:
     return 1 - _correlation(maps, maps.mean(0, keepdim=True).expand_as(maps)).mean(0)
 
 
-def choose_head(maps: Tensor, by: Callable[[Tensor], Tensor] = inside) -> int:
+def choose_head(maps: Tensor, by: Callable[[Tensor], Tensor] = foreground) -> int:
     """The number of the head to show, chosen without masks from maps (N, heads, h, w).
 
     The more pictures, the surer. ValueError on other shapes.
@@ -77,8 +89,8 @@ def head_table(maps: Tensor, masks: Tensor | None = None) -> dict[str, Tensor]:
     maps (N, heads, h, w) of attention; masks bool (N, h, w), see `patch_masks`. `object`:
     the share of the mass on the object (the rest is on the background), `auc` and
     `above_blind`, if there are masks. `center`: correlation with a blob in the middle.
-    `entropy` in nats. `agreement` with the other heads, `inside` and `variety`: the
-    criteria above.
+    `entropy` in nats. `agreement` with the other heads, `inside` and `variety`: what
+    `foreground` goes by.
     """
     middle = blob(maps.shape[2:]).to(maps).expand_as(maps)
     table = {

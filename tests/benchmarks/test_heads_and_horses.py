@@ -15,7 +15,7 @@ import horses
 from dino_lib.backbone import create_backbone
 from dino_lib.data import datasets
 from dino_lib.data.shapes import Shapes
-from dino_lib.measure.heads import inside
+from dino_lib.measure.heads import foreground
 from dino_lib.measure.masks import above_blind, patch_masks
 from dino_lib.teachers.load import load_teacher
 
@@ -68,7 +68,7 @@ def test_a_teacher_stands_beside_what_knows_nothing(folder, tmp_path, capsys):
     maps = horses.attention(teacher.model, images, **look)
     expected = above_blind(maps, patch_masks(masks, (8, 8)))
     torch.testing.assert_close(torch.tensor(rows[0]["above blind"]), expected)
-    assert rows[0]["chosen"] == inside(maps).argmax() and rows[6]["chosen"] is None
+    assert rows[0]["chosen"] == foreground(maps).argmax() and rows[6]["chosen"] is None
     mean = above_blind(maps.mean(1, keepdim=True), patch_masks(masks, (8, 8)))
     torch.testing.assert_close(torch.tensor(rows[2]["above blind"]), mean)
     table = capsys.readouterr().out

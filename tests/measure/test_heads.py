@@ -10,6 +10,7 @@ from dino_lib.measure.heads import (
     agreement,
     choose_head,
     entropy,
+    foreground,
     head_table,
     inside,
     variety,
@@ -91,12 +92,29 @@ def test_inside_is_the_share_of_the_top_quarter_that_keeps_away_from_the_border(
     torch.testing.assert_close(inside(maps[:1]), naive_inside(maps[:1], border))
 
 
-def test_inside_gives_nothing_to_a_head_that_never_changes():
+def test_a_head_that_never_changes_is_not_the_foreground():
     maps = rand(6, 2, 8, 8)
     maps[:, 1] = blob((8, 8))
-    scores = inside(maps)
-    assert scores[0] > 0.2 and scores[1] == 0
-    assert inside(maps[:1])[1] == 1  # of one picture nobody knows
+    assert inside(maps).argmax() == 1
+    scores = foreground(maps)
+    assert scores[0] > 0.2 and scores[1] == -torch.inf
+    assert foreground(maps[:1]).argmax() == 1  # of one picture nobody knows
+
+
+def test_where_no_head_changes_much_the_most_varied_one_is_taken():
+    maps = blob((8, 8)).expand(6, 3, -1, -1) + torch.tensor([0.01, 0.03, 0.02])[
+        :, None, None] * rand(6, 3, 8, 8)
+    assert (variety(maps) < 0.5).all()
+    assert variety(maps).argmax() == 1 == choose_head(maps)
+    assert foreground(maps).isfinite().sum() == 1
+
+
+def test_of_heads_that_are_equally_inside_the_others_agree_with_the_better_one():
+    maps = torch.zeros(8, 4, 8, 8)  # the top quarter of each lies within the middle 6 x 6
+    maps[:, :, 1:-1, 1:-1] = rand(8, 4, 6, 6) - 0.4
+    maps[:, 2] = maps[:, [0, 1, 3]].mean(1)
+    assert inside(maps).tolist() == [1] * 4
+    assert choose_head(maps) == 2
 
 
 def test_a_grid_that_is_all_border_ends_nothing():
