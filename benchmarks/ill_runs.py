@@ -26,6 +26,7 @@ SMALL = replace(
     out_dim=64,
     hidden_dim=128,
     bottleneck_dim=32,
+    lr=2.5e-3,
     momentum=0.9,
     momentum_end=0.9,
     backbone_options=TINY_VIT,

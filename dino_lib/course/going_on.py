@@ -12,7 +12,7 @@ from dino_lib.teachers.load import find_teacher
 
 MEASURED = Path(__file__).with_name("measured") / "going_on.json"
 TWO_TEACHERS = MEASURED.with_name("half_lives.json")  # benchmarks/advise.py --half-lives
-GENTLE = {"lr": 2.5e-4, "momentum": 0.99, "momentum_end": 0.998}
+GENTLE = {"lr": 1.8e-4, "momentum": 0.99, "momentum_end": 0.998}
 RECIPES = {
     "the preset's": {},
     "head first": {"freeze_backbone": 1.0},

@@ -1,6 +1,7 @@
 """A training run of a small network in seconds: what a change of the head does to it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,9 +24,10 @@ BATCH = 32
 
 
 def settings() -> Config:
-    """The preset `demo` with one block that is 64 wide, and two local views."""
+    """The preset `demo` with one block that is 64 wide, two local views and a faster teacher."""
     options = {**TINY_VIT, "embed_dim": 64, "depth": 1, "num_heads": 4}
-    return Config(**{**vars(PRESETS["demo"]), "backbone_options": options, "n_local": 2})
+    return replace(PRESETS["demo"], backbone_options=options, n_local=2, lr=2.5e-3, momentum=0.96,
+                   momentum_end=0.99)
 
 
 def short_run(make_head: Callable[[int], nn.Module], pictures: Shapes, queries: Shapes, *,

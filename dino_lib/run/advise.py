@@ -24,7 +24,7 @@ from dino_lib.schedules import half_life
 # preset, fewest updates that are worth a run of it, whether a CPU is asked to do it
 RUNGS = (
     ("pocket", 100, True),
-    ("demo", 500, True),
+    ("demo", 1000, True),
     ("laptop", 1500, True),
     ("colab", 5000, False),
     ("gpu", 20000, False),

@@ -450,7 +450,7 @@ print(f"{tuple(mine.shape)} from {passes[:2]}: {len(passes) // 2} passes for {le
 # %% [markdown]
 # ## 5. What prototypes stand for
 #
-# A trained teacher ships with the course: a two-block transformer after 806 updates of DINO. With its head comes the *center*, the running mean of the teacher's logits. We subtract it, so that no prototype leads in every picture. The untrained network has the same layers, and we subtract its mean logits.
+# A trained teacher ships with the course: a two-block transformer after 1,625 updates of DINO. With its head comes the *center*, the running mean of the teacher's logits. We subtract it, so that no prototype leads in every picture. The untrained network has the same layers, and we subtract its mean logits.
 #
 # The pictures are 1,000 that no training saw, a hundred of each of ten kinds.
 

@@ -682,7 +682,7 @@ axes[0].set_ylabel("views")
 plt.show()
 
 # %% [markdown]
-# In the run without a center every view has the same favourite. The healthy run uses few prototypes too, so early. Is that an illness? Here is the history of a whole run: the teacher `demo`, with two blocks, 1,024 prototypes and 806 updates of 64 images. One seed.
+# In the run without a center every view has the same favourite. The healthy run uses few prototypes too, so early. Is that an illness? Here is the history of a whole run: the teacher `demo`, with two blocks, 1,024 prototypes and 1,625 updates of 32 images. One seed.
 
 # %%
 import json

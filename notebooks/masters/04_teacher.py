@@ -57,7 +57,7 @@ for m in [0.5, 0.9, 0.96, 0.99, 0.996, 0.9995]:
     print(f"momentum {m:<6}: half-life {math.log(0.5) / math.log(m):7.1f} updates")
 
 # %% [markdown]
-# The paper's 0.996 (173 updates) is meant for hundreds of thousands of updates. After 400 updates, $0.996^{400}$ = 20% of that teacher would still be its random start. The preset `demo` (a *preset* is a named set of settings) starts with 0.96, and nothing of the start is left. **The half-life must fit the run.**
+# The paper's 0.996 (173 updates) is meant for hundreds of thousands of updates. After 400 updates, $0.996^{400}$ = 20% of that teacher would still be its random start. The preset `demo` (a *preset* is a named set of settings) starts with 0.98, and nothing of the start is left. **The half-life must fit the run.**
 
 # %% [markdown] tags=["note"]
 # **Note · 8 minutes for sections 1 and 2.** Let the room guess the half-life of 0.9 before the table; most say 10. *Misconception:* "the teacher is a better network that somebody trained". It is the student's own past. *Ask:* how many updates has your last project had, and which momentum would fit?
@@ -283,11 +283,11 @@ for arguments in [(2e-3, 1e-5, 100, 10, 0.0), (0.04, 0.4, 50, 0, 0.0),
 print("equal for 4 schedules")
 
 # %% [markdown]
-# The four schedules of `demo`, from the library. With 4,000 images an epoch is 62 updates of 64.
+# The four schedules of `demo`, from the library. With 4,000 images an epoch is 125 updates of 32.
 
 # %%
 config = PRESETS["demo"]
-run = build_schedules(config, steps_per_epoch=62)
+run = build_schedules(config, steps_per_epoch=125)
 show_schedules(run)
 
 # %%
@@ -469,7 +469,7 @@ settle(guess, {"a": "the frozen one is lower", "b": "the one with a gradient is 
 # %% [markdown]
 # ## 8. What the teacher is for: one student, four momenta
 #
-# A script, `benchmarks/momentum.py`, has trained a tiny network with four teachers, three seeds each: momentum **0**, the student of a moment ago; **0.96**; **1**, a teacher that never moves; and the preset's schedule, **0.96 to 0.99**. All four start from the same weights and see the same views. Every 30 updates it measured the k-NN of teacher and student.
+# A script, `benchmarks/momentum.py`, has trained a tiny network with four teachers, three seeds each: momentum **0**, the student of a moment ago; **0.96**; **1**, a teacher that never moves; and a schedule, **0.96 to 0.99**. All four start from the same weights and see the same views. Every 30 updates it measured the k-NN of teacher and student.
 #
 # Three grey lines are *baselines*: chance (ten kinds of pictures: 10%), the untrained network, and a histogram of the colours, which needs no network. A thin line is one seed, a thick line the mean of three.
 

@@ -33,7 +33,8 @@ from dino_lib.run.config import multicrop_settings
 from dino_lib.run.train import build_trainer
 
 preset = PRESETS["demo"]
-short = replace(preset, batch_size=16, n_local=2)  # a fifth of the work in an update
+# two fifths of the work in an update, and a teacher and a student that move faster
+short = replace(preset, batch_size=16, n_local=2, lr=2.5e-3, momentum=0.96, momentum_end=0.99)
 RUNS = Path(tempfile.mkdtemp())  # for runs that you want to keep: Path("runs")
 
 # %%
@@ -121,8 +122,8 @@ initial_share = checks.initial_share(initial_share)
 guess = "?"  # a, b or c
 
 # %%
-momenta = {  # this run's schedule is that of all 806 updates; you stop after 125
-    "this run's, from 0.96": mine.cosine_schedule(preset.momentum, preset.momentum_end, 806)[:125],
+momenta = {  # this run's schedule is made for 806 updates; you stop after 125
+    "this run's, from 0.96": mine.cosine_schedule(short.momentum, short.momentum_end, 806)[:125],
     "the paper's, from 0.996": mine.cosine_schedule(0.996, 1.0, 125)}
 left = {label: [initial_share(values[:n]) for n in range(126)] for label, values in momenta.items()}
 share = left["the paper's, from 0.996"][-1]
@@ -135,9 +136,9 @@ axis.set(xlabel="update", ylabel="initial weights", ylim=(0, 1.05))
 _ = axis.legend(frameon=False)
 
 # %% [markdown]
-# With the paper's momentum most of this teacher would never be trained, and no error would say so. Several half-lives should fit into a run. That is why `demo` begins at 0.96.
+# With the paper's momentum most of this teacher would never be trained, and no error would say so. Several half-lives should fit into a run. That is why this run begins at 0.96, and `demo`, which is longer, at 0.98.
 #
-# The schedules of this run are those of the *whole* preset `demo`, 806 updates long. You stop after 125 of them, at the dotted line. To save time, your updates are smaller: 16 pictures instead of 64, and two local views instead of four. Your curves can be laid over those of the full run later.
+# Your run is a part of a longer one: its schedules are made for 806 updates, and you stop after 125 of them, at the dotted line. The whole preset `demo` takes twice as many, 1,625, with a lower learning rate and a slower teacher. To save time, your updates are also smaller: 16 pictures instead of 32, and two local views instead of four. Your curves can be laid over those of the full run later.
 
 # %% tags=["equality"]
 def plan(config, steps_per_epoch):
@@ -153,7 +154,7 @@ def plan(config, steps_per_epoch):
 # %%
 from dino_lib.look.curves import show_schedules
 
-figure = show_schedules(plan(preset, 62))
+figure = show_schedules(plan(short, 62))
 for axis in figure.axes:
     axis.axvline(125, color="black", linestyle=":")
 figure
@@ -312,7 +313,7 @@ print(f"{len(losses)} losses agree, and so do the center and the optimizer's set
 # %% tags=["nbval-ignore-output"]
 images = open_dataset("shapes", None, "train").images  # uint8 (4000, 3, 48, 48)
 trial = Run(short)
-schedules = plan(preset, 62)
+schedules = plan(short, 62)
 recipe = BatchMultiCrop(**multicrop_settings(short))
 make_views = whole.batch_views(recipe, mine.crop, mine.saturation, mine.views)
 for step in range(2):
@@ -399,7 +400,7 @@ show(history)
 plt.close(figure)
 
 # %% [markdown]
-# Beside your run stand the same network untrained, and the teacher that ships with the repository (the whole preset, 806 updates). The last two rows have learned nothing: a colour histogram instead of features, and instead of attention the *local contrast*, that is, how much the pixels in a patch differ.
+# Beside your run stand the same network untrained, and the teacher that ships with the repository (the whole preset, 1,625 updates). The last two rows have learned nothing: a colour histogram instead of features, and instead of attention the *local contrast*, that is, how much the pixels in a patch differ.
 
 # %% tags=["nbval-ignore-output"]
 from dino_lib import load_teacher
@@ -441,7 +442,7 @@ settle(guess_of_the_rise, {"d": "the entropy of the teacher", "e": "the divergen
 # %% [markdown]
 # ## 6 Reading the run
 #
-# **A reference.** The repository ships the history of a full run of `demo`. Pictures, network and schedules are those of your run. Its batches are four times as large, with four local views. Losses and entropies are drawn as shares of $\ln K$. *One image* is the mean entropy of single targets. *Batch mean* is the entropy of the mean target of a batch. Their difference is the **gap**: it says how much a target tells about its picture. At the start most runs have a wide gap, ill ones too (not the one without sharpening): an untrained network answers differently to different colours. So the gap says nothing before the first swing is over, that is, before the loss has fallen and come back.
+# **A reference.** The repository ships the history of a full run of `demo`. Pictures and network are those of your run. Its batches are twice as large, with four local views, and its teacher is slower. Losses and entropies are drawn as shares of $\ln K$. *One image* is the mean entropy of single targets. *Batch mean* is the entropy of the mean target of a batch. Their difference is the **gap**: it says how much a target tells about its picture. At the start most runs have a wide gap, ill ones too (not the one without sharpening): an untrained network answers differently to different colours. So the gap says nothing before the first swing is over, that is, before the loss has fallen and come back.
 
 # %% tags=["nbval-ignore-output"]
 from dino_lib.teachers.load import SHIPPED

@@ -154,7 +154,7 @@ epochs_that_fit = checks.epochs_that_fit(epochs_that_fit)
 # Next the teacher. With momentum m it has forgotten half of what it was after h updates, where mʰ = ½. The preset `demo` starts with a half-life of 2 % of its run and ends with 8.5 %. A run of another length needs another momentum. (The advice for `pocket`, the preset for the smallest pictures and the shortest times, is a slower teacher, of 5 % and 20 %; you will see why.)
 
 # %% [markdown]
-# **Your turn 3 · medium · 6 minutes · the teacher's memory.** Write the momentum whose half-life is `share` of the `updates`, and 0.9 at least. What should come out: 0.958 for 806 updates and a share of 0.02.
+# **Your turn 3 · medium · 6 minutes · the teacher's memory.** Write the momentum whose half-life is `share` of the `updates`, and 0.9 at least. What should come out: 0.979 for 1,625 updates and a share of 0.02.
 #
 # <details><summary>Hint</summary>
 #
@@ -176,7 +176,7 @@ momentum_for = checks.momentum_for(momentum_for)
 from dino_lib.run.advise import epochs_in, momentum_of
 for case in [(100, 0.3, 130, 64), (3600, 0.1, 60, 16), (3600, 0.45, 5000, 64)]:
     np.testing.assert_allclose(epochs_that_fit(*case), epochs_in(*case))
-for updates, share in [(806, 0.02), (806, 0.085), (100, 0.02), (20000, 0.02)]:
+for updates, share in [(1625, 0.02), (1625, 0.085), (100, 0.02), (20000, 0.02)]:
     np.testing.assert_allclose(momentum_for(updates, share), momentum_of(share * updates), atol=1e-4)
     print(f"{updates:5} updates, {share:.1%} of the run: momentum {momentum_for(updates, share):.4f}")
 

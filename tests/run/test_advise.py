@@ -23,7 +23,7 @@ from dino_lib.run.train import build_trainer
 from dino_lib.schedules import half_life
 from dino_lib.teachers.load import find_teacher
 
-UPDATE = {32: 0.1, 48: 0.5, 96: 2.0, 128: 4.0}  # seconds, by the store's side
+UPDATE = {32: 0.1, 48: 0.25, 96: 2.0, 128: 4.0}  # seconds, by the store's side
 DEMO = str(find_teacher("demo")[0])
 
 
@@ -79,7 +79,7 @@ def test_more_time_is_never_a_smaller_preset_or_a_shorter_run(of):
 
 def test_the_demos_length_on_the_demos_images_gives_the_demos_settings(of):
     demo = PRESETS["demo"]
-    advice = of(4000, 806 * UPDATE[48] / 60 / 0.9, queries=0, short_side=48, decode_seconds=0.0)
+    advice = of(4000, 1625 * UPDATE[48] / 60 / 0.9, queries=0, short_side=48, decode_seconds=0.0)
     assert advice.preset == "demo"
     assert (advice.config.out_dim, advice.config.batch_size) == (demo.out_dim, demo.batch_size)
     assert advice.config.lr == demo.lr
@@ -100,11 +100,11 @@ def test_the_teacher_forgets_half_in_its_share_of_the_run(of):
 
 
 @pytest.mark.parametrize(("images", "batch", "k"), [(16, 16, 64), (60, 16, 64), (300, 32, 64),
-                                                    (700, 64, 128), (4000, 64, 1024)])  # fmt: skip
+                                                    (700, 32, 128), (4000, 32, 1024)])  # fmt: skip
 def test_batch_and_prototypes_follow_from_the_images(images, batch, k):
     config, reasons = fit_images(PRESETS["demo"], survey_of(images))
     assert (config.batch_size, config.out_dim) == (batch, k)
-    assert config.lr == pytest.approx(2.5e-3 * math.sqrt(batch / 64), rel=0.05)
+    assert config.lr == pytest.approx(1.8e-3 * math.sqrt(batch / 32), rel=0.05)
     assert f"{images // batch} updates" in reasons["batch_size"]
 
 
@@ -144,7 +144,7 @@ def test_going_on_is_gentle_and_takes_the_weights_network(made_up, monkeypatch):
     monkeypatch.setattr(module, "look_at", lambda *_: grey)
     advice = advise("x", 600, device="cpu", weights=DEMO)
     assert advice.preset == "demo" and advice.config.weights == DEMO
-    assert advice.config.lr == pytest.approx(2.5e-4)
+    assert advice.config.lr == pytest.approx(1.8e-4)
     assert advice.config.freeze_backbone == pytest.approx(0.1 * advice.config.epochs, abs=0.01)
     assert advice.config.momentum >= 0.99 and advice.config.momentum_end >= 0.998
     assert len(advice.config.mean) == 3
