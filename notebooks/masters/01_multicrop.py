@@ -57,11 +57,13 @@ photographs = [Image.open(folder / f"{name}.jpg").convert("RGB").resize((120, 12
 creatures = [pictures[i][0] for i in (0, 2, 3, 4, 7)]
 rows = {"trained": [], "untrained": []}
 demo, photos = load_teacher("demo"), load_teacher("photos")
-for trained, head, seen in [(demo, 5, [demo.transform(picture) for picture in creatures]),
-                            (photos, 3, [photos.transform.normalize(picture) for picture in photographs])]:
+for trained, seen in [(demo, [demo.transform(picture) for picture in creatures]),
+                      (photos, [photos.transform.normalize(picture) for picture in photographs])]:
     untrained = build_student(trained.config).backbone.eval()
     x = torch.stack(seen)
-    rows["trained"] += cls_attention(trained.model, x)[:, head]
+    maps = cls_attention(trained.model, x)
+    head = choose_head(maps)
+    rows["trained"] += maps[:, head]
     rows["untrained"] += cls_attention(untrained, x)[:, head]
 attention_sheet([tv.pil_to_tensor(picture) for picture in creatures + photographs], rows)
 

@@ -543,7 +543,7 @@ show_nearest(logits)
 # %% [markdown]
 # Each title names the two most frequent classes of its nine. The untrained network sorts mostly by colour, and does no better than the colour histogram.
 #
-# The first two trained prototypes have nine sunflowers and nine bees, nearly all yellow to green: they split one palette by texture and outline. The other two mix the two classes of a palette.
+# Three of the trained prototypes have nine of one class each. Sunflower and bee share a palette, so these two are split by texture and outline. The second one mixes the two classes of a palette, moth and aster.
 #
 # And where does the network look? Below are the nine of the first trained prototype, with one *attention head* of each network (nothing to do with the head above). Its map says how much CLS takes from each patch. `choose_head` takes the one that keeps away from the border, without the creatures' outlines (white).
 

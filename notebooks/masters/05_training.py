@@ -468,7 +468,7 @@ axes[3].set(title="20-NN accuracy", xlabel="update", ylim=(0, 1))
 _ = axes[0].legend(frameon=False, fontsize=8)
 
 # %% [markdown]
-# The reference's k-NN has a gallery of 2,000, yours of 500. Your run is the first swing: loss and batch mean fall, and come back. In the reference two smaller swings follow. From about update 300 on, loss and batch mean hardly move any more, while the gap and the k-NN go on growing.
+# The reference's k-NN has a gallery of 2,000, yours of 500. Your run is the first swing: loss and batch mean fall, and come back. The reference begins with such a swing too, and a smaller one. From about update 200 on its loss and batch mean hardly move any more, while the gap and the k-NN go on growing.
 #
 # **Health.** Three questions to the last line of a history, in this order:
 #
