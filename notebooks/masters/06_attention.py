@@ -619,7 +619,7 @@ axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5
 figure
 
 # %% [markdown]
-# In both blocks of `demo` some head finds the creatures; in the last one most do.
+# In both blocks of `demo` five of the eight heads find the creatures.
 #
 # In every block a token also keeps its old self (the residual connection). *Rollout* ([Abnar &
 # Zuidema 2020](https://arxiv.org/abs/2005.00928)) counts this as attention to itself and multiplies
