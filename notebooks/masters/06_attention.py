@@ -361,7 +361,8 @@ figure
 
 # %% [markdown]
 # Heads 4, 5 and 6 of `demo` agree closely, heads 1 and 3 with most of them, and heads 0, 2 and 7 go
-# their own ways. So it matters *which* head a paper shows. The untrained heads have nothing in common on average.
+# their own ways. So it matters *which* head a paper shows. The untrained heads have nothing in
+# common on average.
 
 # %% [markdown] tags=["note"]
 # **Note · 10 minutes for sections 2 and 3.** At the sheet of heads, ask: "Which head would you put
@@ -854,8 +855,9 @@ figure
 
 # %% [markdown]
 # Orange is the head that sees the creatures best, head 5: without it nothing is lost. The thin lines
-# are one standard error; the most is lost without head 3, by two of them. The other heads read the same places, and the token
-# keeps what the earlier blocks gave it. So a good map doesn't prove that the feature hangs on it.
+# are one standard error; the most is lost without head 3, by two of them. The other heads read the
+# same places, and the token keeps what the earlier blocks gave it. So a good map doesn't prove that
+# the feature hangs on it.
 
 # %% [markdown] tags=["note"]
 # **Note · 10 minutes for sections 8 and 9.** Ask before the plot: "If I remove the head with the most
