@@ -52,14 +52,15 @@ from dino_lib.look.maps import attention_sheet
 from dino_lib.run.build import build_student
 
 folder = Path(dino_lib.__file__).parent / "data" / "photos"
-photographs = [Image.open(path).convert("RGB").resize((120, 120)) for path in sorted(folder.glob("*.jpg"))]
+photographs = [Image.open(path).convert("RGB").resize((120, 120))
+               for path in sorted(folder.glob("*.jpg"))]
 creatures = [pictures[i][0] for i in range(10)]
 demo, photos = load_teacher("demo"), load_teacher("photos")
 images, rows = [], {"trained": [], "untrained": []}
-for trained, pick, pixels, seen in [
-        (demo, [0, 2, 3, 4, 7], creatures, [demo.transform(picture) for picture in creatures]),
-        (photos, [1, 8, 7, 11], photographs, [photos.transform.normalize(picture) for picture in photographs])]:
-    x = torch.stack(seen)
+for trained, prepare, pixels, pick in [
+        (demo, demo.transform, creatures, [0, 2, 3, 4, 7]),
+        (photos, photos.transform.normalize, photographs, [1, 8, 7, 11])]:
+    x = torch.stack([prepare(picture) for picture in pixels])
     maps = cls_attention(trained.model, x)
     head = choose_head(maps)
     untrained = build_student(trained.config).backbone.eval()
