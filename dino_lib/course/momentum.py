@@ -30,21 +30,10 @@ MEASURED = Path(__file__).parent / "measured" / "momentum.json"
 PICTURES, GALLERY, QUERIES, SIZE = 2000, 1000, 500, 24
 UPDATES, EVERY = 240, 30
 
-# the preset `demo` on pictures of half the size, with a network of a quarter of the width, and a
-# faster teacher: the run has only 240 updates
+# the preset `pocket` with patches of 6 pixels and half the width
 TINY = replace(
-    PRESETS["demo"],
+    PRESETS["pocket"],
     backbone_options={**TINY_VIT, "img_size": SIZE, "embed_dim": 32, "num_heads": 2},
-    global_size=SIZE,
-    local_size=SIZE // 2,
-    n_local=2,
-    out_dim=256,
-    hidden_dim=256,
-    bottleneck_dim=64,
-    batch_size=64,
-    lr=2.5e-3,
-    momentum=0.96,
-    momentum_end=0.99,
     epochs=UPDATES,  # one update is counted as an epoch
     warmup_epochs=40,
     precision="fp32",

@@ -18,13 +18,13 @@ from dino_lib.measure.masks import above_blind, auc, blob
 
 
 def foreground(maps: Tensor, least_variety: float = 0.5) -> Tensor:
-    """How much a head seems to look at objects: `inside` plus a tenth of `agreement`.
+    """How much a head seems to look at objects: `inside` plus a tenth of `agreement`, (heads,).
 
-    Of heads that are about equally inside it is the one that the others agree with; no
-    head loses by standing alone, for the others may agree about the ground. A blob in
-    the middle would score high, so heads that change little with the picture (`variety`
-    below `least_variety`; with one picture nobody knows) get -inf, but for the most
-    varied one where all of them do.
+    maps (N, heads, h, w). Of heads that are about equally inside it is the one that the
+    others agree with; no head loses by standing alone, for the others may agree about
+    the ground. A blob in the middle would score high, so heads that change little with
+    the picture (`variety` below `least_variety`; with one picture nobody knows) get
+    -inf, but for the most varied one where all of them do.
     """
     scores = inside(maps) + 0.1 * agreement(maps).clamp(min=0)
     if len(maps) == 1:
@@ -34,12 +34,12 @@ def foreground(maps: Tensor, least_variety: float = 0.5) -> Tensor:
 
 
 def inside(maps: Tensor, share: float = 0.25) -> Tensor:
-    """How much of the top quarter of a head's patches keeps away from the border.
+    """How much of the top quarter of a head's patches keeps away from the border: (heads,).
 
-    From 0 to 1. It assumes one thing of the pictures, that their ground reaches the
-    border more often than their objects do; and so it tells figure from ground where
-    heads that agree may agree about the ground. The border is an eighth of the side
-    wide, one patch at least.
+    maps (N, heads, h, w). From 0 to 1. It assumes one thing of the pictures, that their
+    ground reaches the border more often than their objects do; and so it tells figure
+    from ground where heads that agree may agree about the ground. The border is an
+    eighth of the side wide, one patch at least.
     """
     height, width = maps.shape[2:]
     rows, cols = max(1, height // 8), max(1, width // 8)

@@ -26,6 +26,14 @@ def test_readme_quotes_every_seed_and_the_range_of_the_untrained():
     assert {f"{row['auc_trained']:.2f}" for row in ROWS} == {"0.96", "0.97"}
 
 
+def test_the_card_has_the_same_seeds_and_their_mean():
+    path = ROOT / "dino_lib" / "teachers" / "demo" / "README.md"
+    card = " ".join(path.read_text("utf-8").split())
+    knn = [100 * row["knn_trained"] for row in ROWS]
+    said = f"{', '.join(f'{one:.1f}' for one in knn[:-1])} and {knn[-1]:.1f} %"
+    assert f"a 20-NN of {said} (`benchmarks/seeds.py`), mean {sum(knn) / len(knn):.1f}" in card
+
+
 def test_each_seed_is_ahead_of_what_sees_no_object():
     for row in ROWS:
         assert row["knn_trained"] > max(row["knn_color_histogram"], row["knn_untrained"]) + 0.25

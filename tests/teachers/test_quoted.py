@@ -139,5 +139,9 @@ def test_three_seeds_of_the_photographs():
     blind = found[2]["knn_color_histogram"]
     assert f"`photos`: {own['knn_trained']:.0%}".replace("%", " %") in master
     assert f"the histogram {blind:.0%}".replace("%", " %") in master
+    other = json.loads((BENCHMARKS / "seeds_laptop_caltech101.json").read_text())["rows"]
+    assert [one["seed"] for one in other] == [0, 1, 2]
+    knn = [f"{one['knn_trained']:.1%}" for one in other]
+    assert f"on Caltech-101 with {knn[0]}, {knn[1]} and {knn[2]} by 20-NN" in said
     for one in found:
         assert one["knn_trained"] > 0.7 and one["knn_trained"] > one["knn_color_histogram"] + 0.2
