@@ -37,15 +37,15 @@ CLASSES = {
 }
 # hues in [0, 1)
 PALETTES = {"red": 0.0, "yellow": 0.13, "green": 0.33, "blue": 0.57, "violet": 0.8}
-# what of a texture is painted: where its value is above this. 30 % of the dots and rings, half of
+# what of a texture is painted: where its value is above this. 40 % of the dots and rings, half of
 # the others, and so the two classes of each palette are painted alike
-LEVELS = {"dots": -0.18, "rings": 0.56, "stripes": 0.0, "rays": 0.0, "checks": 0.0}
+LEVELS = {"dots": 0.26, "rings": 0.30, "stripes": 0.0, "rays": 0.0, "checks": 0.0}
 # the area of an outline of radius 1
 AREAS = {"disc": 2.26, "star": 1.74, "flower": 2.30, "drop": 1.66, "leaf": 1.46}
 
 
 def _texture(kind: str, u: Tensor, v: Tensor, freq: Tensor) -> Tensor:
-    """A value in about [-1, 1] over object coordinates u, v (n, S, S).
+    """A value around 0 over object coordinates u, v (n, S, S).
 
     freq (n, 1, 1) is in periods a unit length.
     """
@@ -53,12 +53,12 @@ def _texture(kind: str, u: Tensor, v: Tensor, freq: Tensor) -> Tensor:
     if kind == "stripes":
         return torch.sin(w * u)
     if kind == "rings":
-        return torch.sin(w * torch.hypot(u, v))
+        return torch.sin(1.4 * w * torch.hypot(u, v))  # as many as fit: one ring alone is no cue
     if kind == "rays":
         return torch.sin(torch.round(freq * 4.5) * torch.atan2(v, u))
     if kind == "checks":
         return 2 * torch.sin(w * 0.7 * u) * torch.sin(w * 0.7 * v)
-    return torch.cos(w * u) + torch.cos(w * v) - 0.8  # dots
+    return torch.cos(0.75 * w * u) + torch.cos(0.75 * w * v)  # dots
 
 
 def _outline(kind: str, u: Tensor, v: Tensor) -> Tensor:

@@ -3,10 +3,10 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from dino_lib.look.curves import training_curves
 from dino_lib.look.features import cluster_plot, neighbour_sheet, thumbnail_plot
@@ -22,19 +22,21 @@ from dino_lib.teachers.load import SHIPPED, find_teacher, load_teacher
 
 
 def compare(stages: dict, probes: Probes, *, n_points: int = 500, n_pictures: int = 10,
-            step: int = 1, thorough: bool = False) -> tuple[dict, Figure | None, Figure]:
+            step: int = 1, thorough: bool = False,
+            features: dict | None = None) -> tuple[dict, Figure | None, Figure]:
     """What several networks make of the same images: (table, attention, clusters).
 
-    stages: name -> teacher or Backbone. table: name -> scores, see
-    `measure.stages.examine`. Then two figures: every `step`-th query with the map of
-    the head that is chosen without masks (of a network without CLS token the pooled
-    similarity; None where no network has patches), and the features in the plane, where
-    the classes have colours, or small pictures stand if there are more classes than
-    colours, or no names.
+    stages: name -> teacher or Backbone. features: name -> those of `Probes.features`, if
+    at hand. table: name -> scores, see `measure.stages.examine`. Then two figures: every
+    `step`-th query with the map of the head that is chosen without masks (of a network
+    without CLS token the pooled similarity; None where no network has patches), and the
+    features in the plane, where the classes have colours, or small pictures stand if
+    there are more classes than colours, or no names.
     """
     chosen = spread(len(probes.queries), n_points)
     pictures = torch.arange(len(probes.queries))[::step][:n_pictures]
-    found = {name: examine(stage, probes, chosen, pictures, thorough)
+    features = features or {}
+    found = {name: examine(stage, probes, chosen, pictures, thorough, features.get(name))
              for name, stage in stages.items()}
     table = {name: findings.scores for name, findings in found.items()}
     return table, _attention(found, probes, pictures), _clusters(found, probes, chosen)
@@ -59,9 +61,12 @@ def _clusters(found: dict[str, Findings], probes: Probes, chosen: torch.Tensor) 
     return thumbnail_plot(panels, probes.queries[chosen])
 
 
-def neighbours(model: Any, probes: Probes, n: int = 8, k: int = 8) -> Figure:
-    """n queries, the same every time, and the k images of the gallery nearest to each."""
-    gallery, queries = probes.features(model)
+def neighbours(probes: Probes, features: tuple[Tensor, Tensor], n: int = 8, k: int = 8) -> Figure:
+    """n queries, the same every time, and the k images of the gallery nearest to each.
+
+    features: of the gallery (N, D) and of the queries (M, D), see `Probes.features`.
+    """
+    gallery, queries = features
     asked = spread(len(queries), n)
     _, found = nearest(gallery, queries[asked], min(k, len(gallery)))
     labels = probes.query_labels[asked]
@@ -181,12 +186,14 @@ def _score_and_draw(stages: dict, probes: Probes, numbers: dict, figures: dict,
                     left_out: list[str]) -> None:
     """Adds to all three."""
     step = max(1, (len(probes.queries) - 1) // 9)  # the last picture is of the last class
-    table, attention, clusters = compare(stages, probes, step=step, thorough=True)
+    features = {name: probes.features(stage) for name, stage in stages.items()}
+    table, attention, clusters = compare(stages, probes, step=step, thorough=True,
+                                         features=features)
     table |= {"color_histogram": histogram_scores(probes), "chance": error_scores(probes)}
     for stage, scores in table.items():
         numbers |= {f"{key}_{stage}": value for key, value in scores.items()}
     figures["clusters.png"] = clusters
-    figures["neighbours.png"] = neighbours(stages["trained"], probes)
+    figures["neighbours.png"] = neighbours(probes, features["trained"])
     if attention is None:
         left_out.append("No maps: this network gives no grid of patches.")
     else:

@@ -32,7 +32,7 @@ class Findings:
 
 
 def examine(model: Any, probes: Probes, chosen: Tensor, pictures: Tensor,
-            thorough: bool = False) -> Findings:
+            thorough: bool = False, features: tuple[Tensor, Tensor] | None = None) -> Findings:
     """Score a network, and take what is to be drawn of it.
 
     chosen: the queries that stand in the plane. pictures: those whose maps are wanted,
@@ -40,9 +40,10 @@ def examine(model: Any, probes: Probes, chosen: Tensor, pictures: Tensor,
     scores: those of `Probes.evaluate` and nmi; if thorough, retrieval's mean average
     precision ("map"), what the k-NN's errors share with the right classes (see
     `error_scores`) and, where there are two classes or more, a linear probe's accuracy.
+    features: those of `Probes.features`, if at hand.
     """
     backbone = backbone_of(model)
-    gallery, queries = probes.features(backbone)
+    gallery, queries = features or probes.features(backbone)
     labels = probes.gallery_labels, probes.query_labels
     scores = probes.evaluate(backbone, (gallery, queries))
     scores["nmi"] = cluster_scores(queries[chosen], labels[1][chosen])["nmi"]

@@ -24,8 +24,9 @@ from dino_lib.teachers.load import load_teacher
 
 STEM = '''"""The convolutional patch embedding of this network: timm has none like it."""
 
+import torch
 from timm.layers import PatchEmbed
-from torch import nn
+from torch import Tensor, nn
 
 
 '''

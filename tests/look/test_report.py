@@ -382,8 +382,8 @@ def test_a_teacher_without_settings_is_scored_as_its_transform_sees(labelled_fol
 
 def test_the_nearest_of_the_gallery_stand_beside_each_query(config):
     probes, backbone = open_probes(config), build_student(config).backbone.eval()
-    figure = neighbours(backbone, probes, n=3, k=4)
     gallery, queries = probes.features(backbone)
+    figure = neighbours(probes, (gallery, queries), n=3, k=4)
     shown = [axis.images[0].get_array() for axis in figure.axes]
     assert len(shown) == 3 * (1 + 4)
     for i, asked in enumerate(spread(len(queries), 3).tolist()):
