@@ -682,7 +682,7 @@ axes[0].set_ylabel("views")
 plt.show()
 
 # %% [markdown]
-# In the run without a center every view has the same favourite. The healthy run uses few prototypes too, so early. Is that an illness? Here is the history of a whole run: the teacher `demo`, with two blocks, 1,024 prototypes and 1,625 updates of 32 images. One seed.
+# In the run without a center every view has the same favourite. The healthy run uses few prototypes too, so early. Is that an illness? Here is the history of a whole run: the teacher `demo`, with two blocks, 1,024 prototypes and 1,500 updates of 32 images. One seed.
 
 # %%
 import json
@@ -709,15 +709,15 @@ for axis in axes:
     axis.set_xlabel("update")
 plt.show()
 print(f"ln K = {math.log(1024):.2f}")
-for n in [20, 50, 80, 150, 400, 800, 1600]:
+for n in [20, 50, 80, 150, 400, 800, 1500]:
     k = int(np.argmin(abs(step - n)))
     print(f"update {n:4}: {1024 * used[k]:3.0f} prototypes used, "
           f"{groups_told_apart(one[k], mean[k]):.1f} groups told apart, loss {loss[k]:.2f}")
 
 # %% [markdown]
-# The whole run dips as well. From update 80 to about 140 it uses some 25 prototypes, and at update 150 only 1.9 groups are left. Then both climb, the groups to the end. (The loss is the mean of ten updates, the entropies are those of the last one: where all change fast, the black line can cross the blue one.)
+# The whole run dips as well. From update 80 to about 140 it uses some 25 prototypes, and at update 150 only 1.9 groups are left. Then both climb, the groups to the end. (The loss is the mean of ten updates, the entropies are those of the last one: where all change fast, the black line less the blue one is not quite the KL.)
 #
-# But the most groups of all stand at update 20. Did training make the teacher worse? The groups can't say: the answers of a random network are unlike as well. Nor can the loss: it is lowest of all at update 80, 5.29, with 28 prototypes in use. The features can: the same history has their 20-NN accuracy, 43 % untrained, 62 % at update 375 and 89 % in the end. So compare a run's groups with its own minimum, not with its random start.
+# But the most groups of all stand in the first 20 updates. Did training make the teacher worse? The groups can't say: the answers of a random network are unlike as well. Nor can the loss: it is lowest of all at update 80, 5.28, with 29 prototypes in use. The features can: the same history has their 20-NN accuracy, 44 % untrained, 69 % at update 375 and 92 % in the end. So compare a run's groups with its own minimum, not with its random start.
 #
 # A dip in the first updates is no alarm while the gap stays open.
 #

@@ -266,7 +266,7 @@ def test_a_bare_name_means_the_teacher_that_ships_also_beside_a_folder_of_that_n
     folder = saved[0].rename(tmp_path / "demo")
     (folder / "history.jsonl").write_text("")
     monkeypatch.chdir(tmp_path)
-    assert load_teacher("demo").about["step"] == 1625
+    assert load_teacher("demo").about["step"] == 1500
     assert "demo is the teacher that ships with the package" in capsys.readouterr().out
     assert find_teacher("demo")[1] == SHIPPED / "demo"
     for here in ("./demo", Path("demo"), str(folder), "demo/", folder / "teacher.safetensors"):
