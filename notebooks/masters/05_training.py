@@ -122,8 +122,8 @@ initial_share = checks.initial_share(initial_share)
 guess = "?"  # a, b or c
 
 # %%
-momenta = {  # this run's schedule is made for 806 updates; you stop after 125
-    "this run's, from 0.96": mine.cosine_schedule(short.momentum, short.momentum_end, 806)[:125],
+momenta = {  # this run's schedule is made for 744 updates; you stop after 125
+    "this run's, from 0.96": mine.cosine_schedule(short.momentum, short.momentum_end, 744)[:125],
     "the paper's, from 0.996": mine.cosine_schedule(0.996, 1.0, 125)}
 left = {label: [initial_share(values[:n]) for n in range(126)] for label, values in momenta.items()}
 share = left["the paper's, from 0.996"][-1]
@@ -138,7 +138,7 @@ _ = axis.legend(frameon=False)
 # %% [markdown]
 # With the paper's momentum most of this teacher would never be trained, and no error would say so. Several half-lives should fit into a run. That is why this run begins at 0.96, and `demo`, which is longer, at 0.98.
 #
-# Your run is a part of a longer one: its schedules are made for 806 updates, and you stop after 125 of them, at the dotted line. The whole preset `demo` takes twice as many, 1,625, with a lower learning rate and a slower teacher. To save time, your updates are also smaller: 16 pictures instead of 32, and two local views instead of four. Your curves can be laid over those of the full run later.
+# Your run is a part of a longer one: its schedules are made for 744 updates, and you stop after 125 of them, at the dotted line. The whole preset `demo` takes twice as many, 1,500, with a lower learning rate and a slower teacher. To save time, your updates are also smaller: 16 pictures instead of 32, and two local views instead of four. Your curves can be laid over those of the full run later.
 
 # %% tags=["equality"]
 def plan(config, steps_per_epoch):
@@ -400,7 +400,7 @@ show(history)
 plt.close(figure)
 
 # %% [markdown]
-# Beside your run stand the same network untrained, and the teacher that ships with the repository (the whole preset, 1,625 updates). The last two rows have learned nothing: a colour histogram instead of features, and instead of attention the *local contrast*, that is, how much the pixels in a patch differ.
+# Beside your run stand the same network untrained, and the teacher that ships with the repository (the whole preset, 1,500 updates). The last two rows have learned nothing: a colour histogram instead of features, and instead of attention the *local contrast*, that is, how much the pixels in a patch differ.
 
 # %% tags=["nbval-ignore-output"]
 from dino_lib import load_teacher
@@ -434,7 +434,7 @@ settle(guess_of_the_rise, {"d": "the entropy of the teacher", "e": "the divergen
        "f" if min(rise.values()) > 0.3 else "d" if rise["teacher_entropy"] > 0.3 else "e")
 
 # %% [markdown]
-# The network finds *where* the creatures are before it tells *which* they are. Its map of attention is far better than local contrast, while its k-NN has hardly moved and is about level with the colour histogram's: with 250 test pictures, each of these accuracies is uncertain by some three points. And the loss alone is a poor guide. It falls while the teacher grows surer and uses few prototypes. Then the center pushes other prototypes into use. The teacher's entropy rises, and the loss rises with it.
+# The network finds *where* the creatures are before it tells *which* they are. Its map of attention is clearly better than local contrast, while its k-NN has gained a few points and is about level with the colour histogram's: with 250 test pictures, each of these accuracies is uncertain by some three points. And the loss alone is a poor guide. It falls while the teacher grows surer and uses few prototypes. Then the center pushes other prototypes into use. The teacher's entropy rises, and the loss rises with it.
 
 # %% [markdown] tags=["note"]
 # **Section 5, 10 minutes.** At the growing picture: stop talking and let it grow. Then ask which part of the loss the student can do anything about. *Misconception:* "the loss rises, so the learning rate is too high." Point to the two parts. *Ask:* who keeps the model with the lowest loss, which update does he keep?
@@ -551,7 +551,7 @@ for label, lines in (("your run", history), ("the reference", reference)):
 # %% [markdown]
 # The lowest loss belongs to a collapsed run: every picture gets the same prototype, and that is easy to guess. Each seed has its own line style. Between its orange line and its blue line lies its gap.
 #
-# The last patient is the hard one. The doctor lets two of its three seeds pass, with gaps of 6% and 11% of $\ln K$, where the healthy runs have 17% to 18%. Yours is no wider, since your run is young: with the seeds 0 to 4 it ended at 9.0%, 8.2%, 4.9%, 5.7% and 5.0% (`benchmarks/short_run.py`). The third and, by a hair, the last are "same for all" to this doctor. Yet the third's k-NN rose from 39% to 44%, which is what the colour histogram has. The reference has 10% after 125 updates, and climbs to 19%. So a gap tells little by itself. Three bounds don't find every illness. Look at the k-NN as well.
+# The last patient is the hard one. The doctor lets two of its three seeds pass, with gaps of 6% and 7% of $\ln K$, where the healthy runs have 11% to 13%. Yours is hardly wider, since your run is young: with the seeds 0 to 4 it ended at 7.2%, 7.5%, 4.8%, 8.3% and 5.4% (`benchmarks/short_run.py`). The third is "same for all" to this doctor. Yet its k-NN rose from 40% to 46%, where the colour histogram has 44%. The reference has 10% after 125 updates, and climbs to 19%. So a gap tells little by itself. Three bounds don't find every illness. Look at the k-NN as well.
 #
 # What to try when a run looks ill:
 #
@@ -565,7 +565,7 @@ for label, lines in (("your run", history), ("the reference", reference)):
 # Be patient, too. A healthy run also falls at first, and comes back: look at the first panel of the reference. `dino doctor RUN` asks more questions of this kind.
 
 # %% [markdown] tags=["note"]
-# **Section 6, 20 minutes.** At the four panels: cover the titles and let the room name them. *Misconception:* "the loss at $\ln K$ means that nothing is wrong yet." Without sharpening it stays there for ever. *Ask:* which single number would you log, if you could log only one? (The gap. It is near 0 in each of the collapses.)
+# **Section 6, 20 minutes.** At the four panels: cover the titles and let the room name them. *Misconception:* "the loss at $\ln K$ means that nothing is wrong yet." Without sharpening it stays there for ever. *Ask:* which single number would you log, if you could log only one? (The gap. In the collapses it is small, 0% to 6% of $\ln K$, where the healthy runs have 11% to 13%.)
 
 # %% [markdown]
 # ## 7 Interrupted
@@ -763,7 +763,7 @@ clusters.set_dpi(85)
 clusters
 
 # %% [markdown]
-# This run has begun to pull the cloud apart, mostly by colour. The whole preset parts more classes, some of them with the same palette. That takes the updates that your run doesn't have. With `short = preset` and `orders` for thirteen epochs you get them, in some fifteen minutes of one core.
+# This run has begun to pull the cloud apart, mostly by colour. The whole preset parts more classes, some of them with the same palette. That takes the updates that your run doesn't have. With `short = preset`, `plan(short, 125)` and `orders` for twelve epochs you get them, in some fifteen minutes of one core.
 
 # %% [markdown]
 # ## 10 The long run, on a GPU
