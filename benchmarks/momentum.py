@@ -3,7 +3,7 @@
 Momentum 0, 0.96, 1, and 0.96 rising to 0.99, on the embedded pictures at 24 px, three
 seeds each, all four of a seed from one start and on the same views. Beside them what needs no
 training: the untrained network and a colour histogram. Twelve runs of a network of 25,000 weights,
-with one thread about eight minutes. Writes dino_lib/course/measured/momentum.json.
+with one thread about three minutes. Writes dino_lib/course/measured/momentum.json.
 """
 
 import argparse

@@ -730,7 +730,7 @@ settle(guess, {"a": "the trained teacher", "b": "the untrained network", "c": f"
        {"trained": "a", "untrained": "b"}.get(best, "c"))
 
 # %% [markdown]
-# Agreement can't tell the maps apart. Darkness stays where it is when a crop moves, so its map agrees with itself best of all, and even a blob does a little better than the teacher's map. Only the second column can tell: the trained teacher gives the object almost three times its share, the untrained network just its share, and the maps without a network little more. (One trained teacher, seed 0; 200 pictures that it never saw.)
+# Agreement can't tell the maps apart. Darkness stays where it is when a crop moves, so its map agrees with itself best of all, and even a blob comes close to the teacher's map. Only the second column can tell: the trained teacher gives the object three times its share, the untrained network just its share, and the maps without a network little more. (One trained teacher, seed 0; 200 pictures that it never saw.)
 #
 # The same in pictures: the two crops, white and yellow, then the two maps of each network, laid back. Black is 0, bright is three times the mean of the crop or more. The untrained maps have a pattern too, but it is too faint to see.
 
@@ -758,7 +758,7 @@ for row, i in zip(axes, picked):
 #
 # If a feature says what is in a picture, a view should lie near *other* pictures of its kind. We take the five nearest of 400 whole pictures, by the cosine of the features, and count how many belong to the view's class: 10 % by chance. The blind baseline is a *colour histogram*: how often each of 512 colours occurs.
 #
-# **Predict, then run.** For whole pictures, 81 % of the trained teacher's neighbours have the right class. How many are left for global views, which show 40 % to all of a picture in changed colours?
+# **Predict, then run.** For whole pictures, 82 % of the trained teacher's neighbours have the right class. How many are left for global views, which show 40 % to all of a picture in changed colours?
 #
 # - **a**: about as many, above 65 %
 # - **b**: about half of the neighbours
@@ -857,7 +857,7 @@ _ = axis.legend(fontsize=8)
 # %% [markdown]
 # A pair is lost when one of its views is grey and the other is not, and mostly when both are: brightness alone tells less than colour. At the official 0.2, grey alone leaves most of the shortcut open; the other colour changes do the rest.
 #
-# At scale 0.95 to 1 almost all are found without grey, and even of all-grey views about one in five, by the brightness. At 0.1 to 0.4 the views show different places, and hardly one in fifteen is found even without grey: the crop alone closes most of the shortcut.
+# At scale 0.95 to 1 almost all are found without grey, and even of all-grey views nearly one in four, by the brightness. At 0.1 to 0.4 the views show different places, and hardly one in fifteen is found even without grey: the crop alone closes most of the shortcut.
 #
 # ## Summary
 #
