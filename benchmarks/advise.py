@@ -8,7 +8,7 @@ histogram's. Fails if a run collapses. DATA holds caltech101/101_ObjectCategorie
 imagenette2-160/train. Writes dino_lib/course/measured/advise_MINUTESmin_SEED.json.
 
 `--half-lives` compares two teachers instead: the creatures, advised for 3 minutes, with `pocket`'s
-half-lives and with the demo's, seeds 0 to 2. Writes half_lives.json, and takes 20 minutes.
+half-lives and with the other presets', seeds 0 to 2. Writes half_lives.json, and takes 20 minutes.
 """
 
 import argparse

@@ -94,7 +94,7 @@ def momentum_for(yours: Callable) -> Callable:
     def piece(formula: Callable, least: float = 0.9) -> Callable:
         return lambda n, s: max(least, formula(s * n))
 
-    cases = [on(1625, 0.02), on(1625, 0.085), on(100, 0.02), on(20000, 0.02), on(1500, 0.3),
+    cases = [on(1500, 0.02), on(1500, 0.085), on(100, 0.02), on(20000, 0.02), on(1500, 0.3),
              on(40, 0.17)]
     return check("momentum_for", yours, _momentum, cases, {
         "half is left after the half-life, and e to the -1 here":

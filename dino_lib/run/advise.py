@@ -36,9 +36,10 @@ EVALUATIONS = 4  # after the one before the first update
 FOR_EVALUATIONS = 0.1  # share of the time, at most
 BACKBONE = "backbone", "backbone_options", "conv_stem", "store_size", "global_size"
 GENTLE = 0.99, 0.998  # least momentum, going on from pretrained weights, start and end
-HALF_LIVES = 0.02, 0.085  # of the teacher's memory, as shares of the run, start and end: the demo's
-# With the demo's, pocket's features shrank to a rank of 1.4 to 2.4 of 64 within 520 updates of the
-# creatures, with these to 5.5 to 6.0 (three seeds each, `benchmarks/advise.py --half-lives`)
+HALF_LIVES = 0.02, 0.085  # of the teacher's memory, as shares of the run, start and end
+# With these, pocket's features shrank to a rank of 1.4 to 2.4 of 64 within 520 updates of the
+# creatures as first drawn, with fainter rings and dots; with its own to 5.5 to 6.0 (three seeds
+# each, `benchmarks/advise.py --half-lives`)
 OWN_HALF_LIVES = {"pocket": (0.05, 0.2)}
 
 
