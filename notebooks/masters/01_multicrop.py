@@ -103,7 +103,7 @@ attention_sheet(images, rows)
 # Each notebook of the course proves its pieces equal to those of the finished library, `dino_lib`.
 
 # %% [markdown] tags=["note"]
-# **Teacher's note · 10 minutes.** Show the sheet first and say nothing for half a minute. Then ask: *what would the network have to know to light up there?* Expect "someone drew masks". No: no mask, no label. The common misconception is that the teacher is a person or a larger network. It's the student's own past. Be open about the llama: on photographs a two-block network is right in part.
+# **Teacher's note · 10 minutes.** Show the sheet first and say nothing for half a minute. Then ask: *what would the network have to know to light up there?* Expect "someone drew masks". No: no mask, no label. The common misconception is that the teacher is a person or a larger network. It's the student's own past. Be open about the photographs: there a two-block network is right in part.
 
 # %% [markdown]
 # ## 1. Why views at all

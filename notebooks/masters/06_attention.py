@@ -899,11 +899,10 @@ over_photo({"teacher": there, "untrained": cls_attention(untrained, x_negative[N
            negative, "its negative")
 
 # %% [markdown]
-# The shape is the same, and the map leaves most of the llama: it goes to spots along its outline,
-# and to one in the sky. So the shape alone doesn't hold it. Is it the dark? On the photograph the
-# correlation is 0.63, but the untrained network's almost flat map has 0.59 by itself. On the
-# negative it is 0.10 against -0.19. So the dark may draw the teacher a little, but alone it doesn't
-# hold the map either. What does, one photograph can't tell.
+# The shape is the same, and the map leaves most of the llama for spots along its outline, and one in
+# the sky. So the shape alone doesn't hold it. How much is the dark? On the photograph the correlation
+# is 0.63, but the untrained network's almost flat map has 0.59 by itself. On the negative it is 0.10
+# against -0.19. So the dark draws the teacher a little, but alone it doesn't hold the map either.
 #
 # `benchmarks/horses.py` measured 251 photographs of horses with outlines (96 pixels; they don't
 # ship):
