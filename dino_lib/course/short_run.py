@@ -74,9 +74,9 @@ def _look(update: int, teacher: MultiCropModel, center: torch.Tensor, pictures: 
     parts = [normalize(p.images, config.mean, config.std) for p in (pictures, queries)]
     gallery, features = (extract_features(teacher.backbone, part) for part in parts)
     predicted = knn_predict(gallery, pictures.labels, features)
-    before = [b.clone() for b in teacher.head.buffers()]
+    before = [b.clone() for b in teacher.buffers()]  # of the head's batch norms and the stem's
     logits = teacher.head(teacher.backbone(parts[1]))  # in train mode, as in the run
-    for buffer, old in zip(teacher.head.buffers(), before, strict=True):
+    for buffer, old in zip(teacher.buffers(), before, strict=True):
         buffer.copy_(old)
     share = ((logits - center) / config.teacher_temp).softmax(1)
     return {

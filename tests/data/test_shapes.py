@@ -198,6 +198,7 @@ def test_objects_have_their_outline(shapes):
 
 
 def test_the_classes_of_a_palette_have_equally_large_objects_equally_much_painted():
+    """And none of them faintly: a small network can't tell dots from rings that hardly show."""
     axis = torch.linspace(-1.5, 1.5, 601)
     v, u = torch.meshgrid(axis, axis, indexing="ij")
     for outline, area in AREAS.items():
@@ -211,10 +212,11 @@ def test_the_classes_of_a_palette_have_equally_large_objects_equally_much_painte
     for palette, texture, _ in CLASSES.values():
         by_palette[palette].append(painted[texture])
     assert all(a == pytest.approx(b, abs=0.05) for a, b in by_palette.values())
+    assert min(painted.values()) > 0.35
 
 
 def test_colours_alone_tell_less_than_half_of_the_pictures():
-    """The full 4,000 tell 48 %."""
+    """The full 4,000 tell 46 %."""
     train, test = Shapes(1500, seed=0), Shapes(500, seed=1)
     predicted = knn_predict(
         color_histogram(train.images), train.labels, color_histogram(test.images)
