@@ -14,7 +14,7 @@ def test_five_seeds_were_measured():
 
 
 def test_readme_quotes_every_seed_and_the_range_of_the_untrained():
-    said = re.search(r"Five seeds, 0 to 4.*?to 0\.70\)", README)[0]
+    said = re.search(r"Five seeds, 0 to 4.*?to 0\.69\)", README)[0]
     knn = [f"{100 * row['knn_trained']:.1f}%" for row in ROWS]
     above = [f"{row['above_blind_trained']:.2f}" for row in ROWS]
     assert f"20-NN {', '.join(knn[:-1])} and {knn[-1]}" in said
@@ -36,7 +36,7 @@ def test_the_card_has_the_same_seeds_and_their_mean():
 
 def test_each_seed_is_ahead_of_what_sees_no_object():
     for row in ROWS:
-        assert row["knn_trained"] > max(row["knn_color_histogram"], row["knn_untrained"]) + 0.25
+        assert row["knn_trained"] > max(row["knn_color_histogram"], row["knn_untrained"]) + 0.35
         blind = ("untrained", "blobs_trained", "contrast_trained")
         best = max(row[f"above_blind_{name}"] for name in blind)
         assert row["above_blind_trained"] > best + 0.3

@@ -89,7 +89,7 @@ def test_what_notebook_06_and_the_readme_say_of_horses():
     ]:
         assert f"# | {words} | {mine[what][0]:.2f} | |" in master
         assert f"{mine[what][0]:.2f} ({what})" in " ".join(README.split())
-    assert f"get {mine['one blob'][0]:.2f} (a blob)" in README
+    assert f"get {mine['one blob'][0]:.2f} (a blob)" in " ".join(README.split())
     own, first, second = (
         (one["above blind"][one["chosen"]], max(one["above blind"]))
         for name in ("photos", "runs/laptop/seed0", "runs/laptop/seed1")
