@@ -78,7 +78,8 @@ def test_each_panel_shows_the_attention_of_its_head(demo, clip, tmp_path, suffix
         like.append(torch.corrcoef(rows)[0, 1:])  # (8,): the panel beside each head's map
     own = torch.stack(like).diagonal()
     others = (torch.stack(like).sum() - own.sum()) / 56
-    assert own.min() > 0.7 and own.mean() > others + 0.2  # most heads of this teacher are alike
+    # most heads of this teacher are alike, and one has nearly all in a single patch
+    assert own.min() > 0.4 and own.mean() > 0.8 and own.mean() > others + 0.2
 
 
 @pytest.mark.parametrize("head, panels", [(None, 9), ("mean", 2), (0, 2), (7, 2)])
@@ -90,7 +91,9 @@ def test_heads_are_all_or_one_or_their_mean(demo, clip, tmp_path, head, panels, 
     _, x = as_seen(read(clip)[0][0], demo.transform, demo.model.patch_size, 48)
     maps = cls_attention(demo, x[None], layer=1)[0]
     maps = maps if head is None else maps.mean(0)[None] if head == "mean" else maps[[head]]
-    torch.testing.assert_close(shown[0][0], maps / maps.amax((1, 2), keepdim=True))
+    least = 3 * maps.mean((1, 2), keepdim=True)  # a flat map stays dark
+    brightest = maps.amax((1, 2), keepdim=True).maximum(least)
+    torch.testing.assert_close(shown[0][0], maps / brightest)
     assert len(shown) == 11 and len(shown[0][1]) == panels - 1
 
 
