@@ -4,7 +4,7 @@
     python benchmarks/seeds.py --runs runs/laptop --preset laptop --seeds 0 1 2
     python benchmarks/seeds.py --runs runs/laptop --preset laptop --seeds 0 1 2 --dataset caltech101
 
-trains each (`demo` in six to fifteen minutes of two cores, `laptop` in one to three hours of one),
+trains each (`demo` in four to ten minutes of two cores, `laptop` in one to three hours of one),
 scores it as `dino report` does, on its own images or on those of --dataset, and writes the scores
 to seeds_demo.json, seeds_laptop.json or seeds_laptop_caltech101.json beside this file: README
 quotes them. It goes on where it was cut off.
