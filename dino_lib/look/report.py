@@ -26,12 +26,12 @@ def compare(stages: dict, probes: Probes, *, n_points: int = 500, n_pictures: in
             features: dict | None = None) -> tuple[dict, Figure | None, Figure]:
     """What several networks make of the same images: (table, attention, clusters).
 
-    stages: name -> teacher or Backbone. features: name -> those of `Probes.features`, if
-    at hand. table: name -> scores, see `measure.stages.examine`. Then two figures: every
-    `step`-th query with the map of the head that is chosen without masks (of a network
-    without CLS token the pooled similarity; None where no network has patches), and the
-    features in the plane, where the classes have colours, or small pictures stand if
-    there are more classes than colours, or no names.
+    stages: name -> teacher or Backbone. features: name -> (gallery (N, D), queries (M, D))
+    of `Probes.features`, if at hand. table: name -> scores, see `measure.stages.examine`.
+    Then two figures: every `step`-th query with the map of the head that is chosen
+    without masks (of a network without CLS token the pooled similarity; None where no
+    network has patches), and the features in the plane, where the classes have colours,
+    or small pictures stand if there are more classes than colours, or no names.
     """
     chosen = spread(len(probes.queries), n_points)
     pictures = torch.arange(len(probes.queries))[::step][:n_pictures]

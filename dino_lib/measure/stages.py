@@ -40,7 +40,7 @@ def examine(model: Any, probes: Probes, chosen: Tensor, pictures: Tensor,
     scores: those of `Probes.evaluate` and nmi; if thorough, retrieval's mean average
     precision ("map"), what the k-NN's errors share with the right classes (see
     `error_scores`) and, where there are two classes or more, a linear probe's accuracy.
-    features: those of `Probes.features`, if at hand.
+    features: (gallery (N, D), queries (M, D)) of `Probes.features`, if at hand.
     """
     backbone = backbone_of(model)
     gallery, queries = features or probes.features(backbone)

@@ -591,7 +591,7 @@ place = "a" if last >= of_middle.min() else "b" if last > half_way else "c"
 settle(guess, {"a": "as high as 0.96", "b": "nearer to 0.96", "c": "nearer to momentum 0"}, place)
 
 # %% [markdown]
-# One run is one seed, and the thin red lines show how far apart seeds end with so fast a teacher. Rounding alone moves such a run, too: from the same seed, the student ended at 0.23 with the finished step and with the solution of *Your turn 4*; on the same processor, told to compute with AVX2 in place of AVX-512, at 0.29 and 0.17. All are well below the runs of 0.96. It moves those of momentum 0 as well: when we changed the first weights of seed 0 by two millionths at most, five runs ended between 0.10 and 0.20; the measured one ends at 0.26.
+# One run is one seed, and the thin red lines show how far apart seeds end with so fast a teacher. Rounding alone moves such a run, too: from the same seed, the student ended at 0.23 with the finished step and with the solution of *Your turn 4*; on the same processor, told to compute with AVX2 in place of AVX-512, at 0.29 and 0.17. All are well below the runs of 0.96. It moves those of momentum 0 as well, so each of them might have ended elsewhere, too.
 
 # %% [markdown]
 # **Exercise 5 · easy · 10 minutes · a momentum of your own.** (Exercises 6 to 9 come after the summary.) Set `my_momentum` to 0.9, 0.99 or 0.996, work out how many half-lives fit into 240 updates, guess, and run the three cells above again. What should come out: your line in black among the measured ones. With 0.996 look at the left plot too: how much of this teacher is still its random start, and does its student mind?

@@ -9,7 +9,7 @@ from dino_lib.backbone import create_backbone
 from dino_lib.data.shapes import CLASSES, Shapes
 from dino_lib.measure.attention import cls_attention
 from dino_lib.measure.heads import choose_head
-from dino_lib.measure.knn import knn_predict
+from dino_lib.measure.knn import accuracy, knn_predict
 from dino_lib.measure.masks import above_blind, patch_masks
 from dino_lib.measure.probes import Probes
 from dino_lib.measure.stages import error_scores, examine, fine_attention, histogram_scores
@@ -51,6 +51,14 @@ def test_the_head_that_is_shown_is_chosen_without_masks(probes, backbone):
     bare = dataclasses.replace(probes, masks=None)
     again = examine(backbone, bare, torch.arange(20), pictures)
     assert again.label == found.label and torch.equal(again.maps, found.maps)
+
+
+def test_features_at_hand_are_not_computed_again(probes, backbone):
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(*of.shape, generator=generator) for of in probes.features(backbone)]
+    found = examine(backbone, probes, torch.arange(20), torch.arange(2), True, tuple(features))
+    assert found.scores["knn"] == accuracy(probes.predict(*features), probes.query_labels)[0]
+    assert found.scores["knn"] != probes.evaluate(backbone)["knn"]
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,19 @@ def test_the_demo_in_the_readme():
             if f"{score}_{blind}_trained" in found:
                 assert f"{found[f'{score}_{blind}_trained']:{form}}" in said[1], words
     assert f"| {found['knn_color_histogram']:.1%} (colour histogram) |" in README
+    said = " ".join(README.split())
+    assert (
+        f"of its errors {found['errors_palette_trained']:.0%} take a class for the other one of "
+        f"its palette (untrained {found['errors_palette_untrained']:.0%}, the colour histogram "
+        f"{found['errors_palette_color_histogram']:.0%}, by chance "
+        f"{found['errors_palette_chance']:.0%}), and {found['errors_texture_trained']:.0%} for"
+    ) in said
+    assert found["head_untrained"] == found["head_trained"]  # what the figure's caption says
+    assert (
+        f"blobs in the middle get {found['above_blind_blobs_trained']:.2f}, local contrast "
+        f"{found['above_blind_contrast_trained']:.2f} and this head untrained, the best one there, "
+        f"{found['above_blind_best_untrained']:.2f}."
+    ) in said
 
 
 @pytest.mark.parametrize(
