@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,6 +35,8 @@ def process_group(config: Config, rank_here: int, **meet: Any) -> Iterator[None]
         backend = "nccl"
         torch.cuda.set_device(device)
         meet["device_id"] = device
+    # the stem's last convolution is 1x1: its gradient has other strides, which costs one small copy
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     dist.init_process_group(backend, timeout=PATIENCE, **meet)
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(
             nowhere if rank_here else sys.stdout):

@@ -40,3 +40,23 @@ def test_each_seed_is_ahead_of_what_sees_no_object():
         blind = ("untrained", "blobs_trained", "contrast_trained")
         best = max(row[f"above_blind_{name}"] for name in blind)
         assert row["above_blind_trained"] > best + 0.3
+
+
+def test_readme_says_at_which_share_one_head_is_ahead_of_the_blobs():
+    said = re.search(r"The best single head of the five seeds.*?with more mass on all", README)[0]
+    heads, blobs, untrained = (
+        {share: [row[f"jaccard_{what}_{share}%"] for row in ROWS] for share in (60, 75, 90)}
+        for what in ("one_head", "blobs", "one_head_untrained")
+    )
+    for share, words in (
+        (60, "{} to {} there"),
+        (75, "{} to {} with 75% of the mass"),
+        (90, "{} to {} with 90%"),
+    ):
+        assert words.format(*(f"{of(heads[share]):.2f}" for of in (min, max))) in said
+    assert f"untrained at most {max(max(of) for of in untrained.values()):.2f}" in said
+    first, *others, last = (f"{max(of):.2f}" for of in blobs.values())
+    assert f"for each picture, {first}, {', '.join(others)} and {last}" in said
+    assert sum(a > b for a, b in zip(heads[60], blobs[60], strict=True)) == 3
+    for share in (75, 90):
+        assert min(heads[share]) > max(blobs[share])
