@@ -5,7 +5,8 @@ Imagenette (20 and 10 classes), grey photographs, and 60 photographs in all. For
 `--minutes` of this process's processor time, the run, and what it came to: the doctor's findings,
 the two entropies as shares of ln K, RankMe and 20-NN beside the untrained network's and a colour
 histogram's. Fails if a run collapses. DATA holds caltech101/101_ObjectCategories and
-imagenette2-160/train. Writes dino_lib/course/measured/advise_MINUTESmin_SEED.json.
+imagenette2-160/train. Writes dino_lib/course/measured/advise_MINUTESmin_SEED.json; with `--only
+creatures` those rows alone.
 
 `--half-lives` compares two teachers instead: the creatures, advised for 3 minutes, with `pocket`'s
 half-lives and with the other presets', seeds 0 to 2. Writes half_lives.json, and takes 20 minutes.
@@ -179,7 +180,8 @@ def main(arguments=None):
     if not args.data:
         parser.error("--data is missing: the folder of caltech101 and imagenette2-160")
     out = args.out or advised(args.seed, args.minutes)
-    rows = {}
+    # with --only, a file that is there keeps its other rows
+    rows = json.loads(out.read_text("utf-8"))["rows"] if out.exists() else {}
     for name in args.only:
         with tempfile.TemporaryDirectory() as place:
             write(name, args.data, Path(place) / name)

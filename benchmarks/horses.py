@@ -5,9 +5,12 @@ nobody trains on: the middle square of each, at the teacher's own `eval_size`, o
 head for all pictures, chosen without masks and the best of them by each measure: above blind, AUC,
 Jaccard of the 60 % mass mask. Beside it the same network untrained (seeds 0 to 2), the same heads
 against the masks of other pictures, the mean of the heads, as many blobs in the middle as it has
-heads, one blob, and maps that no network made. horses_96.json beside this file holds what README
-and notebook 06 quote. DIR holds images/*.jpg and masks/*.png of the same names; an object lies
-where a mask is white.
+heads, one blob, and maps that no network made. Last what no head can be expected to have, since
+masks made it: a linear readout of the patches' tokens, fitted to the masks of other horses; also of
+what the stem gives, of the untrained network, of a patch's mean colour and of where it lies.
+
+DIR holds images/*.jpg and masks/*.png of the same names; an object lies where a mask is white.
+horses_96.json beside this file holds what README and notebook 06 quote.
 """
 
 import argparse
@@ -17,6 +20,10 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from dino_lib.data.images import read_image
@@ -38,6 +45,7 @@ from dino_lib.run.build import build_student
 from dino_lib.teachers.load import load_teacher
 
 DATA = Path("data/weizmann_horses")
+FOLDS = 5
 MEASURES = ("above blind", "AUC", "Jaccard")
 
 
@@ -56,6 +64,45 @@ def attention(backbone, images, mean, std):
     """The last block's maps, (N, heads, h, w)."""
     parts = [cls_attention(backbone, normalize(part, mean, std)) for part in images.split(32)]
     return torch.cat(parts).cpu()
+
+
+@torch.no_grad()
+def tokens(backbone, images, mean, std):
+    """The last patch tokens, and those that the stem gave: (N, h, w, D) each."""
+    kept, last = [], []
+    hook = backbone.model.blocks[0].register_forward_pre_hook(lambda block, x: kept.append(x[0]))
+    for part in images.split(32):
+        last.append(backbone.patch_tokens(normalize(part, mean, std)))
+    hook.remove()
+    last = torch.cat(last)
+    first = torch.cat(kept)[:, backbone.num_prefix_tokens :]
+    return last, first.unflatten(1, last.shape[1:3])
+
+
+def readout(tokens, objects):
+    """How much of an object a linear readout finds in tokens, with the masks of other pictures.
+
+    tokens (N, h, w, D), objects bool (N, h, w) -> maps (N, 1, h, w). Logistic regression on four
+    fifths of the pictures gives the maps of the rest. A patch of the ground counts by how many
+    objects lie in its place, so that the place tells nothing, as in above blind.
+    """
+    found = torch.zeros(objects.shape)
+    for fold in range(FOLDS):
+        held = torch.arange(len(objects)) % FOLDS == fold
+        known = objects[~held]
+        weight = torch.where(known, 1.0, known.float().mean(0))
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        model.fit(tokens[~held].flatten(0, 2).numpy(), known.flatten().numpy(),
+                  logisticregression__sample_weight=weight.flatten().numpy())  # fmt: skip
+        values = model.decision_function(tokens[held].flatten(0, 2).numpy())
+        found[held] = torch.from_numpy(values).sigmoid().float().view(-1, *objects.shape[1:])
+    return found[:, None]
+
+
+def places(n, grid):
+    """Where each patch lies, and its squares: (N, h, w, 5)."""
+    y, x = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in grid), indexing="ij")
+    return torch.stack([y, x, y * y, x * x, x * y], -1).expand(n, -1, -1, -1)
 
 
 def score(maps, masks):
@@ -93,6 +140,15 @@ def rows_of(name, folder, size=None, limit=None):
         found.append(row(what, fixed.expand(n, -1, -1, -1), masks, choose=False))
     for what, baseline in BASELINES.items():
         found.append(row(what, baseline(images, grid)[:, None], masks, choose=False))
+    objects = patch_masks(masks, grid)
+    last, stem = tokens(teacher.model, images, **look)
+    held = {"its tokens": last, "its stem": stem, "where a patch lies": places(n, grid)}
+    held["the mean colour"] = F.adaptive_avg_pool2d(images / 255, tuple(grid)).movedim(1, -1)
+    if teacher.config:
+        held["its tokens, untrained"] = tokens(untrained, images, **look)[0]
+    for what, of in held.items():
+        maps = readout(of, objects)
+        found.append(row(f"readout with masks: {what}", maps, masks, choose=False))
     about = {"teacher": name, "size": size, "grid": grid, "pictures": n}
     return [{**about, **one} for one in found]
 

@@ -19,6 +19,14 @@ from dino_lib.measure.heads import foreground
 from dino_lib.measure.masks import above_blind, patch_masks
 from dino_lib.teachers.load import load_teacher
 
+READ = (
+    "its tokens",
+    "its stem",
+    "where a patch lies",
+    "the mean colour",
+    "its tokens, untrained",
+)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -61,6 +69,7 @@ def test_a_teacher_stands_beside_what_knows_nothing(folder, tmp_path, capsys):
         "distance from the mean colour",
         "darkness",
         "red less green",
+        *(f"readout with masks: {what}" for what in READ),
     ]
     teacher = load_teacher("demo")
     images, masks = horses.read_horses(folder, 48)
@@ -75,6 +84,33 @@ def test_a_teacher_stands_beside_what_knows_nothing(folder, tmp_path, capsys):
     assert "demo: 6 horses, 48 px, 8 x 8 patches" in table
     chosen = rows[0]["above blind"][rows[0]["chosen"]]
     assert f"| demo | {chosen:.2f}; {expected.max():.2f} |" in table
+
+
+def test_a_readout_finds_what_tokens_hold_and_nothing_by_the_place():
+    generator = torch.Generator().manual_seed(0)
+    masks = Shapes(60, seed=5).masks
+    objects = patch_masks(masks, (8, 8))
+    noise = torch.randn(60, 8, 8, 4, generator=generator)
+    told = torch.cat([noise, noise[..., :1] + 4 * objects[..., None]], -1)
+    maps = horses.readout(told, objects)
+    assert maps.shape == (60, 1, 8, 8)
+    assert above_blind(maps, objects) > 0.95
+    assert above_blind(horses.readout(noise, objects), objects).abs() < 0.1
+    assert above_blind(horses.readout(horses.places(60, (8, 8)), objects), objects).abs() < 0.15
+    # a picture's own mask has no say in its map
+    other = objects.clone()
+    other[0] = ~other[0]
+    torch.testing.assert_close(horses.readout(told, other)[0], maps[0])
+
+
+def test_tokens_are_those_of_the_stem_and_of_the_end(vit):
+    images = Shapes(3, seed=1).images
+    look = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    last, stem = horses.tokens(vit, images, **look)
+    x = horses.normalize(images, **look)
+    assert torch.equal(last, vit.patch_tokens(x).detach())
+    embedded = vit.model._pos_embed(vit.model.patch_embed(x))[:, vit.num_prefix_tokens :]
+    torch.testing.assert_close(stem.flatten(1, 2), embedded.detach())
 
 
 def test_without_horses_a_line_says_so(tmp_path, capsys):
