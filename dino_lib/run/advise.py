@@ -37,10 +37,10 @@ FOR_EVALUATIONS = 0.1  # share of the time, at most
 BACKBONE = "backbone", "backbone_options", "conv_stem", "store_size", "global_size"
 GENTLE = 0.99, 0.998  # least momentum, going on from pretrained weights, start and end
 HALF_LIVES = 0.02, 0.085  # of the teacher's memory, as shares of the run, start and end
-# With these, pocket's features shrank to a rank of 1.4 to 2.4 of 64 within 520 updates of the
-# creatures as first drawn, with fainter rings and dots; with its own to 5.5 to 6.0 (three seeds
-# each, `benchmarks/advise.py --half-lives`)
-OWN_HALF_LIVES = {"pocket": (0.05, 0.2)}
+# In updates: with 10 and 43 the features shrank to a rank of 1.6 to 1.8 of 64 within 509 updates of
+# the creatures, with 25 and 102 to 5.2 to 5.9 (three seeds each, `benchmarks/advise.py
+# --half-lives`)
+LEAST_HALF_LIVES = 25, 100
 
 
 @dataclass(frozen=True)
@@ -214,8 +214,7 @@ def _plan(preset: str, config: Config, reasons: dict[str, str], survey: Survey, 
     if survey.images < 500:
         notes.append(f"{survey.images} images are few to learn from: compare the k-NN with that "
                      "of the untrained network, or go on from pretrained weights, --weights FILE")
-    shares = OWN_HALF_LIVES.get(preset, HALF_LIVES)
-    start, end = [momentum_of(share * updates) for share in shares]
+    start, end = [momentum_of(half) for half in half_lives(updates)]
     warmup, lr, frozen = round(0.15 * epochs, 2), config.lr, 0.0
     if config.weights:
         start, end = max(start, GENTLE[0]), max(end, GENTLE[1])
@@ -251,6 +250,13 @@ def epochs_in(seconds: float, update: float, images: int, batch_size: int) -> fl
     What is left over of the images in an epoch is left out.
     """
     return min(MOST_EPOCHS, int(seconds / update) / (images // batch_size))
+
+
+def half_lives(updates: int) -> tuple[float, float]:
+    """Of the teacher's memory in a run of so many updates, start and end, in updates."""
+    start, end = [max(share * updates, least)
+                  for share, least in zip(HALF_LIVES, LEAST_HALF_LIVES, strict=True)]
+    return start, end
 
 
 def momentum_of(updates: float) -> float:

@@ -89,14 +89,15 @@ def test_the_demos_length_on_the_demos_images_gives_the_demos_settings(of):
     assert advice.config.momentum_end == pytest.approx(demo.momentum_end, abs=0.002)
 
 
-def test_the_teacher_forgets_half_in_its_share_of_the_run(of):
-    for short_side, preset, start, end in [(48, "demo", 0.02, 0.085), (30, "pocket", 0.05, 0.2)]:
-        advice = of(4000, 30, short_side=short_side)
+def test_the_teacher_forgets_half_in_a_share_of_the_run_and_keeps_the_last_hundred_updates(of):
+    for minutes, short_side, preset in [(30, 48, "demo"), (30, 30, "pocket"), (0.5, 30, "pocket")]:
+        advice = of(4000, minutes, short_side=short_side)
         assert advice.preset == preset
+        start, end = max(0.02 * advice.updates, 25), max(0.085 * advice.updates, 100)
+        assert (minutes < 1) == ((start, end) == (25, 100))
         momentum, momentum_end = advice.config.momentum, advice.config.momentum_end
-        assert momentum ** (start * advice.updates) == pytest.approx(0.5, abs=0.03)
-        assert momentum_end ** (end * advice.updates) == pytest.approx(0.5, abs=0.1)
-    assert of(4000, 0.1).config.momentum == 0.9  # at least
+        assert momentum**start == pytest.approx(0.5, abs=0.03)
+        assert momentum_end**end == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize(("images", "batch", "k"), [(16, 16, 64), (60, 16, 64), (300, 32, 64),
