@@ -937,8 +937,8 @@ over_photo({"teacher": there, "untrained": cls_attention(untrained, x_negative[N
 # no network; the one head that is clearly ahead of it, at 0.55, isn't chosen, and we know of it by
 # the masks. `photos` is the best of three seeds, too. The last rows ask what a head *could* find: a
 # logistic regression that is told the masks of four fifths of the horses finds the rest by the tokens
-# little better than by colour. So a better head needs better tokens first. This is a beginning: the
-# paper's maps come from 1.3 million photographs and days of GPU time.
+# little better than by colour. So before a head can know horses, the tokens must. This is a
+# beginning: the paper's maps come from 1.3 million photographs and days of GPU time.
 
 # %% [markdown]
 # ## The closing picture
