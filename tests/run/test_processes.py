@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,6 +160,18 @@ def wait_in_vain(rank, folder):
         assert interrupts.asked
         time.sleep(60)
     assert time.monotonic() < interrupts.patient_until + 30
+
+
+def test_processes_are_silent_about_the_strides_of_gradients_and_nothing_else(monkeypatch):
+    """PyTorch warns each of them of the stem's 1x1 convolution."""
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(dist, name, lambda *args, **kwargs: None)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with processes.process_group(replace(PRESETS["smoke"], device="cpu"), 0):
+            warnings.warn("Grad strides do not match bucket view strides. This may", stacklevel=1)
+            warnings.warn("another", stacklevel=1)
+    assert [str(one.message) for one in said] == ["another"]
 
 
 def test_a_process_that_waits_in_vain_leaves_alone(tmp_path):
