@@ -7,7 +7,7 @@ Jaccard of the 60 % mass mask. Beside it the same network untrained (seeds 0 to 
 against the masks of other pictures, the mean of the heads, as many blobs in the middle as it has
 heads, one blob, and maps that no network made. Last what no head can be expected to have, since
 masks made it: a linear readout of the patches' tokens, fitted to the masks of other horses; also of
-what the stem gives, of the untrained network, of a patch's mean colour and of where it lies.
+what the stem gives, of the same untrained, of a patch's mean colour and of where it lies.
 
 DIR holds images/*.jpg and masks/*.png of the same names; an object lies where a mask is white.
 horses_96.json beside this file holds what README and notebook 06 quote.
@@ -30,6 +30,7 @@ from dino_lib.data.images import read_image
 from dino_lib.data.transforms import middle_square, normalize
 from dino_lib.measure.attention import cls_attention
 from dino_lib.measure.baselines import BASELINES
+from dino_lib.measure.features import patch_features
 from dino_lib.measure.heads import choose_head
 from dino_lib.measure.masks import (
     above_blind,
@@ -67,16 +68,9 @@ def attention(backbone, images, mean, std):
 
 
 @torch.no_grad()
-def tokens(backbone, images, mean, std):
-    """The last patch tokens, and those that the stem gave: (N, h, w, D) each."""
-    kept, last = [], []
-    hook = backbone.model.blocks[0].register_forward_pre_hook(lambda block, x: kept.append(x[0]))
-    for part in images.split(32):
-        last.append(backbone.patch_tokens(normalize(part, mean, std)))
-    hook.remove()
-    last = torch.cat(last)
-    first = torch.cat(kept)[:, backbone.num_prefix_tokens :]
-    return last, first.unflatten(1, last.shape[1:3])
+def stem(backbone, x):
+    """What the blocks get, without the patches' places: x (N, C, H, W) -> (N, h, w, D)."""
+    return backbone.model.patch_embed(x).reshape(len(x), *backbone.grid(x.shape[2:]), -1)
 
 
 def readout(tokens, objects):
@@ -130,23 +124,24 @@ def rows_of(name, folder, size=None, limit=None):
     found = [row(name, maps, masks)]
     found.append(row("its heads, other pictures' masks", maps, masks.roll(1, 0)))
     found.append(row("the mean of its heads", maps.mean(1, keepdim=True), masks, choose=False))
+    x = normalize(images, **look)
+    objects = patch_masks(masks, grid)
+    told = {"its tokens": patch_features(teacher, x), "its stem": stem(teacher.model, x)}
     for seed in range(3) if teacher.config else ():
         config = dataclasses.replace(teacher.config, seed=seed, pretrained=False)
         untrained = build_student(config).backbone.eval()
         maps = attention(untrained, images, **look)
         found.append(row(f"untrained, seed {seed}", maps, masks))
+        told[f"its tokens, untrained, seed {seed}"] = patch_features(untrained, x)
+        told[f"its stem, untrained, seed {seed}"] = stem(untrained, x)
     blobs = {f"{n_heads} blobs": center_blobs(n_heads, grid), "one blob": blob(grid)[None]}
     for what, fixed in blobs.items():
         found.append(row(what, fixed.expand(n, -1, -1, -1), masks, choose=False))
     for what, baseline in BASELINES.items():
         found.append(row(what, baseline(images, grid)[:, None], masks, choose=False))
-    objects = patch_masks(masks, grid)
-    last, stem = tokens(teacher.model, images, **look)
-    held = {"its tokens": last, "its stem": stem, "where a patch lies": places(n, grid)}
-    held["the mean colour"] = F.adaptive_avg_pool2d(images / 255, tuple(grid)).movedim(1, -1)
-    if teacher.config:
-        held["its tokens, untrained"] = tokens(untrained, images, **look)[0]
-    for what, of in held.items():
+    told["the mean colour"] = F.adaptive_avg_pool2d(images / 255, grid).movedim(1, -1)
+    told["where a patch lies"] = places(n, grid)
+    for what, of in told.items():
         maps = readout(of, objects)
         found.append(row(f"readout with masks: {what}", maps, masks, choose=False))
     about = {"teacher": name, "size": size, "grid": grid, "pictures": n}

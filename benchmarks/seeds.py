@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 # what knows nothing of the objects
 BLIND = ("knn_color_histogram", "above_blind_blobs_trained", "above_blind_contrast_trained")
 SHARES = (0.6, 0.75, 0.9)  # of the mass, in a mask
-N_MASKS = 200  # pictures with a mask, as in the report
+N_MASKS = 200  # as many as `Probes.score` takes
 OF_BOTH = ("knn", "linear", "nmi", "map", "above_blind", "auc")  # untrained and trained
 
 
@@ -49,6 +49,7 @@ def scores(config: Config, run: Path, dataset: str | None) -> dict[str, float]:
 
 
 def jaccards(run: Path) -> dict[str, float]:
+    """For each share: one head for all pictures, trained and untrained, and the blobs' best."""
     teacher = load_teacher(run)
     probes = open_probes(teacher.config)
     truth = probes.masks[:N_MASKS]

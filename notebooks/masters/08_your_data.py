@@ -239,7 +239,7 @@ _ = axis.legend(fontsize=8, ncols=5)
 # %% [markdown]
 # Some 130 to 500 updates are little, and the bars say so: on the three folders of photographs with more than 60 the colour histogram is ahead with every seed, and on each of them a run or two end below their own start, or level with it. On the creatures the trained network and the histogram are about level. The sixty gain most, and are still not ahead of the histogram. A folder of 60 has a dozen queries, and one query more or less moves its dot by eight points. None of these runs collapses (here that is a gap below 3 %; 05 draws the line at 5, 07 at 10: rules of thumb for runs of other lengths), and they end about in time, though on a crowded machine a processor's minute is worth less.
 #
-# Are more minutes better? The same folders, advised for 3 minutes, seed 0, on a fast core (an older one has time for half of these updates):
+# Are more minutes better? The same folders, advised for 3 minutes, seed 0, on a fast core (a slower one has time for fewer updates):
 
 # %%
 longer = read_measured(advised(0, minutes=3))["rows"]

@@ -91,3 +91,25 @@ def test_a_short_run_wants_the_teacher_that_a_longer_one_has_by_itself():
     assert "with 5 and 20% at {} to {}%".format(*knn(slow)) in said
     slow, fast = long
     assert "is ahead: {} to {}% against {} to {}%".format(*knn(fast), *knn(slow)) in said
+
+
+def test_what_readme_and_08_say_of_three_minutes():
+    rows = read_measured(advised(0, 3))["rows"]
+    gains, leads = (
+        {name: 100 * (row["trained"]["knn"] - row[than]["knn"]) for name, row in rows.items()}
+        for than in ("untrained", "histogram")
+    )
+    updates = [row["updates"] for row in rows.values()]
+    said = " ".join((PATH.parents[1] / "README.md").read_text("utf-8").split())
+    assert f"({min(updates):,} to {max(updates):,} updates on one core" in said
+    assert f"are {min(gains.values()):.0f} to {max(gains.values()):.0f} points of 20-NN" in said
+    on_photographs = [leads[name] for name in ("caltech", "imagenette", "grey")]
+    low, high = min(on_photographs), max(on_photographs)
+    assert f"{int(leads['creatures'])} points on the creatures, {low:.0f} to {high:.0f} on" in said
+    assert round(leads["sixty"] * rows["sixty"]["queries"] / 100) == 1  # query
+    master = (PATH.parents[1] / "notebooks" / "masters" / "08_your_data.py").read_text("utf-8")
+    assert (
+        f"by {gains['creatures']:.0f} points on the creatures, {gains['caltech']:.0f} on "
+        f"Caltech-101, {gains['imagenette']:.0f} on Imagenette, {gains['grey']:.0f} on the grey "
+        f"photographs and {gains['sixty']:.0f} on the sixty"
+    ) in master

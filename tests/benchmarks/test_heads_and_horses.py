@@ -15,6 +15,7 @@ import horses
 from dino_lib.backbone import create_backbone
 from dino_lib.data import datasets
 from dino_lib.data.shapes import Shapes
+from dino_lib.measure.features import patch_features
 from dino_lib.measure.heads import foreground
 from dino_lib.measure.masks import above_blind, patch_masks
 from dino_lib.teachers.load import load_teacher
@@ -22,9 +23,9 @@ from dino_lib.teachers.load import load_teacher
 READ = (
     "its tokens",
     "its stem",
-    "where a patch lies",
+    *(f"its {what}, untrained, seed {seed}" for seed in range(3) for what in ("tokens", "stem")),
     "the mean colour",
-    "its tokens, untrained",
+    "where a patch lies",
 )
 
 
@@ -80,6 +81,11 @@ def test_a_teacher_stands_beside_what_knows_nothing(folder, tmp_path, capsys):
     assert rows[0]["chosen"] == foreground(maps).argmax() and rows[6]["chosen"] is None
     mean = above_blind(maps.mean(1, keepdim=True), patch_masks(masks, (8, 8)))
     torch.testing.assert_close(torch.tensor(rows[2]["above blind"]), mean)
+    x = horses.normalize(images, **look)
+    read = horses.readout(patch_features(teacher, x), patch_masks(masks, (8, 8)))
+    of_tokens = next(one for one in rows if one["what"] == "readout with masks: its tokens")
+    expected_of_tokens = above_blind(read, patch_masks(masks, (8, 8)))
+    torch.testing.assert_close(torch.tensor(of_tokens["above blind"]), expected_of_tokens)
     table = capsys.readouterr().out
     assert "demo: 6 horses, 48 px, 8 x 8 patches" in table
     chosen = rows[0]["above blind"][rows[0]["chosen"]]
@@ -101,16 +107,6 @@ def test_a_readout_finds_what_tokens_hold_and_nothing_by_the_place():
     other = objects.clone()
     other[0] = ~other[0]
     torch.testing.assert_close(horses.readout(told, other)[0], maps[0])
-
-
-def test_tokens_are_those_of_the_stem_and_of_the_end(vit):
-    images = Shapes(3, seed=1).images
-    look = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
-    last, stem = horses.tokens(vit, images, **look)
-    x = horses.normalize(images, **look)
-    assert torch.equal(last, vit.patch_tokens(x).detach())
-    embedded = vit.model._pos_embed(vit.model.patch_embed(x))[:, vit.num_prefix_tokens :]
-    torch.testing.assert_close(stem.flatten(1, 2), embedded.detach())
 
 
 def test_without_horses_a_line_says_so(tmp_path, capsys):
