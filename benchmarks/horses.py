@@ -1,11 +1,11 @@
-"""Do heads find horses? `python benchmarks/horses.py demo photos --data DIR --out horses.json`.
+"""Do heads find horses? `python benchmarks/horses.py photos demo --size 96 --data DIR`.
 
-Teachers (what `load_teacher` takes) on the 251 photographs with masks of Weizmann's horses, which
-nobody trains on: the middle square of each, at the teacher's own `eval_size`, or at --size. One
-head for all pictures, chosen without masks and the best of them by each measure: above blind, AUC,
-Jaccard of the 60 % mass mask. Beside it the same network untrained (seeds 0 to 2), the same heads
-against the masks of other pictures, the mean of the heads, as many blobs in the middle as it has
-heads, one blob, and maps that no network made. Last what no head can be expected to have, since
+Teachers (what `load_teacher` takes) on photographs with masks of Weizmann's horses, 251 of the
+328, which nobody trains on: the middle square of each, at the teacher's own `eval_size`, or at
+--size. One head for all pictures, chosen without masks and the best of them by each measure: above
+blind, AUC, Jaccard of the 60 % mass mask. Beside it the same network untrained (seeds 0 to 2), the
+same heads against the masks of other pictures, the mean of the heads, as many blobs in the middle
+as it has heads, one blob, and maps that no network made. Last what no head can be expected to have, since
 masks made it: a linear readout of the patches' tokens, fitted to the masks of other horses; also of
 what the stem gives, of the same untrained, of a patch's mean colour and of where it lies.
 

@@ -19,9 +19,10 @@ class ConvStem(PatchEmbed):
 
     A tiny ViT on a small budget needs it: with a linear embedding it learns next to nothing in a
     few hundred steps (Xiao et al. 2021, arXiv 2106.14881). Each convolution shrinks by a prime
-    factor of the patch size (and is as large as that factor where it is above 3, to skip no
-    pixels); a 1x1 convolution gives the embedding. The image's sides must be divisible by the
-    patch size.
+    factor of the patch size (and is as large as that factor where it is above 3); a 1x1
+    convolution gives the embedding. The image's sides must be divisible by the patch size. With
+    an odd factor the last rows and columns of pixels stay unseen: two of 48 with patches of 6,
+    none with patches of 4, 8 or 16.
     """
 
     def __init__(self, *args, patch_size=16, in_chans=3, embed_dim=768, bias=True, **kwargs):

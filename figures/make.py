@@ -8,17 +8,14 @@ from pathlib import Path
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from dino_lib.data.batch_views import BatchMultiCrop, view_uniforms
 from dino_lib.data.folders import FolderOfImages
 from dino_lib.data.images import PHOTOS
-from dino_lib.data.shapes import Shapes
 from dino_lib.data.transforms import EvalTransform, middle_square
 from dino_lib.look.curves import training_curves
 from dino_lib.look.maps import attention_sheet
-from dino_lib.look.pictures import show_images, show_views
 from dino_lib.look.report import compare
 from dino_lib.measure.attention import cls_attention
 from dino_lib.measure.baselines import local_contrast
@@ -27,7 +24,7 @@ from dino_lib.measure.masks import above_blind, patch_masks
 from dino_lib.measure.probes import Probes
 from dino_lib.measure.stages import fine_attention
 from dino_lib.run.build import build_student, open_probes
-from dino_lib.run.config import Config, multicrop_settings
+from dino_lib.run.config import Config
 from dino_lib.run.history import read_history
 from dino_lib.run.presets import PRESETS
 from dino_lib.run.teacher_file import Teacher
@@ -79,25 +76,29 @@ def architecture() -> Figure:
     arrow(axis, (1.75, 1.8), (2.85, 0.8))
     axis.text(1.35, 3.0, "multi-crop", fontsize=10, ha="center")
     for y, color, name in [(3.4, STUDENT, "student"), (0.7, TEACHER, "teacher")]:
-        box(axis, 6.0, y, 2.0, f"{name}\nbackbone", color)
-        box(axis, 8.7, y, 1.3, "head", color)
+        box(axis, 6.0, y, 1.9, "backbone", color)
+        box(axis, 8.5, y, 1.3, "head", color)
+        axis.add_patch(
+            Rectangle((5.8, y - 0.55), 4.2, 1.1, fill=False, edgecolor=DARK, linestyle=":")
+        )
+        axis.text(5.8, y + 0.62, name, fontsize=10)
         arrow(axis, (5.25, y), (5.95, y))
-        arrow(axis, (8.05, y), (8.65, y))
-        arrow(axis, (10.05, y), (10.75, y))
+        arrow(axis, (7.95, y), (8.45, y))
+        arrow(axis, (9.85, y), (10.75, y))
     box(axis, 10.8, 3.4, 2.3, "softmax(s / 0.1)", STUDENT)
     box(axis, 10.8, 0.7, 2.3, "softmax((t - c) / \u03c4)", TEACHER)
     box(axis, 13.2, 2.05, 1.9, "cross-entropy\nof the pairs", PLAIN)
     arrow(axis, (13.15, 3.3), (13.9, 2.48))
     arrow(axis, (13.15, 0.8), (13.9, 1.62))
-    arrow(axis, (7.0, 2.98), (7.0, 1.12), BROWN)
+    arrow(axis, (7.9, 2.82), (7.9, 1.28), BROWN)  # of the frame: backbone and head
     formula = "\u03b8\u209c \u2190 m \u03b8\u209c + (1 - m) \u03b8\u209b"
     average = f"moving average of the weights:\n{formula}"
-    axis.text(7.15, 2.05, average, fontsize=10, color=BROWN, va="center")
-    axis.plot([14.5, 14.5, 7.0], [2.45, 4.5, 4.5], BLUE, linewidth=1.3, linestyle="--")
-    arrow(axis, (7.0, 4.5), (7.0, 3.82), BLUE)
-    axis.text(10.7, 4.65, "gradient: to the student alone", fontsize=10, color=BLUE, ha="center")
+    axis.text(8.05, 2.05, average, fontsize=10, color=BROWN, va="center")
+    axis.plot([14.5, 14.5, 7.9], [2.45, 4.5, 4.5], BLUE, linewidth=1.3, linestyle="--")
+    arrow(axis, (7.9, 4.5), (7.9, 3.92), BLUE)
+    axis.text(11.2, 4.65, "gradient: to the student alone", fontsize=10, color=BLUE, ha="center")
     center = "center c: a running mean of the teacher's rows"
-    axis.text(11.95, -0.05, center, fontsize=10, ha="center", color=BROWN)
+    axis.text(12.5, -0.05, center, fontsize=10, ha="center", color=BROWN)
     return figure
 
 
@@ -160,14 +161,6 @@ def data_flow(config: Config) -> Figure:
     return figure
 
 
-def example_views(shapes: Shapes, config: Config) -> Figure:
-    """The views of one image."""
-    multicrop = BatchMultiCrop(**multicrop_settings(config))
-    uniforms = view_uniforms(0, 2, [3], multicrop.n_uniforms)
-    views = multicrop(shapes.images[3:4], uniforms=uniforms)
-    return show_views([view[0] for view in views], config.mean, config.std)
-
-
 def photographs(teacher: Teacher, side: int = 240) -> tuple[Figure, Figure]:
     """Attention over eight photographs that the teacher has never seen: all heads' mean, and each.
 
@@ -223,7 +216,6 @@ def main() -> None:
     """Draw and save everything."""
     config = PRESETS["demo"]
     teacher = load_teacher("demo")
-    shapes = Shapes(40, seed=1)
     untrained = build_student(teacher.config).backbone.eval()
     stages = {"untrained": untrained, "trained": teacher}
     probes = open_probes(config, limit=10**9)
@@ -231,8 +223,6 @@ def main() -> None:
     figures = {
         "architecture": architecture(),
         "data_flow": data_flow(config),
-        "shapes": show_images(shapes.images, masks=shapes.masks),
-        "views": example_views(shapes, config),
         "attention": attention,
         "clusters": clusters,
         "training": while_it_trains(teacher, probes, slice(10, 18)),

@@ -2,9 +2,9 @@
 
 The honest minutes of a whole notebook are what careful first readers needed; HONEST holds them.
 That of 08 is what its header says: nobody has been timed on it yet.
-They are shared out among the sections, by the minutes that the pieces are marked with, two for a
-prediction, and the words, text and code, at WORDS_A_MINUTE. So a section's minutes are an estimate;
-a whole notebook's are measured.
+Of them a section gets the minutes that its pieces are marked with, and of the rest its share, by
+two for a prediction and the words, text and code, at WORDS_A_MINUTE. So a section's minutes are an
+estimate; a whole notebook's are measured.
 """
 
 import re
@@ -81,8 +81,11 @@ def seconds(path: Path) -> int:
 
 def minutes(sections: list[Section], honest: int) -> list[int]:
     """Whole minutes for each section that sum to the notebook's honest minutes."""
-    raw = [s.marked + 2 * s.guesses + s.words / WORDS_A_MINUTE for s in sections]
-    exact = [honest * each / sum(raw) for each in raw]
+    reading = [2 * s.guesses + s.words / WORDS_A_MINUTE for s in sections]
+    left = honest - sum(s.marked for s in sections)
+    exact = [
+        s.marked + left * each / sum(reading) for s, each in zip(sections, reading, strict=True)
+    ]
     whole = [int(each) for each in exact]
     by_rest = sorted(range(len(exact)), key=lambda i: whole[i] - exact[i])
     for i in by_rest[: honest - sum(whole)]:  # the largest remainders get the minutes that are left
@@ -96,8 +99,8 @@ HEAD = """# Minutes for each section
 
 The total of a notebook is measured: the minutes that careful first readers needed for all of it,
 exercises too, before the notebooks were last shortened. Nobody has been timed on 08: its total is
-that of its header. A section's minutes are an estimate: the total, shared out by the minutes that
-the pieces are marked with, two for each prediction, and the words at 200 a minute. The seconds are
+that of its header. A section's minutes are an estimate: what its pieces are marked with, and its
+share of the rest, by two for each prediction and the words at 200 a minute. The seconds are
 of one CPU core, from the notebooks' headers; two idle cores share a training.
 
 The rule of the plans here: a task takes a mixed room half again as long as its mark, and telling a

@@ -14,14 +14,16 @@ from dino_lib.look.maps import attention_sheet
 from dino_lib.look.style import PALETTE, caption
 from dino_lib.measure.knn import nearest
 from dino_lib.measure.probes import Probes, spread
-from dino_lib.measure.stages import Findings, error_scores, examine, histogram_scores
+from dino_lib.measure.stages import Findings, chance_scores, examine, histogram_scores
 from dino_lib.run.build import build_student, open_probes
 from dino_lib.run.config import Config
 from dino_lib.run.history import read_history
 from dino_lib.teachers.load import SHIPPED, find_teacher, load_teacher
 
+N_POINTS = 500  # queries in the plane, and clustered
 
-def compare(stages: dict, probes: Probes, *, n_points: int = 500, n_pictures: int = 10,
+
+def compare(stages: dict, probes: Probes, *, n_points: int = N_POINTS, n_pictures: int = 10,
             step: int = 1, thorough: bool = False,
             features: dict | None = None) -> tuple[dict, Figure | None, Figure]:
     """What several networks make of the same images: (table, attention, clusters).
@@ -189,7 +191,9 @@ def _score_and_draw(stages: dict, probes: Probes, numbers: dict, figures: dict,
     features = {name: probes.features(stage) for name, stage in stages.items()}
     table, attention, clusters = compare(stages, probes, step=step, thorough=True,
                                          features=features)
-    table |= {"color_histogram": histogram_scores(probes), "chance": error_scores(probes)}
+    chosen = spread(len(probes.queries), N_POINTS)
+    table |= {"color_histogram": histogram_scores(probes, chosen),
+              "chance": chance_scores(probes, chosen)}
     for stage, scores in table.items():
         numbers |= {f"{key}_{stage}": value for key, value in scores.items()}
     figures["clusters.png"] = clusters

@@ -30,6 +30,19 @@ def cluster_scores(
     }
 
 
+def chance_nmi(labels: Labels, draws: int = 10, seed: int = 0) -> float:
+    """The NMI of random clusters, as many as there are classes: the mean of some draws.
+
+    It is far from 0 where clusters hold few pictures: the measure isn't adjusted for
+    chance (Vinh, Epps & Bailey 2010).
+    """
+    labels = class_ids(labels, len(labels))
+    n_clusters = len(labels.unique())
+    generator = torch.Generator().manual_seed(seed)
+    found = [torch.randint(n_clusters, (len(labels),), generator=generator) for _ in range(draws)]
+    return sum(normalized_mutual_info_score(labels, one) for one in found) / draws
+
+
 def embed_2d(features: Tensor, *, seed: int = 0) -> Tensor:
     """Features (N, D) in the plane, for the eye: float32 (N, 2). ValueError if N < 4.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dino_lib.backbone import Backbone, backbone_of
 from dino_lib.measure.attention import cls_attention, pooled_similarity
-from dino_lib.measure.clusters import cluster_scores, embed_2d
+from dino_lib.measure.clusters import chance_nmi, cluster_scores, embed_2d
 from dino_lib.measure.cues import cues_by_chance, cues_of, cues_of_errors
 from dino_lib.measure.heads import choose_head
 from dino_lib.measure.knn import (
@@ -37,37 +37,53 @@ def examine(model: Any, probes: Probes, chosen: Tensor, pictures: Tensor,
 
     chosen: the queries that stand in the plane. pictures: those whose maps are wanted,
     of the head that `choose_head` takes, on a grid that is fine enough to look at.
-    scores: those of `Probes.evaluate` and nmi; if thorough, retrieval's mean average
-    precision ("map"), what the k-NN's errors share with the right classes (see
-    `error_scores`) and, where there are two classes or more, a linear probe's accuracy.
+    scores: those of `Probes.evaluate` and nmi; if thorough, all of `feature_scores`.
     features: (gallery (N, D), queries (M, D)) of `Probes.features`, if at hand.
     """
     backbone = backbone_of(model)
     gallery, queries = features or probes.features(backbone)
-    labels = probes.gallery_labels, probes.query_labels
     scores = probes.evaluate(backbone, (gallery, queries))
-    scores["nmi"] = cluster_scores(queries[chosen], labels[1][chosen])["nmi"]
     if thorough:
-        scores |= error_scores(probes, probes.predict(gallery, queries))
-        scores["map"] = retrieval_map(gallery, labels[0], queries, labels[1])
-    if thorough and len(labels[0].unique()) > 1:
-        predicted = linear_probe(gallery, labels[0], queries)
-        scores["linear"], scores["linear_per_class"] = accuracy(predicted, labels[1])
+        scores |= feature_scores(probes, gallery, queries, chosen)
+    else:
+        scores["nmi"] = cluster_scores(queries[chosen], probes.query_labels[chosen])["nmi"]
     images = probes.normalize(probes.queries[pictures])
     maps, label = _maps(backbone, probes, images, scores.get("head"))
     return Findings(scores, embed_2d(queries[chosen]), maps, label)
 
 
-def histogram_scores(probes: Probes) -> dict[str, float]:
-    """What a colour histogram gets, which any learned feature has to beat.
+def feature_scores(probes: Probes, gallery: Tensor, queries: Tensor,
+                   chosen: Tensor | None = None) -> dict[str, float]:
+    """What features of the gallery (N, D) and of the queries (M, D) are worth, whoever made them.
 
-    knn and knn_per_class, as `Probes.evaluate`, and what `error_scores` says.
+    knn and knn_per_class, as `Probes.evaluate`, and what `error_scores` says. Given
+    `chosen`, the queries that are clustered, also what takes longer: nmi, retrieval's mean
+    average precision ("map") and, where there are two classes or more, a linear probe's
+    accuracy.
     """
-    gallery = color_histogram(probes.gallery)
-    predicted = probes.predict(gallery, color_histogram(probes.queries))
-    overall, per_class = accuracy(predicted, probes.query_labels)
-    scores = {"knn": overall, "knn_per_class": per_class}
-    return scores | error_scores(probes, predicted)
+    labels = probes.gallery_labels, probes.query_labels
+    predicted = probes.predict(gallery, queries)
+    overall, per_class = accuracy(predicted, labels[1])
+    scores = {"knn": overall, "knn_per_class": per_class, **error_scores(probes, predicted)}
+    if chosen is None:
+        return scores
+    scores["nmi"] = cluster_scores(queries[chosen], labels[1][chosen])["nmi"]
+    scores["map"] = retrieval_map(gallery, labels[0], queries, labels[1])
+    if len(labels[0].unique()) > 1:
+        predicted = linear_probe(gallery, labels[0], queries)
+        scores["linear"], scores["linear_per_class"] = accuracy(predicted, labels[1])
+    return scores
+
+
+def histogram_scores(probes: Probes, chosen: Tensor | None = None) -> dict[str, float]:
+    """`feature_scores` of a colour histogram, which any learned feature has to beat."""
+    features = (color_histogram(images) for images in (probes.gallery, probes.queries))
+    return feature_scores(probes, *features, chosen)
+
+
+def chance_scores(probes: Probes, chosen: Tensor) -> dict[str, float]:
+    """What needs no picture: errors if every wrong class were as likely, and random clusters."""
+    return {**error_scores(probes), "nmi": chance_nmi(probes.query_labels[chosen])}
 
 
 def error_scores(probes: Probes, predicted: Tensor | None = None) -> dict[str, float]:

@@ -927,7 +927,6 @@ over_photo({"teacher": there, "untrained": cls_attention(untrained, x_negative[N
 # | local contrast, no network | 0.26 | |
 # | darkness, no network | 0.34 | |
 # | redness (red less green), no network | 0.42 | |
-#
 # | *with the masks of other horses*: a linear readout of the patch tokens of `photos` | 0.69 | |
 # | *the same*: of the tokens untrained, three seeds | 0.40 to 0.46 | |
 # | *the same*: of what its stem gives | 0.73 | |

@@ -246,7 +246,10 @@ def test_the_real_photographs():
         open_dataset("caltech101", os.environ["DINO_DATA"], split, download=False)
         for split in ("train", "gallery", "test")
     )
-    assert len(train.classes) == 101 and (len(train), len(gallery), len(test)) == (5771, 5771, 1443)
+    # 8,242 without Faces_easy; a copy with fewer is split alike
+    n = len(train) + len(test)
+    assert len(train.classes) == 101 and len(gallery) == len(train) and n in (7214, 8242)
+    assert len(test) == pytest.approx(n / 5, abs=1)
     easy = train.classes.index("Faces_easy")
     assert {*test.labels} == {*train.labels} == {*range(101)} - {easy}
     assert not {*test.paths} & {*train.paths}

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dino_lib.measure.clusters import cluster_scores, embed_2d
+from dino_lib.measure.clusters import chance_nmi, cluster_scores, embed_2d
 
 
 def randn(*shape, seed=0):
@@ -35,6 +35,18 @@ def test_clusters_are_seeded():
         cluster_scores(features, torch.arange(60) % 6, seed=3)["clusters"] for _ in range(2)
     )
     assert torch.equal(first, second)
+
+
+def test_random_clusters_score_more_the_fewer_pictures_they_hold():
+    few, many = torch.arange(300) % 100, torch.arange(3000) % 10
+    for labels in (few, many):
+        n = len(labels.unique())
+        nmi = [
+            cluster_scores(randn(len(labels), 8, seed=seed), labels, n)["nmi"] for seed in range(3)
+        ]
+        assert chance_nmi(labels) == pytest.approx(sum(nmi) / 3, abs=0.02)
+    assert chance_nmi(few) > 0.5 and chance_nmi(many) < 0.01
+    assert chance_nmi(few + 7) == chance_nmi(few) != chance_nmi(few, seed=1)
 
 
 def test_embedding_keeps_neighbours_together():

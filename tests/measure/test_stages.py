@@ -12,7 +12,13 @@ from dino_lib.measure.heads import choose_head
 from dino_lib.measure.knn import accuracy, knn_predict
 from dino_lib.measure.masks import above_blind, patch_masks
 from dino_lib.measure.probes import Probes
-from dino_lib.measure.stages import error_scores, examine, fine_attention, histogram_scores
+from dino_lib.measure.stages import (
+    chance_scores,
+    error_scores,
+    examine,
+    fine_attention,
+    histogram_scores,
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +89,8 @@ def test_the_colour_histogram_tells_plain_colours_apart():
     images[torch.arange(30), labels] = 200
     probes = Probes(images, labels, images[:9], labels[:9], None, (0.5,) * 3, (0.5,) * 3)
     assert histogram_scores(probes) == {"knn": 1.0, "knn_per_class": 1.0}
+    found = histogram_scores(probes, torch.arange(9))
+    assert all(found[name] == pytest.approx(1) for name in ("knn", "nmi", "map", "linear"))
     probes.query_labels = (labels[:9] + 1) % 3
     assert histogram_scores(probes) == {"knn": 0.0, "knn_per_class": 0.0}
 
@@ -103,3 +111,5 @@ def test_errors_are_told_by_what_they_share_with_the_right_class(probes, backbon
     strangers = dataclasses.replace(probes, classes=list("abcdefghij"))
     assert list(histogram_scores(strangers)) == ["knn", "knn_per_class"]
     assert error_scores(strangers) == {}
+    assert list(chance_scores(strangers, torch.arange(20))) == ["nmi"]
+    assert list(chance_scores(probes, torch.arange(20))) == [*names, "nmi"]
