@@ -5,9 +5,10 @@ Teachers (what `load_teacher` takes) on photographs with masks of Weizmann's hor
 --size. One head for all pictures, chosen without masks and the best of them by each measure: above
 blind, AUC, Jaccard of the 60 % mass mask. Beside it the same network untrained (seeds 0 to 2), the
 same heads against the masks of other pictures, the mean of the heads, as many blobs in the middle
-as it has heads, one blob, and maps that no network made. Last what no head can be expected to have, since
-masks made it: a linear readout of the patches' tokens, fitted to the masks of other horses; also of
-what the stem gives, of the same untrained, of a patch's mean colour and of where it lies.
+as it has heads, one blob, and maps that no network made. Last what no head can be expected to
+have, since masks made it: a linear readout of the patches' tokens, fitted to the masks of other
+horses; also of what the stem gives, of the same untrained, of a patch's mean colour and of where it
+lies.
 
 DIR holds images/*.jpg and masks/*.png of the same names; an object lies where a mask is white.
 horses_96.json beside this file holds what README and notebook 06 quote.
