@@ -1,8 +1,8 @@
 """What README, the cards and notebook 06 quote of the shipped teachers is what was measured.
 
 report.json is that of the run, caltech101.json that of `dino report photos --dataset caltech101`,
-horses_96.json that of `benchmarks/horses.py photos demo runs/laptop/seed1 --size 96`, where seed1
-is a second run of `photos`' recipe, as in seeds_laptop.json.
+horses_96.json that of `benchmarks/horses.py photos demo runs/laptop/seed0 runs/laptop/seed1 --size
+96`, where seed0 and seed1 are two more runs of `photos`' recipe, as in seeds_laptop.json.
 """
 
 import json
@@ -58,7 +58,7 @@ def test_the_demo_in_the_readme():
     ) in said
     assert found["head_untrained"] == found["head_trained"]  # what the figure's caption says
     assert (
-        f"blobs in the middle get {found['above_blind_blobs_trained']:.2f}, local contrast "
+        f"Blobs in the middle get {found['above_blind_blobs_trained']:.2f}, local contrast "
         f"{found['above_blind_contrast_trained']:.2f} and this head untrained, the best one there, "
         f"{found['above_blind_best_untrained']:.2f}."
     ) in said
