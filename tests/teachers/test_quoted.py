@@ -48,7 +48,10 @@ def test_the_demo_in_the_readme():
         for blind in ("blobs", "contrast"):
             if f"{score}_{blind}_trained" in found:
                 assert f"{found[f'{score}_{blind}_trained']:{form}}" in said[1], words
-    assert f"| {found['knn_color_histogram']:.1%} (colour histogram) |" in README
+    for score, form, last in [("knn", ".1%", " |"), ("nmi", ".2f", ","), ("linear", ".1%", " |")]:
+        histogram = f"| {found[f'{score}_color_histogram']:{form}} (colour histogram){last}"
+        assert histogram in README
+    assert f"{found['nmi_chance']:.2f} (random clusters) |" in README
     said = " ".join(README.split())
     assert (
         f"of its errors {found['errors_palette_trained']:.0%} take a class for the other one of "
