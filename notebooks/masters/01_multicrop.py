@@ -70,7 +70,7 @@ for trained, prepare, pixels, pick in [
 attention_sheet(images, rows)
 
 # %% [markdown]
-# The network is a *vision transformer* (ViT). It cuts a picture into patches, and turns each patch into a *token*, a list of numbers. One more token, CLS, collects from all others: in the end it is the *feature*, one list of numbers for the whole picture. *Attention* says how much each token contributes to it: the picture stays grey where that is nothing, and glows where it is three or four times the mean. A network makes several such maps. `choose_head` chose one for the creatures and one for the photographs, as in section 9. The network of the photographs is another one, trained for some 80 minutes on photographs of other things. Both are small. We picked these four, on which its map is good; the README shows eight.
+# The network is a *vision transformer* (ViT). It cuts a picture into patches, and turns each patch into a *token*, a list of numbers. One more token, CLS, collects from all others: in the end it is the *feature*, one list of numbers for the whole picture. *Attention* says how much each token contributes to it: the picture stays grey where that is nothing, is purple at the mean, and glows at three or four times the mean. A network makes several such maps. `choose_head` chose one for the creatures and one for the photographs, as in section 9. The network of the photographs is another one, trained for some 80 minutes on photographs of other things. Both are small. We picked these four, on which its map is good (the README shows eight), and five creatures of ten.
 #
 # ![One step of DINO](../figures/architecture.png)
 #
@@ -816,7 +816,7 @@ neighbour_sheet(torch.stack([as_seen[i] for _, i in asked]),
                 titles=[name for name, _ in asked])
 
 # %% [markdown]
-# For the trained teacher, crops and colours each cost something. The untrained network and the histogram lose almost only by the colours: they go by tint. The trained teacher stays above the colour histogram throughout; the untrained network stays below it. (One trained teacher, one untrained network, 200 queries: a percent or two means nothing.)
+# For the trained teacher, crops and colours each cost something. The untrained network and the histogram lose almost only by the colours: they go by tint. The trained teacher stays above the colour histogram throughout; the untrained network stays below it. (One trained teacher, one untrained network, 200 queries, and colours drawn anew for each column: so a few percent mean nothing, and it is chance that both of these have more with crops and colours than with colours alone.)
 #
 # In the sheet, each query is a global view, and its five nearest pictures are framed by their class. The untrained network finds pictures of a like tint. The trained one finds the creature in the first two examples; in the third it is wrong four times: all four have the right palette, and checks where the query has stripes.
 

@@ -361,7 +361,7 @@ draw_runs(axes, runs)
 #
 # ### Batch norm
 #
-# With `use_bn` each row depends on the others of its batch, in training mode. So it matters which views go through the head together. Tiny models start faster with it, and the preset `demo` has it.
+# With `use_bn` each row depends on the others of its batch, in training mode. So it matters which views go through the head together. The paper's head for ViTs has none. Our tiny networks need it (notebook 07: without it all three runs become uniform), so the preset `demo` has it.
 
 # %%
 h = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
@@ -619,7 +619,7 @@ normalize_backward = checks.normalize_backward(normalize_backward)
 #
 # <details><summary>Hint</summary>
 #
-# With `bottleneck = 2` the prototypes lie on a circle, as in the figure of section 2. With `K = 2` the teacher can say one of two things. Look at `used`: how many prototypes are some picture's first choice?
+# In the finished `Head`, `forward` is `self.mlp`, the normalisation, and cosines with `self.directions`. With `bottleneck = 2` the prototypes lie on a circle, as in the figure of section 2. With `K = 2` the teacher can say one of two things. Look at `used`: how many prototypes are some picture's first choice?
 #
 # </details>
 

@@ -138,7 +138,7 @@ _ = axis.legend(frameon=False)
 # %% [markdown]
 # With the paper's momentum most of this teacher would never be trained, and no error would say so. Several half-lives should fit into a run. That is why this run begins at 0.96, and `demo`, which is longer, at 0.98.
 #
-# Your run is a part of a longer one: its schedules are made for 744 updates, and you stop after 125 of them, at the dotted line. The whole preset `demo` takes twice as many, 1,500, with a lower learning rate and a slower teacher. To save time, your updates are also smaller: 16 pictures instead of 32, and two local views instead of four. Your curves can be laid over those of the full run later.
+# Your run is a part of a longer one: its schedules are made for 744 updates, here 12 times 62, and you stop after 125 of them, at the dotted line. (We chose 744 so that the warm-up ends within your run. An epoch, all 4,000 pictures in batches of 16, would be 250 updates.) The whole preset `demo` takes twice as many, 1,500, with a lower learning rate and a slower teacher. To save time, your updates are also smaller: 16 pictures instead of 32, and two local views instead of four. Your curves can be laid over those of the full run later.
 
 # %% tags=["equality"]
 def plan(config, steps_per_epoch):
@@ -325,7 +325,7 @@ print(f"an update: {seconds:.1f} s of one core; 125 of them: {125 * seconds:.0f}
       f"(cores at work here: {torch.get_num_threads()})")
 
 # %% [markdown]
-# What we note every ten updates: the loss, its two parts for one pair of views, and the entropy of the mean target of the batch. The teacher is measured before the first update and after the last one. **20-NN** asks the 20 nearest of 500 labelled pictures, the *gallery*, for the class of each of 250 others. **Above blind** says how well one attention head finds the creatures: 0 for a map that is the same for all pictures, 1 for the creatures' masks. The head is chosen without the masks.
+# What we note every ten updates: the loss, its two parts for one pair of views, and the entropy of the mean target of the batch. The teacher is measured before the first update and after the last one. **20-NN** asks the 20 nearest of 500 labelled pictures, the *gallery*, for the class of each of 250 others. **Above blind** says how well one attention head finds the creatures: about 0 for a map that is the same for all pictures, 1 for the creatures' masks. The head is chosen without the masks.
 
 # %%
 def look(run, config, views, now, loss):
@@ -478,7 +478,7 @@ _ = axes[0].legend(frameon=False, fontsize=8)
 # | Do all pictures share one prototype? | batch mean below 20% of $\ln K$ | one prototype |
 # | Does a target tell nothing about its picture? | gap below 5% of $\ln K$ | same for all |
 #
-# A run that passes all three is called healthy. The bounds are rules of thumb for the end of the first swing and later.
+# A run that passes all three is called healthy. The bounds are rules of thumb for the end of the first swing and later. (Notebook 07 asks in another order and with another bound, so a run on the edge can get another name there; it calls the last one *one mixed answer*.)
 
 # %% [markdown]
 # **Your turn 5 · hard · 12 minutes · a doctor in five lines.** Write `diagnose(history, out_dim)`. `history` is a list of dicts. Take the last one *that has a* `"teacher_entropy"`: lines of evaluations have none. `"teacher_entropy"` is *one image*, `"mean_entropy"` is *batch mean*, both in nats. Ask the table's three questions in order and return `"uniform"`, `"one prototype"`, `"same for all"` or `"healthy"`. What should come out: with K = 64, entropies of 2.0 (one image) and 3.0 (batch mean) are healthy.
@@ -508,7 +508,7 @@ def diagnose(history, out_dim):
 diagnose = checks.diagnose(diagnose)
 
 # %% [markdown]
-# Its patients: your run, the reference, and small runs that were made ill on purpose, three seeds each. `benchmarks/ill_runs.py` trained them: 40 updates of a smaller network with K = 64, without centering (and with a teacher temperature of 0.02, so that 40 updates are enough for the collapse), without sharpening (a temperature of 0.3, three times the student's), and with a mistake in the data: the views of a row come from *different* pictures.
+# Its patients: your run, the reference, and small runs that were made ill on purpose, three seeds each. `benchmarks/ill_runs.py` trained them: 40 updates of a smaller network with K = 64, without centering (and with a teacher temperature of 0.02, so that 40 updates are enough for the collapse), with the reverse of sharpening (a temperature of 0.3, three times the student's), and with a mistake in the data: the views of a row come from *different* pictures.
 #
 # **Predict.** Which of the three ill runs has the *lowest* loss?
 #
@@ -657,7 +657,7 @@ print(f"{len(straight.history)} losses, center, teacher and student: equal bit b
 # torchrun --nproc-per-node 4 -m dino_lib train --preset gpu --output-dir runs/gpu --resume auto
 # ```
 #
-# With a larger batch apply the paper's rule yourself: learning rate = 0.0005 × batch / 256 (section 3.2).
+# With a larger batch apply the paper's rule yourself: learning rate = 0.0005 × batch / 256 (section 3.2). It is made for networks like the paper's; the tiny ones here take some thirty times as much.
 
 # %% [markdown] tags=["note"]
 # **Section 7, 12 minutes.** *Misconception:* "a checkpoint is the weights." Without the optimizer's averages the next steps are wild; without the center the targets change at once. *Ask:* why does the resumed run see the same views? (They are a function of seed, epoch and image, and no generator has to be saved.)

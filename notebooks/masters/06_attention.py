@@ -476,7 +476,8 @@ rows = {name: best_masks(of, six) for name, of in looks.items()}
 attention_sheet(probes.queries[six], rows, masks=probes.masks[six])
 
 # %% [markdown]
-# **The paper's score is half blind.** `demo` gets 0.40, but blobs that never see a picture get
+# **Here the paper's score is half blind.** (On PASCAL the paper has 46 for DINO, 27 for a
+# supervised network and 22 for random weights; for a blob it gives no number.) `demo` gets 0.40, but blobs that never see a picture get
 # 0.39, more than the untrained network: of eight blobs one often lies right. And the teacher's
 # masks lie mostly on the creature, but seldom cover it: so is it the 60%?
 
@@ -597,9 +598,9 @@ attention_sheet(probes.queries[ends], rows, masks=probes.masks[ends], titles=tit
 
 # %% [markdown]
 # AUC counts the order of the patches, not how bright they are: a pale map can score well, and of
-# two creatures one may stay dim as long as it is above the ground. The worst of `demo` are large
-# creatures, little darker than their ground or lighter; of the best, four are small and five dark.
-# So darkness and size have a part in what this head gets.
+# two creatures one may stay dim as long as it is above the ground. The worst six of `demo` are
+# somewhat larger than most, and five of them are little darker than their ground, or lighter; of
+# the best six, four are small and five dark. So darkness has a part in what this head gets.
 
 # %% [markdown] tags=["note"]
 # **Note · 12 minutes for sections 4 and 5.** Let the room say why eight blobs beat an untrained
@@ -650,8 +651,8 @@ print(f"above blind: mean map of the last block {above_blind(maps.mean(1, keepdi
 #
 # ## 7. Registers and long tokens
 #
-# Large networks that train for long use a few patches of plain background as a scratch pad. Their
-# tokens are *very long*, and attention on them tells nothing about the picture ([Darcet et al.
+# Some large networks use a few patches of plain background as a scratch pad: DINOv2, supervised and
+# CLIP networks, though not the first DINO. These tokens are *very long*, and attention on them tells nothing about the picture ([Darcet et al.
 # 2023](https://arxiv.org/abs/2309.16588)). The remedy: spare tokens for that purpose, *registers*.
 # `photos` has four.
 #
@@ -699,8 +700,8 @@ figure
 
 # %% [markdown]
 # `demo` has a tail, to 2.2, far from 10; `photos` has next to none, and its registers are no longer
-# than the median patch: these are no scratch pad. Darcet et al. report no long tokens in small
-# networks either. To see them, set
+# than the median patch: these are no scratch pad. Within DINOv2, too, Darcet et al. find
+# long tokens in the largest networks alone. To see them, set
 # `TEACHER` to `timm:vit_large_patch14_dinov2.lvd142m`, then to
 # `timm:vit_large_patch14_reg4_dinov2.lvd142m`.
 #
@@ -994,7 +995,7 @@ print(f"{page.path.name}: {page.path.stat().st_size / 1e6:.1f} MB")
 #   on.
 # - A mask is the smallest set of patches with 60% of the mass. "Jaccard, best of the heads" is half
 #   blind: fixed blobs come close to the teacher, and with another share the ranks change.
-# - Above blind gives any fixed map 0 and the outlines 1. Maps that no network made belong beside
+# - Above blind gives any fixed map about 0 and the outlines 1. Maps that no network made belong beside
 #   it.
 # - A fine map doesn't prove that the feature needs the head: take it out and measure.
 # - A fine map on one photograph doesn't prove that the object was seen: change one thing and look.
