@@ -5,6 +5,7 @@ The recipe is the official code's. `MultiCrop` makes the views of one image with
 """
 
 from dataclasses import KW_ONLY, dataclass
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -67,7 +68,7 @@ class Recipe:
 
         for name in ("global_size", "local_size", "n_local"):
             value = getattr(self, name)
-            must(value == int(value), name, "be a whole number")
+            must(isinstance(value, Integral), name, "be a whole number")
         for name in ("global_size", "local_size"):
             # smaller views cannot be mirrored far enough to be blurred
             must(getattr(self, name) >= 8, name, "be at least 8 pixels")

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from timm.layers import DropBlock2d, DropPath, PatchDropout
+from timm.layers import DropBlock2d, DropPath, PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
 
 
@@ -18,7 +18,7 @@ def make_teacher(student: nn.Module) -> nn.Module:
     for module in teacher.modules():
         if isinstance(module, DropPath | DropBlock2d):
             module.drop_prob = 0.0
-        elif isinstance(module, PatchDropout):
+        elif isinstance(module, PatchDropout | PatchDropoutWithIndices):
             module.prob = 0.0
         elif isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -79,10 +79,15 @@ def _split(item: Any) -> tuple[Any, Any]:
     return item, -1
 
 
+def _one_name(name: Any) -> str:
+    """Of several synonyms the first."""
+    return str(name[0] if isinstance(name, tuple | list) else name)
+
+
 class Pictures(Dataset):
     """The items of a dataset at `indices` (None: all) as (PIL image of so many channels, label).
 
-    `classes` are the labels' names, None where the dataset has none. What the dataset holds ready
+    `classes` are the labels' names, None where the dataset has none. What an InMemory holds ready
     as tensors, `images` (N, C, H, W), `labels` (N,) and `masks` (N, H, W), is there too.
     """
 
@@ -90,11 +95,13 @@ class Pictures(Dataset):
         check_dataset(dataset)
         self.dataset, self.channels = dataset, channels
         self.indices = range(len(dataset)) if indices is None else [int(i) for i in indices]
-        names = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
-        # the first of several synonyms
-        self.classes = names and [name if isinstance(name, str) else name[0] for name in names]
-        ready = getattr(dataset, "images", None)
-        if isinstance(ready, Tensor) and ready.ndim == 4 and ready.shape[1] == channels:
+        found = (getattr(dataset, name, None) for name in ("classes", "categories"))
+        names = next((names for names in found if names is not None and len(names)), None)
+        self.classes = None if names is None else [_one_name(name) for name in names]
+        # another library's `images` may be what its __getitem__ still changes
+        ours = isinstance(dataset, InMemory | Pictures)
+        ready = getattr(dataset, "images", None) if ours else None
+        if ready is not None and ready.shape[1] == channels:
             for name in ("images", "labels", "masks"):
                 rows = getattr(dataset, name, None)
                 setattr(self, name, rows if rows is None or indices is None else rows[self.indices])

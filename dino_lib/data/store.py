@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from dino_lib.data.folders import Files, FolderOfImages
 from dino_lib.data.images import InputError, UnreadableImage
-from dino_lib.data.items import Pictures, check_dataset, read_item
+from dino_lib.data.items import InMemory, Pictures, check_dataset, read_item
 from dino_lib.data.say import say
 from dino_lib.data.transforms import middle_square
 
@@ -38,19 +38,20 @@ def decode_store(dataset: Any, size: int, channels: int = 3,
     """A dataset's `middle_square`s: uint8 (N, channels, size, size), labels int64 (N,), and
     what was skipped, [(index, "file (reason)")] for `report_skipped`: N counts the others.
 
-    A label that is no whole number becomes -1. A dataset whose `images` have that shape
-    already is used as it is. Images in files that this library reads itself (Files,
+    A label that is no whole number becomes -1. An InMemory, or Pictures of it, whose `images`
+    have that shape already is used as it is. Images in files that this library reads itself (Files,
     FolderOfImages, Pictures of them) are kept in the folder `cache`, if one is given, as a
     memory-mapped file that may be larger than the memory; the next call reads it as long as
-    no file has changed. All others, and all where `cache` cannot be written, are kept in
-    memory. Prints the size of the store. Raises MemoryError naming it if the memory does
-    not suffice, InputError if no image is readable, ValueError if there are none.
+    no file has changed. All others are kept in memory, and so are all where `cache` cannot
+    be written, or where the system has failed to read a picture (as a network drive may).
+    Prints the size of the store. Raises MemoryError naming it if the memory does not
+    suffice, InputError if no image is readable, ValueError if there are none.
     """
     check_dataset(dataset)
     if size < 1:
         raise ValueError(f"size={size} must be at least 1 pixel")
-    ready = getattr(dataset, "images", None)
-    if getattr(ready, "shape", None) == (len(dataset), channels, size, size):
+    ready = getattr(dataset, "images", None) if isinstance(dataset, InMemory | Pictures) else None
+    if ready is not None and ready.shape == (len(dataset), channels, size, size):
         return ready, dataset.labels, []
     decode = functools.partial(_decode, dataset, size, channels)
     key = _store_key(dataset, size, channels) if cache else None
@@ -60,7 +61,13 @@ def decode_store(dataset: Any, size: int, channels: int = 3,
     try:
         if not (cache / key).exists():
             _write(cache, key, decode)
-        return _read(cache / key)
+        try:
+            return _read(cache / key)
+        except (ValueError, KeyError, EOFError) as error:  # cut off by a power cut, or by hand
+            say(f"{cache / key} is damaged ({error}): decoding anew")
+            shutil.rmtree(cache / key)
+            _write(cache, key, decode)
+            return _read(cache / key)
     except OSError as error:
         say(f"nothing can be kept in {cache} ({error}): decoding into memory")
         return decode(None)
@@ -108,9 +115,12 @@ def _write(cache: Path, key: str, decode) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f"{key}.part-", dir=cache))
     try:
-        _, labels, skipped = decode(part / "images.npy")
+        labels, skipped = decode(part / "images.npy")[1:]  # Windows renames no file that is open
         rest = {"labels": labels.tolist(), "skipped": skipped}
         (part / "rest.json").write_text(json.dumps(rest))
+        for name in ("images.npy", "rest.json"):
+            with open(part / name, "rb+") as file:
+                os.fsync(file.fileno())
         with contextlib.suppress(OSError):  # another process was faster: its store is the same
             part.rename(cache / key)
     finally:
@@ -140,6 +150,8 @@ def _decode(dataset: Any, size: int, channels: int, file: Path | None) -> Store:
         try:
             image, label = read_item(dataset, i, channels)
         except UnreadableImage as error:
+            if file is not None and _may_pass(error):
+                raise OSError(str(error)) from error  # so that no picture is left out for good
             skipped.append((i, str(error)))
             continue
         images[len(labels)] = pil_to_tensor(middle_square(image, size))
@@ -147,6 +159,14 @@ def _decode(dataset: Any, size: int, channels: int, file: Path | None) -> Store:
     if not labels:
         raise InputError(f"none of the {n} images could be read; the first: {skipped[0][1]}")
     return images[: len(labels)], torch.tensor(labels), skipped
+
+
+def _may_pass(error: UnreadableImage) -> bool:
+    """Whether the system failed, as a network drive does, and the picture may be whole."""
+    cause = error.__cause__
+    # PIL's own errors have no number, and a file that is gone is told by the store's name
+    of_the_system = getattr(cause, "errno", None) and not isinstance(cause, FileNotFoundError)
+    return isinstance(cause, MemoryError) or bool(of_the_system)
 
 
 def _check_room(shape: Sequence[int], file: Path | None) -> None:

@@ -37,14 +37,18 @@ def read_frames(source: str | Path) -> Iterator[tuple[Iterator, int | None]]:
 
 def _frames(source: Path, container, av: ModuleType):
     first = None
+    rate = container.streams.video[0].average_rate or 25
     with _naming(source, av):
-        for frame in container.decode(video=0):
+        for number, frame in enumerate(container.decode(video=0)):
             first = first or frame
-            start = float((frame.pts - first.pts) * frame.time_base)
-            end = start + float((frame.duration or 0) * frame.time_base)
+            if frame.pts is None:  # a bare stream says no times
+                start, end = number / rate, (number + 1) / rate
+            else:
+                start = (frame.pts - first.pts) * frame.time_base
+                end = start + (frame.duration or 0) * frame.time_base
             # recorded calls change their size on the way, and phones turn their frames
             image = frame.to_image(width=first.width, height=first.height)
-            yield image.rotate(frame.rotation, expand=True), start, end
+            yield image.rotate(frame.rotation, expand=True), float(start), float(end)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ N_POINTS = 500  # queries in the plane, and clustered
 
 def compare(stages: dict, probes: Probes, *, n_points: int = N_POINTS, n_pictures: int = 10,
             step: int = 1, thorough: bool = False,
-            features: dict | None = None) -> tuple[dict, Figure | None, Figure]:
+            features: dict | None = None) -> tuple[dict, Figure | None, Figure | None]:
     """What several networks make of the same images: (table, attention, clusters).
 
     stages: name -> teacher or Backbone. features: name -> (gallery (N, D), queries (M, D))
@@ -33,7 +33,8 @@ def compare(stages: dict, probes: Probes, *, n_points: int = N_POINTS, n_picture
     Then two figures: every `step`-th query with the map of the head that is chosen
     without masks (of a network without CLS token the pooled similarity; None where no
     network has patches), and the features in the plane, where the classes have colours,
-    or small pictures stand if there are more classes than colours, or no names.
+    or small pictures stand if there are more classes than colours, or no names (None of
+    fewer than 4 queries).
     """
     chosen = spread(len(probes.queries), n_points)
     pictures = torch.arange(len(probes.queries))[::step][:n_pictures]
@@ -54,7 +55,10 @@ def _attention(found: dict[str, Findings], probes: Probes,
     return attention_sheet(probes.queries[pictures], rows, masks=masks)
 
 
-def _clusters(found: dict[str, Findings], probes: Probes, chosen: torch.Tensor) -> Figure:
+def _clusters(found: dict[str, Findings], probes: Probes,
+              chosen: torch.Tensor) -> Figure | None:
+    if len(chosen) < 4:
+        return None
     panels = {f"{name}: NMI {findings.scores['nmi']:.2f}": findings.points
               for name, findings in found.items()}
     if probes.classes and len(probes.classes) <= len(PALETTE):
@@ -115,8 +119,11 @@ def report(name: str | Path, *, dataset: str | None = None, data_root: str | Non
     else:
         stages = {"trained": teacher}
         if teacher.config:
-            untrained = build_student(config).backbone.eval().to(device)
-            stages = {"untrained": untrained, **stages}
+            try:
+                untrained = build_student(config).backbone.eval().to(device)
+                stages = {"untrained": untrained, **stages}
+            except (OSError, ValueError) as error:  # the weights that it started from are gone
+                left_out.append(f"Nothing untrained beside it: {error}")
         else:
             left_out.append(f"Nothing untrained beside it: {name} comes without settings.")
         _score_and_draw(stages, probes, numbers, figures, left_out)
@@ -196,7 +203,10 @@ def _score_and_draw(stages: dict, probes: Probes, numbers: dict, figures: dict,
               "chance": chance_scores(probes, chosen)}
     for stage, scores in table.items():
         numbers |= {f"{key}_{stage}": value for key, value in scores.items()}
-    figures["clusters.png"] = clusters
+    if clusters is None:
+        left_out.append(f"No clusters: {len(probes.queries)} queries are too few to draw.")
+    else:
+        figures["clusters.png"] = clusters
     figures["neighbours.png"] = neighbours(probes, features["trained"])
     if attention is None:
         left_out.append("No maps: this network gives no grid of patches.")

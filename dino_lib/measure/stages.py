@@ -26,7 +26,7 @@ class Findings:
     """What one network makes of the probes."""
 
     scores: dict[str, float]
-    points: Tensor  # float32 (n, 2), the chosen queries in the plane
+    points: Tensor | None  # float32 (n, 2), the chosen queries in the plane; None if below 4
     maps: Tensor | None  # (pictures, h, w), None where there are no patches
     label: str  # what the maps are: "head 3", or why there are none
 
@@ -49,7 +49,8 @@ def examine(model: Any, probes: Probes, chosen: Tensor, pictures: Tensor,
         scores["nmi"] = cluster_scores(queries[chosen], probes.query_labels[chosen])["nmi"]
     images = probes.normalize(probes.queries[pictures])
     maps, label = _maps(backbone, probes, images, scores.get("head"))
-    return Findings(scores, embed_2d(queries[chosen]), maps, label)
+    points = embed_2d(queries[chosen]) if len(chosen) >= 4 else None
+    return Findings(scores, points, maps, label)
 
 
 def feature_scores(probes: Probes, gallery: Tensor, queries: Tensor,
@@ -58,8 +59,8 @@ def feature_scores(probes: Probes, gallery: Tensor, queries: Tensor,
 
     knn and knn_per_class, as `Probes.evaluate`, and what `error_scores` says. Given
     `chosen`, the queries that are clustered, also what takes longer: nmi, retrieval's mean
-    average precision ("map") and, where there are two classes or more, a linear probe's
-    accuracy.
+    average precision ("map", where the gallery holds a class of theirs) and, where there
+    are two classes or more, a linear probe's accuracy.
     """
     labels = probes.gallery_labels, probes.query_labels
     predicted = probes.predict(gallery, queries)
@@ -68,7 +69,8 @@ def feature_scores(probes: Probes, gallery: Tensor, queries: Tensor,
     if chosen is None:
         return scores
     scores["nmi"] = cluster_scores(queries[chosen], labels[1][chosen])["nmi"]
-    scores["map"] = retrieval_map(gallery, labels[0], queries, labels[1])
+    if torch.isin(labels[1], labels[0]).any():
+        scores["map"] = retrieval_map(gallery, labels[0], queries, labels[1])
     if len(labels[0].unique()) > 1:
         predicted = linear_probe(gallery, labels[0], queries)
         scores["linear"], scores["linear_per_class"] = accuracy(predicted, labels[1])

@@ -197,18 +197,21 @@ def _plan(preset: str, config: Config, reasons: dict[str, str], survey: Survey, 
     decoding = survey.images * survey.decode_seconds
     limit, evaluation = 100, 0.0
     if survey.queries:
-        affordable = FOR_EVALUATIONS * 60 * minutes / (EVALUATIONS + 1) / measured.evaluated
-        limit = int(min(config.eval_limit, max(100, affordable / 1.5)))
+        looks = FOR_EVALUATIONS * 60 * minutes / (EVALUATIONS + 1) / measured.evaluated
+        limit = int(min(config.eval_limit, max(100, looks / 1.5)))
         seen = min(limit, survey.images) + min(limit // 2, survey.queries)
         evaluation = (EVALUATIONS + 1) * seen * measured.evaluated
         decoding += seen * survey.decode_seconds
     left = PLANNED * 60 * minutes - decoding - evaluation
-    epochs = epochs_in(left, measured.update, survey.images, config.batch_size)
-    epochs = max(1, math.floor(100 * epochs) / 100)
+    affordable = epochs_in(left, measured.update, survey.images, config.batch_size)
+    epochs = max(1, math.floor(100 * affordable) / 100)
     updates = max(1, round(epochs * per_epoch))
     if epochs == MOST_EPOCHS:
         notes.append(f"{MOST_EPOCHS} epochs are as long as the paper's longest runs: the rest of "
                      f"the {minutes:g} minutes would go into learning these images by heart")
+    if affordable < 1:
+        notes.append(f"one epoch takes {updates * measured.update / 60:.1f} minutes, more than the "
+                     f"{minutes:g} leave: give it more minutes, or fewer images")
     if updates < RUNGS[0][1]:
         notes.append(f"{updates} updates hardly change a network: give it more minutes")
     if survey.images < 500:

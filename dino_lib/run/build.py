@@ -76,7 +76,9 @@ def _bfloat16_is_faster():
 
 def clock(device: torch.device) -> float:
     """Seconds, after all that the device was told to do is done."""
-    if device.type != "cpu":
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # it may not be the first card
+    elif device.type != "cpu":
         getattr(torch, device.type).synchronize()
     return time.perf_counter()
 

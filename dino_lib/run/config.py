@@ -138,7 +138,7 @@ class Config:
     teacher_temp: PositiveFloat = 0.04
     """Final temperature of the teacher's softmax; above 0.07 is unstable."""
     warmup_teacher_temp: PositiveFloat = 0.04
-    """Temperature of the teacher at the start."""
+    """Temperature of the teacher at the start of its warm-up, if it has one."""
     warmup_teacher_temp_epochs: NonNegativeFloat = 0.0
     """Length of the linear warm-up of the teacher temperature."""
     centering: Literal["center", "sinkhorn"] = "center"
@@ -177,7 +177,7 @@ class Config:
     """Epochs in which the backbone is not updated: going on from pretrained weights, a new head
     learns to read their features first."""
 
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the weights, the order of the images and their views."""
     device: Device = "auto"
     """Where to train: auto, cpu, cuda, one card of several as in cuda:1, or mps."""

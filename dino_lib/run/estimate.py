@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dino_lib.data.say import say
-from dino_lib.run.build import clock
+from dino_lib.run.build import clock, pick_device
 from dino_lib.run.config import Config
 from dino_lib.run.profile import memory, seconds_of_update
 from dino_lib.run.train import build_trainer
@@ -51,9 +51,12 @@ def estimate(config: Config, dataset: Any = None, *, updates: int = 8) -> Estima
     dataset: as for `train`. The images are decoded here, and kept for the run as `train` keeps
     them. Raises torch.OutOfMemoryError where one image a part is still too much.
     """
-    gpu = torch.cuda.is_available() and config.device != "cpu"
-    free = torch.cuda.mem_get_info()[0] if gpu else None
+    device = pick_device(config.device)
+    gpu = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if gpu else None
     while True:
+        if gpu:
+            torch.cuda.reset_peak_memory_stats(device)  # what was too much doesn't count
         try:
             trainer = build_trainer(dataclasses.replace(config, eval_every=0.0), dataset)
             seconds = seconds_of_update(trainer, updates, partial(clock, trainer.device))

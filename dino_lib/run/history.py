@@ -65,6 +65,10 @@ class Tally:
         self.losses.append(torch.where(finite, loss, math.nan))
         self.used |= used & finite
 
+    def has_loss(self) -> bool:
+        """Whether any of the updates since the last line was made."""
+        return bool(torch.stack(self.losses).isfinite().any())
+
     def as_line(self, batch_size: int) -> dict[str, float]:
         losses = torch.stack(self.losses)
         losses = losses[losses.isfinite()]

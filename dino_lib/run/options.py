@@ -70,7 +70,8 @@ def _read(words: str | list[str], kind: Any) -> Any:
         return dict(zip(words[::2], map(_literal, words[1::2]), strict=True))
     if isinstance(words, list):
         return tuple(_literal(word) for word in words)
-    is_text = kind is str or str in get_args(kind)  # text, or text or None
+    # text, or text or None; a path is text with an annotation
+    is_text = str in (kind, *(getattr(one, "__origin__", one) for one in get_args(kind)))
     return words if is_text and words != "None" else _literal(words)
 
 

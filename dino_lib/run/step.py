@@ -114,9 +114,11 @@ class Buffers:
 def step_if(finite: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
     """The optimizer's step, or none: finite is bool (), on the device.
 
-    A fused optimizer reads there, as it does for GradScaler; the host waits for any other.
+    A fused optimizer reads there, as it does for GradScaler; the host waits for any other, and on
+    a Mac, whose fused kernels didn't look (pytorch #186360).
     """
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
+    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+    if fused and finite.device.type != "mps":
         optimizer.found_inf = 1 - finite.float()
         scaler.step(optimizer)
     elif finite:

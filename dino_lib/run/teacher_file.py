@@ -83,8 +83,7 @@ def read_teacher(path: str | Path, device: str | torch.device = "cpu") -> Teache
     format, or its settings and weights don't fit.
     """
     path = Path(path)
-    with open(path, "rb") as file:
-        read = _of_checkpoint if file.read(2) == b"PK" else _of_safetensors
+    read = _of_checkpoint if _is_checkpoint(path) else _of_safetensors
     try:
         config, weights, about = read(path)
         backbone = build_backbone(dataclasses.replace(config, pretrained=False))
@@ -96,12 +95,17 @@ def read_teacher(path: str | Path, device: str | torch.device = "cpu") -> Teache
     return Teacher(backbone, transform, config, about)
 
 
+def _is_checkpoint(path: Path) -> bool:
+    """torch's files are zip archives. safetensors begins with its header's length, of which two
+    bytes may be "PK" too, but never four."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
 def read_head(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, Tensor]:
     """(head, center) of a file that `save_head` wrote, or of a checkpoint; as `read_teacher`."""
     path = Path(path)
-    with open(path, "rb") as file:
-        is_checkpoint = file.read(2) == b"PK"
-    if is_checkpoint:
+    if _is_checkpoint(path):
         state = read_checkpoint(path)
         config = Config(**state["config"])
         weights = {name.removeprefix("head."): value for name, value in state["teacher"].items()

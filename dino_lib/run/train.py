@@ -162,7 +162,7 @@ def launch(config: Config, processes: int, dataset: Any = None, *,
 def _one_of(rank: int, processes: int, meet: str, config: Config, dataset: Any,
             lines: Any) -> None:
     """What each process of `launch` does."""
-    os.environ["LOCAL_RANK"] = str(rank)
+    os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}  # as torchrun
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     with process_group(config, rank, init_method=meet, rank=rank, world_size=processes):
         build_trainer(config, dataset, on_log=lines.put).run()

@@ -157,7 +157,7 @@ class Trainer:
                    disable=hidden)
         with open_tracker(self.config if first else None) as self.track, self.interrupts, bar:
             self._train(bar)
-        folder = self._save(self.teacher.backbone)
+            folder = self._save(self.teacher.backbone)  # in here: a signal waits until it is done
         if folder != self.folder.path:
             raise OSError(f"the run is complete, but {self.folder.path} could not be written: all "
                           f"of it is in {folder}")
@@ -223,7 +223,7 @@ class Trainer:
         late = 0 if logged or saved or self.device.type == "cpu" else 1
         while len(self.unread) > late:
             self._read(self.unread.pop(0))
-        if logged and not self.skipped:
+        if logged and not self.skipped and self.tally.has_loss():  # float16 may have skipped all
             self._log_update(update)
         self._evaluate_if_due()
         if self.skipped or last or self.ranks.rank > 0:

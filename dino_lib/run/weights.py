@@ -228,9 +228,12 @@ def _fit_positions(state: dict[str, Tensor], model: nn.Module) -> None:
     positions, expected = state.get("pos_embed"), getattr(model, "pos_embed", None)
     if not torch.is_tensor(expected) or getattr(positions, "ndim", None) != 3:
         return
-    beside = 0 if model.no_embed_class else model.num_prefix_tokens
+    if positions.shape == expected.shape:
+        return
+    # CaiT and ConViT, which have no such setting, give the patches alone a place
+    beside = 0 if getattr(model, "no_embed_class", True) else model.num_prefix_tokens
     side = math.isqrt(max(0, positions.shape[1] - beside))
-    if positions.shape != expected.shape and side**2 == positions.shape[1] - beside:
+    if side**2 == positions.shape[1] - beside:
         grid = list(model.patch_embed.grid_size)
         state["pos_embed"] = resample_abs_pos_embed(positions, grid, [side, side], beside)
 

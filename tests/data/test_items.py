@@ -240,3 +240,14 @@ def test_the_report_can_be_printed_on_any_screen(monkeypatch, encoding):
     monkeypatch.setattr("sys.stdout", screen)
     say(report_skipped([(0, "\u732b.jpg (cut)"), (1, "\udce9.jpg (empty)")], 2))
     assert b".jpg (cut), \\udce9.jpg (empty)" in screen.buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [(np.array(["a", "b"]), ["a", "b"]), ([0, 1], ["0", "1"]), ([("a", "x"), "b"], ["a", "b"]),
+     ([], None), (None, None)],
+)  # fmt: skip
+def test_names_of_classes_in_every_form(names, told):
+    dataset = Items((Image.new("L", (8, 8)), 0), (Image.new("L", (8, 8)), 1))
+    dataset.classes = names
+    assert Pictures(dataset, [0]).classes == told

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -311,3 +312,66 @@ def test_nothing_to_store():
         decode_store([], 8)
     with pytest.raises(ValueError, match="size=0"):
         decode_store([noise()], 0)
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError()])
+def test_a_picture_that_the_system_did_not_give_is_asked_for_again(
+    cats_and_dogs, tmp_path, monkeypatch, error, capsys
+):
+    folder, cache = FolderOfImages(cats_and_dogs), tmp_path / "stores"
+    real, asked = Image.open, []
+
+    def fails_at_first(*args, **options):
+        asked.append(args)
+        if len(asked) <= 2:  # for the file, and once more for the memory
+            raise error
+        return real(*args, **options)
+
+    monkeypatch.setattr(Image, "open", fails_at_first)
+    images, _, skipped = decode_store(folder, 8, cache=cache)
+    assert len(images) == len(folder) - 1 and len(skipped) == 1
+    assert "nothing can be kept" in capsys.readouterr().out and not list(cache.iterdir())
+    assert len(decode_store(folder, 8, cache=cache)[0]) == len(folder)
+
+
+def test_what_a_dataset_makes_of_its_images_is_what_is_stored():
+    class Darker:
+        images, classes = torch.full((4, 3, 8, 8), 200, dtype=torch.uint8), ["a"]
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, i):
+            return self.images[i] // 10, 0
+
+    for dataset in (Darker(), Pictures(Darker())):
+        images, labels, _ = decode_store(dataset, 8)
+        assert images.unique().tolist() == [20] and labels.tolist() == [0] * 4
+    assert Pictures(Shapes(4), [1]).images.shape == (1, 3, 48, 48)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is open")
+def test_a_store_is_closed_before_it_is_named(cats_and_dogs, tmp_path, monkeypatch):
+    real, still_open = Path.rename, []
+
+    def watched(self, target):
+        still_open.append(str(self) in Path("/proc/self/maps").read_text())
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", watched)  # Windows refuses to rename what is open
+    decode_store(FolderOfImages(cats_and_dogs), 8, cache=tmp_path / "stores")
+    assert still_open == [False]
+
+
+@pytest.mark.parametrize(
+    ("name", "left"), [("rest.json", 0), ("images.npy", 0.5), ("images.npy", 0)]
+)
+def test_a_damaged_store_is_named_and_made_anew(cats_and_dogs, tmp_path, name, left, capsys):
+    folder, cache = FolderOfImages(cats_and_dogs), tmp_path / "stores"
+    first = decode_store(folder, 8, cache=cache)[0].clone()
+    [kept] = cache.iterdir()
+    os.truncate(kept / name, int(left * (kept / name).stat().st_size))
+    capsys.readouterr()
+    for said in (True, False):
+        assert torch.equal(decode_store(folder, 8, cache=cache)[0], first)
+        assert (f"{kept} is damaged" in capsys.readouterr().out) is said

@@ -25,6 +25,7 @@ from dino_lib.measure.features import extract_features
 from dino_lib.measure.knn import knn_predict, retrieval_map
 from dino_lib.measure.probes import spread
 from dino_lib.run.build import build_student, open_probes
+from dino_lib.run.teacher_file import save_teacher
 from dino_lib.run.train import train
 from dino_lib.teachers.load import load_teacher
 
@@ -200,6 +201,33 @@ def test_a_report_without_masks_says_nothing_of_objects(tiny, labelled_folder, t
     assert "knn_trained" in numbers and "jaccard_trained" not in numbers
     assert (tmp_path / "run" / "attention.png").exists()
     assert "Jaccard" not in in_words(numbers) and "AUC" not in in_words(numbers)
+
+
+@pytest.mark.parametrize(("classes", "each", "says"), [(2, 7, "too few to draw"), (25, 1, "")])
+def test_a_report_on_few_pictures_leaves_out_what_needs_more(
+    tiny, tmp_path, classes, each, says
+):
+    for i in range(classes * each):
+        path = tmp_path / "few" / f"{i % classes:02}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (16, 16, 3), np.uint8)).save(path)
+    train(dataclasses.replace(tiny, epochs=1), Shapes(16))
+    numbers = report(tmp_path / "run", dataset=str(tmp_path / "few"), out=tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert written == numbers and 0 <= numbers["knn_trained"] <= 1
+    assert says in " ".join(numbers.get("left_out", []))
+    assert ("clusters.png" in numbers["figures"]) is not says
+    assert ("map_trained" in numbers) is (each > 1)
+
+
+def test_a_report_does_without_weights_that_are_gone(tiny, tmp_path):
+    train(tiny, Shapes(16))
+    teacher = load_teacher(tmp_path / "run")
+    config = dataclasses.replace(teacher.config, weights=str(tmp_path / "gone.pth"))
+    save_teacher(tmp_path / "x.safetensors", teacher.model, config, step=8, images_seen=64)
+    numbers = report(tmp_path / "x.safetensors", dataset="shapes", out=tmp_path / "out")
+    assert "knn_trained" in numbers and "knn_untrained" not in numbers
+    assert any("gone.pth" in sentence for sentence in numbers["left_out"])
 
 
 def test_a_run_on_grey_pictures_is_reported(tiny, labelled_folder):

@@ -216,3 +216,22 @@ def test_models_that_cannot_look(clip, tmp_path):
     fixed.transform = model.transform
     with pytest.raises(ValueError, match=r"img_size=\(48, 80\)"):
         attention_video(fixed, clip, tmp_path / "a.gif")
+
+
+def test_a_bare_stream_without_times_has_those_of_its_rate(tmp_path):
+    av = pytest.importorskip("av")
+    path = tmp_path / "clip.h264"
+    try:
+        container = av.open(path, "w", format="h264")
+        stream = container.add_stream("libx264", rate=10)
+    except (av.FFmpegError, ValueError) as error:
+        pytest.skip(f"no encoder: {error}")
+    stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+    with container:
+        for image in moving(5, (64, 48)):
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode())
+    starts = [start for _, start, _ in read(path)]
+    assert len(starts) == 5 and starts[0] == 0
+    steps = np.diff(starts)
+    assert (steps > 0).all() and np.allclose(steps, steps[0])

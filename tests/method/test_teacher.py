@@ -80,6 +80,17 @@ def test_noise_is_off_in_the_teacher_and_on_in_the_student(name, options):
         torch.testing.assert_close(teacher(views), quiet(views))
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "eva02_tiny_patch14_224"])
+def test_patch_dropout_is_off_in_the_teacher_of_every_family(name):
+    torch.manual_seed(0)
+    side = 64 if "dinov3" in name else 56
+    options = {"img_size": side, "depth": 1, "embed_dim": 48, "num_heads": 2}
+    student = create_backbone(name, patch_drop_rate=0.5, **options)
+    teacher, x = make_teacher(student), torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        assert torch.equal(teacher(x), teacher(x)) and not torch.equal(student(x), student(x))
+
+
 def test_ema_closed_form_over_a_momentum_schedule():
     """t_n = m_1 .. m_n t_0 + sum_k (1 - m_k) m_(k+1) .. m_n s_k."""
     momenta = [0.5, 0.9, 0.996, 0.7, 0.99]

@@ -64,7 +64,12 @@ def test_the_command_says_the_same_and_the_run_fits_the_time(of, images, minutes
     assert parse(advice.command()) == advice.config
     per_epoch = images // advice.config.batch_size
     assert advice.updates == max(1, round(advice.config.epochs * per_epoch))
-    assert advice.minutes <= minutes or advice.updates <= per_epoch  # one epoch at least
+    if advice.minutes > minutes:  # one epoch at least, and it is said
+        assert advice.updates <= per_epoch
+        assert any("one epoch takes" in note for note in advice.notes)
+        assert "fill" not in advice.reasons["epochs"]
+    else:
+        assert not any("one epoch takes" in note for note in advice.notes)
     assert advice.config.epochs <= 800
 
 

@@ -65,6 +65,12 @@ def test_without_a_preset_it_is_the_demo():
     assert settings_of("--seed", "7") == dataclasses.replace(PRESETS["demo"], seed=7)
 
 
+def test_a_path_of_digits_is_a_path():
+    assert read_settings(["--weights", "2024"])[0].weights == "2024"
+    assert read_settings(["--weights", "None"])[0].weights is None
+    assert read_settings(["--dataset", "2024"])[0].dataset == "2024"
+
+
 def test_backbone_options_are_pairs_that_replace_the_presets():
     pairs = ["img_size", "32", "mlp_ratio", "2.5", "class_token", "False", "global_pool", "avg"]
     assert settings_of("--backbone-options", *pairs).backbone_options == {

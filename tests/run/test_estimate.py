@@ -8,6 +8,7 @@ import torch
 
 from dino_lib.cli import main, read_settings
 from dino_lib.run import estimate as module
+from dino_lib.run.build import clock
 from dino_lib.run.estimate import estimate
 from dino_lib.run.options import command_of
 from dino_lib.run.presets import PRESETS
@@ -60,3 +61,17 @@ def test_a_command_line_is_the_config_that_it_was_made_of():
     words = shlex.split(command_of(config, "colab", preset))
     assert words[:2] == ["dino", "train"] and read_settings(words[2:]) == (config, None)
     assert command_of(preset, "colab", preset) == "dino train --preset colab"
+
+
+def test_it_asks_the_card_that_the_run_is_for(tiny, pictures, monkeypatch):
+    """A stand-in for the second of two cards: it notes what it is asked; the run is the CPU's."""
+    second, asked = torch.device("cuda:1"), []
+    for name in ("mem_get_info", "reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(
+            torch.cuda, name, lambda device=None, name=name: asked.append((name, device)) or (7, 8)
+        )
+    monkeypatch.setattr(module, "pick_device", lambda name: second)
+    assert estimate(tiny, pictures, updates=1).free == 7
+    clock(second)
+    assert {name for name, _ in asked} == {"mem_get_info", "reset_peak_memory_stats", "synchronize"}
+    assert {device for _, device in asked} == {second}

@@ -11,8 +11,10 @@ import sys
 import textwrap
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -20,8 +22,10 @@ import torch
 import torch.distributed as dist
 from nbclient import NotebookClient
 
+from dino_lib.data.loaders import share_of_workers
 from dino_lib.loss import DINOLoss
 from dino_lib.run import processes
+from dino_lib.run import train as train_module
 from dino_lib.run.checkpoint import load_newest
 from dino_lib.run.dinov2 import SinkhornLoss
 from dino_lib.run.history import read_history
@@ -337,3 +341,20 @@ def test_launched_processes_take_a_dataset_and_stop_where_the_callback_says(
     saved = load_newest(tmp_path / "run" / "checkpoints")
     assert saved["step"] == len(read_history(tmp_path / "run")) >= len(lines) == 1
     assert saved["n_images"] == len(pictures)
+
+
+def test_a_launched_process_takes_its_share_of_the_workers(tiny, monkeypatch, tmp_path):
+    taken = []
+    monkeypatch.setattr(train_module, "process_group", lambda *args, **options: nullcontext())
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")  # put back afterwards
+
+    def stop(*args, **options):
+        taken.append(share_of_workers(8))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module, "build_trainer", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_module._one_of(0, 2, "", tiny, None, SimpleNamespace(put=None))
+    assert taken == [4]

@@ -6,6 +6,7 @@ autograd has no threads for a card that isn't there: `backward` only gives param
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -171,3 +172,28 @@ def test_with_compile_an_update_has_no_graph_break_and_nothing_is_compiled_twice
     for views in trainer.views.batches(0, np.arange(24).reshape(3, 8)):
         trainer.train_step(views)
     assert len(graphs) == 3  # the student on views of two sizes, the teacher on large ones
+
+
+def test_on_a_mac_a_skipped_update_is_not_left_to_the_fused_kernel():
+    """Its kernels ignored found_inf (pytorch #186360)."""
+
+    class OnMac:
+        device = torch.device("mps")
+
+        def __init__(self, value):
+            self.value = value
+
+        def __bool__(self):
+            return self.value
+
+        def float(self):
+            return torch.tensor(float(self.value))
+
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer, scaler = OPTIMIZERS["fused"]([weight]), torch.amp.GradScaler("cpu", enabled=False)
+    for finite in (False, True):
+        weight.grad = torch.full((3,), 1.0 if finite else math.nan)
+        step_if(OnMac(finite), optimizer, scaler)
+        assert getattr(optimizer, "found_inf", None) is None  # no kernel was asked to look
+        assert torch.equal(weight, torch.ones(3)) is not finite
+        assert weight.isfinite().all()

@@ -778,6 +778,35 @@ def test_a_signal_during_the_save_does_not_break_it_off(tiny, pictures, monkeypa
     assert checkpoint(tiny)["step"] == 3
 
 
+def test_a_signal_during_the_last_save_loses_nothing(tiny, pictures, monkeypatch, assert_same):
+    save = run_folder.save_checkpoint
+
+    def signalled(*args):
+        signal.raise_signal(signal.SIGINT)
+        return save(*args)
+
+    monkeypatch.setattr(run_folder, "save_checkpoint", signalled)
+    config = replace(tiny, save_every=100, eval_every=0.0)
+    teacher, history = train(config, pictures)
+    assert checkpoint(config)["step"] == history[-1]["step"] == 8
+    again = load_teacher(config.output_dir)
+    assert_same(dict(again.model.state_dict()), dict(teacher.model.state_dict()))
+
+
+def test_float16_that_overflows_leaves_no_nan_in_the_history(tiny, pictures, tmp_path):
+    config = replace(tiny, precision="fp16", log_every=1, eval_every=0.0)
+    trainer = build_trainer(config, pictures)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**11)
+    trainer.run()
+
+    def fail(word):
+        raise AssertionError(word)
+
+    lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    steps = [json.loads(line, parse_constant=fail)["step"] for line in lines]
+    assert steps and steps[0] > 1  # the first updates were skipped
+
+
 def test_a_second_ctrl_c_exits_at_once_and_saves_no_half_done_update(tiny, pictures, monkeypatch):
     interrupting(monkeypatch, step=5, times=2)
     with pytest.raises(SystemExit) as error:

@@ -45,6 +45,14 @@ def test_read_weights_gives_timms_names_and_what_it_is(tmp_path, assert_same):
     assert "ViT" in what
 
 
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "convit_tiny"])
+def test_families_that_say_nothing_of_their_positions_take_their_own(tmp_path, name, assert_same):
+    there, here = (create_backbone(name, depth=2) for _ in range(2))
+    torch.save(there.model.state_dict(), tmp_path / "x.pth")
+    load_weights(here, tmp_path / "x.pth")
+    assert_same(dict(here.state_dict()), dict(there.state_dict()))
+
+
 @pytest.mark.parametrize("name", ["convnext_atto", "mobilenetv3_small_050", "xcit_nano_12_p16_224"])
 def test_any_family_takes_its_own_names(tmp_path, name):
     torch.manual_seed(0)

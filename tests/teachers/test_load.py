@@ -198,6 +198,17 @@ def test_a_newer_format_is_refused_by_name(saved):
     assert "teacher.safetensors has format '3'; this version reads format 1 and 2" in refused(path)
 
 
+def test_a_header_whose_length_reads_pk_is_no_checkpoint(saved, tmp_path):
+    _, backbone, config = saved
+    path, wanted = tmp_path / "teacher.safetensors", int.from_bytes(b"PK", "little")
+    words = wanted
+    for _ in range(3):  # the header is padded to eights
+        save_teacher(path, backbone, config, step=8, images_seen=64, words="x" * words)
+        words -= int.from_bytes(path.read_bytes()[:8], "little") - wanted
+    assert path.read_bytes()[:2] == b"PK"
+    assert read_teacher(path).about["step"] == 8
+
+
 def test_a_damaged_teacher_is_named(saved):
     path = saved[0] / "teacher.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
