@@ -203,6 +203,8 @@ def _score_and_draw(stages: dict, probes: Probes, numbers: dict, figures: dict,
               "chance": chance_scores(probes, chosen)}
     for stage, scores in table.items():
         numbers |= {f"{key}_{stage}": value for key, value in scores.items()}
+    if "map_trained" not in numbers:
+        left_out.append("No retrieval: the gallery holds no class of the queries.")
     if clusters is None:
         left_out.append(f"No clusters: {len(probes.queries)} queries are too few to draw.")
     else:

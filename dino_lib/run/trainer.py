@@ -158,11 +158,11 @@ class Trainer:
         with open_tracker(self.config if first else None) as self.track, self.interrupts, bar:
             self._train(bar)
             folder = self._save(self.teacher.backbone)  # in here: a signal waits until it is done
+            self.ranks.wait()  # until rank 0 has written the teacher
         if folder != self.folder.path:
             raise OSError(f"the run is complete, but {self.folder.path} could not be written: all "
                           f"of it is in {folder}")
         say(self.views.report())
-        self.ranks.wait()  # until rank 0 has written the teacher
         return read_teacher(self.folder.teacher, self.device), self.history
 
     def _train(self, bar: tqdm) -> None:

@@ -230,11 +230,10 @@ def _fit_positions(state: dict[str, Tensor], model: nn.Module) -> None:
         return
     if positions.shape == expected.shape:
         return
-    # CaiT and ConViT, which have no such setting, give the patches alone a place
-    beside = 0 if getattr(model, "no_embed_class", True) else model.num_prefix_tokens
+    grid = list(model.patch_embed.grid_size)
+    beside = expected.shape[1] - math.prod(grid)  # CLS and registers, where they have places
     side = math.isqrt(max(0, positions.shape[1] - beside))
     if side**2 == positions.shape[1] - beside:
-        grid = list(model.patch_embed.grid_size)
         state["pos_embed"] = resample_abs_pos_embed(positions, grid, [side, side], beside)
 
 

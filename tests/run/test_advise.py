@@ -66,10 +66,10 @@ def test_the_command_says_the_same_and_the_run_fits_the_time(of, images, minutes
     assert advice.updates == max(1, round(advice.config.epochs * per_epoch))
     if advice.minutes > minutes:  # one epoch at least, and it is said
         assert advice.updates <= per_epoch
-        assert any("one epoch takes" in note for note in advice.notes)
+        assert any("and one epoch take" in note for note in advice.notes)
         assert "fill" not in advice.reasons["epochs"]
     else:
-        assert not any("one epoch takes" in note for note in advice.notes)
+        assert not any("and one epoch take" in note for note in advice.notes)
     assert advice.config.epochs <= 800
 
 
