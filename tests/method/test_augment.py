@@ -7,7 +7,7 @@ from scipy.stats import ks_2samp, kstest
 from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as F
 
-from dino_lib.augment import IMAGENET, MultiCrop
+from dino_lib.augment import IMAGENET, MultiCrop, Recipe
 from dino_lib.data import batch_views, colours
 from dino_lib.data.batch_views import CROP_TRIES, WIDTHS, BatchMultiCrop, crop_boxes, view_uniforms
 from dino_lib.data.shapes import Shapes
@@ -701,3 +701,9 @@ def test_wrong_uniforms_are_refused():
 def test_single_image_of_wrong_dtype_or_channels_is_refused(image):
     with pytest.raises(ValueError, match="expected a PIL image or a uint8 tensor with 3 channels"):
         MultiCrop()(image)
+
+
+@pytest.mark.parametrize("name", ["global_size", "local_size", "n_local"])
+def test_sizes_and_numbers_of_views_are_whole_numbers(name):
+    with pytest.raises(ValueError, match=f"{name}=32.0 must be a whole number"):
+        Recipe(**{name: 32.0})  # as many as 32, but no list has 32.0 entries
