@@ -177,6 +177,20 @@ def test_conv_stem(patch_size, strides):
     assert (gradient.abs().sum(1)[0, :-2, :-2] > 0).all()
 
 
+@pytest.mark.parametrize(("patch_size", "unseen"), [(4, []), (6, [46, 47]), (8, []), (16, [])])
+def test_conv_stem_sees_all_but_the_last_pixels(patch_size, unseen):
+    torch.manual_seed(0)
+    stem = ConvStem(img_size=48, patch_size=patch_size, embed_dim=24).eval()
+    x = images(1, 3, 48, 48).requires_grad_()
+    tokens = stem(x)
+    # weighed at random, so that no pixel's gradients cancel out
+    (gradient,) = torch.autograd.grad((tokens * images(*tokens.shape, seed=1)).sum(), x)
+    seen = gradient.abs().sum(1)[0] > 0
+    for rows in (seen, seen.T):
+        assert (~rows.any(1)).nonzero().flatten().tolist() == unseen
+    assert seen[: 48 - len(unseen), : 48 - len(unseen)].all()
+
+
 def test_conv_stem_takes_its_options_through_the_model():
     backbone = build("vit with a convolutional stem", patch_size=8)
     assert isinstance(backbone.model.patch_embed, ConvStem) and backbone.patch_size == (8, 8)
