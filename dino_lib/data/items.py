@@ -79,6 +79,16 @@ def _split(item: Any) -> tuple[Any, Any]:
     return item, -1
 
 
+def ready_images(dataset: Any) -> Tensor | None:
+    """The `images` of an InMemory, or of Pictures of it; None of any other dataset.
+
+    What a user's dataset calls so may be what its __getitem__ still changes.
+    """
+    own = (Pictures.__getitem__, InMemory.__getitem__)
+    found = getattr(type(dataset), "__getitem__", None)
+    return getattr(dataset, "images", None) if found in own else None
+
+
 def _one_name(name: Any) -> str:
     """Of several synonyms the first."""
     return str(name[0] if isinstance(name, tuple | list) else name)
@@ -98,9 +108,7 @@ class Pictures(Dataset):
         found = (getattr(dataset, name, None) for name in ("classes", "categories"))
         names = next((names for names in found if names is not None and len(names)), None)
         self.classes = None if names is None else [_one_name(name) for name in names]
-        # another library's `images` may be what its __getitem__ still changes
-        ours = isinstance(dataset, InMemory | Pictures)
-        ready = getattr(dataset, "images", None) if ours else None
+        ready = ready_images(dataset)
         if ready is not None and ready.shape[1] == channels:
             for name in ("images", "labels", "masks"):
                 rows = getattr(dataset, name, None)

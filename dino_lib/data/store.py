@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from dino_lib.data.folders import Files, FolderOfImages
 from dino_lib.data.images import InputError, UnreadableImage
-from dino_lib.data.items import InMemory, Pictures, check_dataset, read_item
+from dino_lib.data.items import Pictures, check_dataset, read_item, ready_images
 from dino_lib.data.say import say
 from dino_lib.data.transforms import middle_square
 
@@ -50,7 +50,7 @@ def decode_store(dataset: Any, size: int, channels: int = 3,
     check_dataset(dataset)
     if size < 1:
         raise ValueError(f"size={size} must be at least 1 pixel")
-    ready = getattr(dataset, "images", None) if isinstance(dataset, InMemory | Pictures) else None
+    ready = ready_images(dataset)
     if ready is not None and ready.shape == (len(dataset), channels, size, size):
         return ready, dataset.labels, []
     decode = functools.partial(_decode, dataset, size, channels)
@@ -63,7 +63,7 @@ def decode_store(dataset: Any, size: int, channels: int = 3,
             _write(cache, key, decode)
         try:
             return _read(cache / key)
-        except (ValueError, KeyError, EOFError) as error:  # cut off by a power cut, or by hand
+        except (ValueError, KeyError, TypeError, EOFError) as error:  # after a power cut
             say(f"{cache / key} is damaged ({error}): decoding anew")
             shutil.rmtree(cache / key)
             _write(cache, key, decode)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dino_lib.data import store
 from dino_lib.data.folders import FolderOfImages
-from dino_lib.data.items import Pictures
+from dino_lib.data.items import InMemory, Pictures
 from dino_lib.data.shapes import Shapes
 from dino_lib.data.store import decode_store
 
@@ -344,7 +344,11 @@ def test_what_a_dataset_makes_of_its_images_is_what_is_stored():
         def __getitem__(self, i):
             return self.images[i] // 10, 0
 
-    for dataset in (Darker(), Pictures(Darker())):
+    class DarkerStill(InMemory):
+        __getitem__ = Darker.__getitem__
+
+    ready = DarkerStill(Darker.images, torch.zeros(4, dtype=torch.int64), ["a"])
+    for dataset in (Darker(), Pictures(Darker()), ready, Pictures(ready)):
         images, labels, _ = decode_store(dataset, 8)
         assert images.unique().tolist() == [20] and labels.tolist() == [0] * 4
     assert Pictures(Shapes(4), [1]).images.shape == (1, 3, 48, 48)
