@@ -65,15 +65,11 @@ class Tally:
         self.losses.append(torch.where(finite, loss, math.nan))
         self.used |= used & finite
 
-    def has_loss(self) -> bool:
-        """Whether any of the updates since the last line was made."""
-        return bool(torch.stack(self.losses).isfinite().any())
-
     def as_line(self, batch_size: int) -> dict[str, float]:
         losses = torch.stack(self.losses)
         losses = losses[losses.isfinite()]
-        return {"loss": losses.mean().item(),
-                "prototypes_used": self.used.float().mean().item(),
+        loss = {"loss": losses.mean().item()} if len(losses) else {}  # float16 may skip them all
+        return {**loss, "prototypes_used": self.used.float().mean().item(),
                 "seconds": self.seconds, "input_share": self.waited / self.seconds,
                 "images_per_second": len(losses) * batch_size / self.seconds}
 

@@ -223,7 +223,7 @@ class Trainer:
         late = 0 if logged or saved or self.device.type == "cpu" else 1
         while len(self.unread) > late:
             self._read(self.unread.pop(0))
-        if logged and not self.skipped and self.tally.has_loss():  # float16 may have skipped all
+        if logged and not self.skipped:
             self._log_update(update)
         self._evaluate_if_due()
         if self.skipped or last or self.ranks.rank > 0:
