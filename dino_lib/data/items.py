@@ -80,7 +80,7 @@ def _split(item: Any) -> tuple[Any, Any]:
 
 
 def ready_images(dataset: Any) -> Tensor | None:
-    """The `images` of an InMemory, or of Pictures of it; None of any other dataset.
+    """The `images`, uint8 (N, C, H, W), of an InMemory or of Pictures of it; None of any other.
 
     What a user's dataset calls so may be what its __getitem__ still changes.
     """

@@ -164,9 +164,9 @@ def _decode(dataset: Any, size: int, channels: int, file: Path | None) -> Store:
 def _may_pass(error: UnreadableImage) -> bool:
     """Whether the system failed, as a network drive does, and the picture may be whole."""
     cause = error.__cause__
-    # PIL's own errors have no number, and a file that is gone is told by the store's name
-    of_the_system = getattr(cause, "errno", None) and not isinstance(cause, FileNotFoundError)
-    return isinstance(cause, MemoryError) or bool(of_the_system)
+    if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+        return cause.errno is not None  # PIL's own errors have no number
+    return isinstance(cause, MemoryError)  # and a file that is gone is told by the store's name
 
 
 def _check_room(shape: Sequence[int], file: Path | None) -> None:

@@ -57,7 +57,7 @@ def _attention(found: dict[str, Findings], probes: Probes,
 
 def _clusters(found: dict[str, Findings], probes: Probes,
               chosen: torch.Tensor) -> Figure | None:
-    if len(chosen) < 4:
+    if any(findings.points is None for findings in found.values()):
         return None
     panels = {f"{name}: NMI {findings.scores['nmi']:.2f}": findings.points
               for name, findings in found.items()}

@@ -31,7 +31,7 @@ def cluster_scores(
 
 
 def chance_nmi(labels: Labels, draws: int = 10, seed: int = 0) -> float:
-    """The NMI of random clusters, as many as there are classes: the mean of some draws.
+    """The NMI of random clusters, as many as labels (N,) has classes: the mean of some draws.
 
     It is far from 0 where clusters hold few pictures: the measure isn't adjusted for
     chance (Vinh, Epps & Bailey 2010).

@@ -58,9 +58,9 @@ def feature_scores(probes: Probes, gallery: Tensor, queries: Tensor,
     """What features of the gallery (N, D) and of the queries (M, D) are worth, whoever made them.
 
     knn and knn_per_class, as `Probes.evaluate`, and what `error_scores` says. Given
-    `chosen`, the queries that are clustered, also what takes longer: nmi, retrieval's mean
-    average precision ("map", where the gallery holds a class of theirs) and, where there
-    are two classes or more, a linear probe's accuracy.
+    `chosen`, int64 (n,), the queries that are clustered, also what takes longer: nmi, mean
+    average precision of the retrieval ("map", where the gallery holds a class of theirs)
+    and, where there are two classes or more, a linear probe's accuracy.
     """
     labels = probes.gallery_labels, probes.query_labels
     predicted = probes.predict(gallery, queries)

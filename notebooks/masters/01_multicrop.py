@@ -816,7 +816,7 @@ neighbour_sheet(torch.stack([as_seen[i] for _, i in asked]),
                 titles=[name for name, _ in asked])
 
 # %% [markdown]
-# For the trained teacher, crops and colours each cost something. The untrained network and the histogram lose almost only by the colours: they go by tint. The trained teacher stays above the colour histogram throughout; the untrained network stays below it. (One trained teacher, one untrained network, 200 queries, and colours drawn anew for each column: so a few percent mean nothing, and it is chance that both of these have more with crops and colours than with colours alone.)
+# For the trained teacher, crops and colours each cost something. The untrained network and the histogram lose almost only by the colours: they go by tint. The trained teacher stays above the colour histogram throughout; the untrained network stays below it. (One trained teacher, one untrained network, 200 queries, and colours drawn anew for each column: so a few percent mean nothing: that both of these have more with crops and colours than with colours alone is no sign of anything.)
 #
 # In the sheet, each query is a global view, and its five nearest pictures are framed by their class. The untrained network finds pictures of a like tint. The trained one finds the creature in the first two examples; in the third it is wrong four times: all four have the right palette, and checks where the query has stripes.
 

@@ -361,7 +361,7 @@ draw_runs(axes, runs)
 #
 # ### Batch norm
 #
-# With `use_bn` each row depends on the others of its batch, in training mode. So it matters which views go through the head together. The paper's head for ViTs has none. Our tiny networks need it (notebook 07: without it all three runs become uniform), so the preset `demo` has it.
+# With `use_bn` each row depends on the others of its batch, in training mode. So it matters which views go through the head together. The paper's head for ViTs has none. The tiny network of notebook 07 needs it: without it all three runs become uniform. So the preset `demo` has it.
 
 # %%
 h = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))

@@ -477,8 +477,8 @@ attention_sheet(probes.queries[six], rows, masks=probes.masks[six])
 
 # %% [markdown]
 # **Here the paper's score is half blind.** (On PASCAL the paper has 46 for DINO, 27 for a
-# supervised network and 22 for random weights; for a blob it gives no number.) `demo` gets 0.40, but blobs that never see a picture get
-# 0.39, more than the untrained network: of eight blobs one often lies right. And the teacher's
+# supervised network and 22 for random weights; for a blob it gives no number.) `demo` gets 0.40,
+# but blobs that never see a picture get 0.39, more than the untrained network: of eight blobs one often lies right. And the teacher's
 # masks lie mostly on the creature, but seldom cover it: so is it the 60%?
 
 # %% tags=["nbval-ignore-output"]
@@ -652,8 +652,8 @@ print(f"above blind: mean map of the last block {above_blind(maps.mean(1, keepdi
 # ## 7. Registers and long tokens
 #
 # Some large networks use a few patches of plain background as a scratch pad: DINOv2, supervised and
-# CLIP networks, though not the first DINO. These tokens are *very long*, and attention on them tells nothing about the picture ([Darcet et al.
-# 2023](https://arxiv.org/abs/2309.16588)). The remedy: spare tokens for that purpose, *registers*.
+# CLIP networks, though not the first DINO. These tokens are *very long*, and attention on them
+# tells nothing about the picture ([Darcet et al. 2023](https://arxiv.org/abs/2309.16588)). The remedy: spare tokens for that purpose, *registers*.
 # `photos` has four.
 #
 # **Predict, then run.** How does the longest patch token of `photos` compare with the median?
@@ -939,8 +939,8 @@ over_photo({"teacher": there, "untrained": cls_attention(untrained, x_negative[N
 # no network; the one head that is clearly ahead of it, at 0.55, isn't chosen, and we know of it by
 # the masks. `photos` is the best of three seeds, too. The last rows ask what there is to
 # find: a logistic regression that is told the masks of four fifths of the horses, and finds the rest.
-# Colour alone has most of it; training adds the rest in the stem, and the blocks add nothing that it
-# can read. This is a beginning: the paper's maps come from 1.3 million photographs and days of GPU
+# Colour alone has most of it; training adds the rest in the stem, and by this measure the blocks add
+# nothing that it can read. This is a beginning: the paper's maps come from 1.3 million photographs and days of GPU
 # time.
 
 # %% [markdown]
@@ -995,8 +995,8 @@ print(f"{page.path.name}: {page.path.stat().st_size / 1e6:.1f} MB")
 #   on.
 # - A mask is the smallest set of patches with 60% of the mass. "Jaccard, best of the heads" is half
 #   blind: fixed blobs come close to the teacher, and with another share the ranks change.
-# - Above blind gives any fixed map about 0 and the outlines 1. Maps that no network made belong beside
-#   it.
+# - Above blind gives any fixed map about 0 and the outlines 1. Maps that no network made belong
+#   beside it.
 # - A fine map doesn't prove that the feature needs the head: take it out and measure.
 # - A fine map on one photograph doesn't prove that the object was seen: change one thing and look.
 #

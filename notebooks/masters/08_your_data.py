@@ -270,7 +270,7 @@ for row in sorted(read_measured(TWO_TEACHERS)["rows"], key=lambda row: (row["upd
 # %% [markdown]
 # ## 3. The run
 #
-# The run below is cut to 40 updates, so that this page stays quick. In these a teacher with a memory of 25 updates would hardly leave its start. So this one has half-lives of 7 and 8 updates: a fast teacher, and you will see what that does. Yours should take the whole command.
+# The run below is cut to 40 updates, so that this page stays quick. In these a teacher with a memory of 25 updates and more would keep half of its start. So this one has half-lives of 7 and 8 updates: a fast teacher, and you will see what that does. Yours should take the whole command.
 
 # %% tags=["nbval-ignore-output"]
 per_epoch = survey.images // advice.config.batch_size

@@ -42,7 +42,6 @@ WRONG = [
     ({"eval_every": -1.0}, "eval_every=-1.0"),
     ({"seed": -1}, "seed=-1"),
     ({"seed": 2**64}, f"seed={2**64}"),
-    ({"n_local": 2.0}, "n_local"),
     ({"gray_p": 1.2}, "gray_p=1.2"),
     ({"solarize_p": -0.1}, "solarize_p=-0.1"),
     ({"blur_p": (1.0, 2.0, 0.5)}, "blur_p.1=2.0: Input should be less than or equal to 1"),
