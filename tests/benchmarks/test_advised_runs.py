@@ -90,7 +90,7 @@ def test_a_short_run_wants_the_teacher_that_a_longer_one_has_by_itself():
     assert "509 updates ends with a 20-NN of {} to {}%".format(*knn(fast)) in said
     assert "with 5 and 20% at {} to {}%".format(*knn(slow)) in said
     slow, fast = long
-    assert "is ahead: {} to {}% against {} to {}%".format(*knn(fast), *knn(slow)) in said
+    assert "are ahead: {} to {}% against {} to {}%".format(*knn(fast), *knn(slow)) in said
 
 
 def test_what_readme_and_08_say_of_three_minutes():
@@ -105,7 +105,12 @@ def test_what_readme_and_08_say_of_three_minutes():
     assert f"are {min(gains.values()):.0f} to {max(gains.values()):.0f} points of 20-NN" in said
     on_photographs = [leads[name] for name in ("caltech", "imagenette", "grey")]
     low, high = min(on_photographs), max(on_photographs)
-    assert f"{int(leads['creatures'])} points on the creatures, {low:.0f} to {high:.0f} on" in said
+    assert (
+        f"{int(leads['creatures'])} points on the creatures, by {low:.0f} to {high:.0f} on "
+        "photographs (100 to 160 queries,"
+    ) in said
+    queries = sorted(row["queries"] for name, row in rows.items() if name != "sixty")
+    assert queries[0] == 100 and queries[-1] >= 160
     assert round(leads["sixty"] * rows["sixty"]["queries"] / 100) == 1  # query
     master = (PATH.parents[1] / "notebooks" / "masters" / "08_your_data.py").read_text("utf-8")
     assert (
