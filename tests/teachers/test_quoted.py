@@ -83,6 +83,19 @@ def test_the_photographs_in_the_readme_and_on_the_card(words, score, form):
     assert row(words.removesuffix(" accuracy"), cells(own, score, form)) in card
 
 
+def test_random_clusters_and_means_over_the_classes_of_photographs():
+    own, other = report("photos"), report("photos", "caltech101.json")
+    said = " ".join(README.split())
+    chance = [f"{found['nmi_chance']:.2f}" for found in (own, other)]
+    assert f"Random clusters have an NMI of {chance[0]} and {chance[1]}, for 500" in said
+    whose = ("trained", "untrained", "color_histogram")
+    mean, blank, blind = (f"{other[f'knn_per_class_{who}']:.1%}" for who in whose)
+    assert f"over the classes is {mean} (untrained {blank}, histogram {blind})" in said
+    assert f"random clusters {chance[1]})" in " ".join(
+        (SHIPPED / "photos" / "README.md").read_text("utf-8").split()
+    )
+
+
 def test_what_notebook_06_and_the_readme_say_of_horses():
     rows = json.loads((BENCHMARKS / "horses_96.json").read_text())
     assert {one["size"] for one in rows} == {96} and {one["pictures"] for one in rows} == {251}
