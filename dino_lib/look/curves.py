@@ -36,6 +36,7 @@ def training_curves(history: list[dict], out_dim: int) -> Figure:
         axis.axhline(np.log(out_dim), color="gray", linestyle=":", label=f"ln {out_dim}")
     for axis in axes.flat:
         axis.set_ylim(bottom=min(0, axis.dataLim.y0))  # above blind may be negative
+        axis.locator_params(axis="x", nbins=5)  # updates of five digits stay apart
         if axis.lines:
             axis.legend(fontsize=8, frameon=False)
     for axis in axes[1]:

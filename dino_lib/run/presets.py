@@ -95,7 +95,8 @@ pocket = replace(
 )
 
 # an hour or two on one CPU core: photographs, registers for clean maps. A batch of 64 is small for
-# so cold a teacher, so Sinkhorn keeps its prototypes in use, and KoLeo the features apart
+# so cold a teacher, so Sinkhorn keeps its prototypes in use, and KoLeo the features apart. The
+# teacher `photos` had three times the epochs and a slower teacher
 laptop = replace(
     demo,
     dataset="imagenette",

@@ -70,7 +70,7 @@ for trained, prepare, pixels, pick in [
 attention_sheet(images, rows)
 
 # %% [markdown]
-# The network is a *vision transformer* (ViT). It cuts a picture into patches, and turns each patch into a *token*, a list of numbers. One more token, CLS, collects from all others: in the end it is the *feature*, one list of numbers for the whole picture. *Attention* says how much each token contributes to it: the picture stays grey where that is nothing, is purple at the mean, and glows at three or four times the mean. A network makes several such maps. `choose_head` chose one for the creatures and one for the photographs, as in section 9. The network of the photographs is another one, trained for some 80 minutes on photographs of other things. Both are small. We picked these four, on which its map is good (the README shows eight), and five creatures of ten.
+# The network is a *vision transformer* (ViT). It cuts a picture into patches, and turns each patch into a *token*, a list of numbers. One more token, CLS, collects from all others: in the end it is the *feature*, one list of numbers for the whole picture. *Attention* says how much each token contributes to it: the picture stays grey where that is nothing, is purple at the mean, and glows at three or four times the mean. A network makes several such maps. `choose_head` chose one for the creatures and one for the photographs, as in section 9. The network of the photographs is another one, trained for 129 minutes on photographs of other things. Both are small. We picked these four, on which its map is good (the README shows eight), and five creatures of ten.
 #
 # ![One step of DINO](../figures/architecture.png)
 #

@@ -770,7 +770,7 @@ clusters
 #
 # An hour and a GPU turn this into a run on photographs. The preset `colab` trains a ViT-Ti with patches of 8 pixels on Imagenette: 9,469 photographs of ten classes, 100 epochs. It has never been run on a GPU, so there are no minutes to quote. Counting its operations, a T4 should need twenty to sixty minutes. That is why it is measured first: a few updates say how long the whole run takes, how much memory it needs, and into how many parts a batch must be cut.
 #
-# Set `RUN = "gpu"` to train. With `RUN = "cpu"` nothing is trained. Then the same cells read a run that ships: `photos`, the preset `laptop` on the same photographs, with a much smaller network and smaller views. It was trained on one CPU core, 5,880 updates in 92 minutes, of which it stood still for thirteen. For `colab` itself one core would need 158 hours: 7,300 updates of 78 seconds, by the same estimate.
+# Set `RUN = "gpu"` to train. With `RUN = "cpu"` nothing is trained. Then the same cells read a run that ships: `photos`, on the same photographs, with a much smaller network and smaller views: the preset `laptop`, three times as long. It was trained on two CPU cores, 17,640 updates in 129 minutes. For `colab` itself one core would need 158 hours: 7,300 updates of 78 seconds, by the same estimate.
 
 # %% tags=["long"]
 RUN = "cpu"  # "gpu" trains the preset colab

@@ -120,7 +120,7 @@ def test_without_a_gpu_it_reads_the_run_that_ships(execute, capsys, tmp_path):
     said = capsys.readouterr().out
     history = read_history(names["where"])
     about = (history[-1]["step"], round(names["minutes"]), names["long"].dataset)
-    assert about == (5880, 92, "imagenette")  # as the text says
+    assert about == (17640, 129, "imagenette")  # as the text says
     assert "nothing is trained" in said and "nan" not in said and "your run" not in said
     assert history[0]["step"] == 0 and "knn" in history[0]
     assert not (tmp_path / "runs").exists() and len(shown) == 1

@@ -426,7 +426,7 @@ def test_the_card_has_the_runs_figures_settings_and_terms():
         "# photos",
         "Imagenette",
         "ImageNet's terms hold",
-        "| updates | 5880 |",
+        "| updates | 17640 |",
         "2 x 64 px + 4 x 32 px",
         f"| 20-NN accuracy | {' | '.join(knn)} |",
         "4 registers",
