@@ -148,21 +148,19 @@ def test_what_the_readme_and_the_card_say_of_horses():
     own, chosen = mine["photos"], mine["photos"]["chosen"]
     whole, *thirds = [heads_of(name) for name in ("photos", *SEEDS)]
     said = " ".join(README.split())
-    picked, best, mean = ([one[i] for one in thirds] for i in range(3))
-    assert (
-        f"chosen without masks gets {whole[0]:.2f} above blind, the best one {whole[1]:.2f}, the "
-        f"mean of the eight {whole[2]:.2f}; of the preset's three seeds {listed(picked)} are "
-        f"chosen, {listed(best)} the best, {listed(mean)} the means."
-    ) in said
-    picked, most = untrained_heads("photos")
-    assert (
-        f"`photos` untrained {min(picked):.2f} to {max(picked):.2f}, at best {max(most):.2f} "
-        "(three seeds)"
-    ) in said
-    for what in ("local contrast", "darkness", "red less green"):
-        assert f"{mine[what]['above blind'][0]:.2f} ({what})" in said
+    for words, *rows in [("`photos`", whole), ("the preset `laptop`, seeds 0, 1, 2", *thirds)]:
+        values = (", ".join(f"{one[i]:.2f}" for one in rows) for i in range(3))
+        assert row(words, *values) in README
+    assert row("`demo`, of drawn creatures", *(f"{one:.2f}" for one in heads_of("demo"))) in README
+    spans = (f"{min(of):.2f} to {max(of):.2f}" for of in untrained_heads("photos"))
+    assert row("`photos` untrained, three seeds", *spans, "") in README
     blob = mine["one blob"]
-    assert f"get {blob['above blind'][0]:.2f} (a blob)" in said
+    for what, words in [
+        ("one blob", "a blob in the middle"),
+        *((what, what) for what in ("local contrast", "darkness", "red less green")),
+    ]:
+        value = f"{mine[what]['above blind'][0]:.2f}"
+        assert f"| no network: {words} | {value} | | |" in README
     assert (
         f"The AUC of the chosen head of `photos` is {own['AUC'][chosen]:.2f}, the highest of its "
         f"heads {max(own['AUC']):.2f}, and a blob in the middle has {blob['AUC'][0]:.2f}."
@@ -194,10 +192,12 @@ def test_what_a_readout_with_masks_finds():
     )
     blank, blank_stem = three("its tokens"), three("its stem")
     colour, place = (f"{found(what):.2f}" for what in ("the mean colour", "where a patch lies"))
-    assert (
-        f"gets {own} above blind on the rest (untrained {blank}), one of what the stem gives "
-        f"{stem} (untrained {blank_stem}), and one of a patch's mean colour {colour}."
-    ) in " ".join(README.split())
+    for words, value in [
+        ("a linear readout of the last patch tokens of `photos`", f"{own} (untrained {blank})"),
+        ("of what its stem gives", f"{stem} (untrained {blank_stem})"),
+        ("of a patch's mean colour", colour),
+    ]:
+        assert f": {words} | {value} | | |" in README
     card = " ".join(CARD.split())
     assert (
         f"gets {own} above blind on the rest (the preset's seeds: {thirds}), untrained {blank}."
