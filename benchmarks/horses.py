@@ -5,10 +5,10 @@ Teachers (what `load_teacher` takes) on photographs with masks of Weizmann's hor
 --size. One head for all pictures, chosen without masks and the best of them by each measure: above
 blind, AUC, Jaccard of the 60 % mass mask. Beside it the same network untrained (seeds 0 to 2), the
 same heads against the masks of other pictures, the mean of the heads, as many blobs in the middle
-as it has heads, one blob, and maps that no network made. Last what no head can be expected to
-have, since masks made it: a linear readout of the patches' tokens, fitted to the masks of other
-horses; also of what the stem gives, of the same untrained, of a patch's mean colour and of where it
-lies.
+as it has heads, one blob, and maps that no network made. Then the patches' tokens: their first
+principal component over all horses, which no mask made, and what no head can be expected to have,
+since masks made it, a linear readout, fitted to the masks of other horses. Both also of what the
+stem gives, of the same untrained and of a patch's mean colour; the readout of where it lies, too.
 
 DIR holds images/*.jpg and masks/*.png of the same names; an object lies where a mask is white.
 horses_96.json beside this file holds what README and notebook 06 quote.
@@ -31,6 +31,7 @@ from dino_lib.data.images import read_image
 from dino_lib.data.transforms import middle_square, normalize
 from dino_lib.measure.attention import cls_attention
 from dino_lib.measure.baselines import BASELINES
+from dino_lib.measure.components import principal_components
 from dino_lib.measure.features import patch_features
 from dino_lib.measure.heads import choose_head
 from dino_lib.measure.masks import (
@@ -141,6 +142,10 @@ def rows_of(name, folder, size=None, limit=None):
     for what, baseline in BASELINES.items():
         found.append(row(what, baseline(images, grid)[:, None], masks, choose=False))
     told["the mean colour"] = F.adaptive_avg_pool2d(images / 255, grid).movedim(1, -1)
+    for what, of in told.items():
+        maps = principal_components(of)
+        maps = maps - maps.amin((2, 3), keepdim=True)  # a mask of the mass takes nothing negative
+        found.append(row(f"first component: {what}", maps, masks, choose=False))
     told["where a patch lies"] = places(n, grid)
     for what, of in told.items():
         maps = readout(of, objects)

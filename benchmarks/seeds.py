@@ -7,7 +7,8 @@
 trains each (`demo` in four to ten minutes of two cores, `laptop` in one to three hours of one),
 scores it as `dino report` does, on its own images or on those of --dataset, and writes the scores
 to seeds_demo.json, seeds_laptop.json or seeds_laptop_caltech101.json beside this file: README
-quotes them. It goes on where it was cut off.
+quotes them. With them stand the run's seconds and, by update, the 20-NN that it measured itself, of
+fewer pictures. It goes on where it was cut off.
 
 Of pictures with masks also the Jaccard index of masks with 60 % of a map's mass, the paper's share,
 and with more: the best single head, one for all pictures, trained and untrained, against as many
@@ -27,6 +28,7 @@ from dino_lib.look.report import report
 from dino_lib.measure.masks import center_blobs, jaccard_one_head, upsample
 from dino_lib.run.build import build_student, open_probes
 from dino_lib.run.config import Config
+from dino_lib.run.history import read_history
 
 HERE = Path(__file__).parent
 # what knows nothing of the objects
@@ -45,6 +47,9 @@ def scores(config: Config, run: Path, dataset: str | None) -> dict[str, float]:
     wanted = [f"{score}_{stage}" for score in OF_BOTH for stage in ("untrained", "trained")]
     there = [key for key in [*wanted, *BLIND] if key in found]  # photographs have no masks
     row = {"seed": config.seed, **{key: round(found[key], 4) for key in there}}
+    if dataset is None:
+        curve = {line["step"]: round(line["knn"], 4) for line in read_history(run) if "knn" in line}
+        row |= {"seconds": round(found["seconds"]), "knn_by_update": curve}
     return row | jaccards(run) if "jaccard_trained" in found else row
 
 

@@ -9,6 +9,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from dino_lib.data.folders import FolderOfImages
@@ -19,6 +21,8 @@ from dino_lib.look.maps import attention_sheet
 from dino_lib.look.report import compare
 from dino_lib.measure.attention import cls_attention
 from dino_lib.measure.baselines import local_contrast
+from dino_lib.measure.components import principal_components
+from dino_lib.measure.features import patch_features
 from dino_lib.measure.heads import choose_head
 from dino_lib.measure.masks import above_blind, patch_masks
 from dino_lib.measure.probes import Probes
@@ -161,16 +165,23 @@ def data_flow(config: Config) -> Figure:
     return figure
 
 
+def squares(teacher: Teacher, side: int) -> tuple[Tensor, Tensor]:
+    """Photographs that the teacher has never seen: uint8 and normalised (16, 3, side, side)."""
+    folder = FolderOfImages(PHOTOS)
+    images = [middle_square(folder[i][0], side) for i in range(len(folder))]
+    transform = EvalTransform(side, teacher.config.mean, teacher.config.std)
+    return (
+        torch.stack([pil_to_tensor(image) for image in images]),
+        torch.stack([transform(image) for image in images]),
+    )
+
+
 def photographs(teacher: Teacher, side: int = 240) -> tuple[Figure, Figure]:
-    """Attention over eight photographs that the teacher has never seen: all heads' mean, and each.
+    """Attention over eight photographs: all heads' mean, and each.
 
     Beside the mean the same of the untrained network, and a map that no network made.
     """
-    transform = EvalTransform(side, teacher.config.mean, teacher.config.std)
-    folder = FolderOfImages(PHOTOS)
-    images = [middle_square(folder[i][0], side) for i in EIGHT]
-    pixels = torch.stack([pil_to_tensor(image) for image in images])
-    seen = torch.stack([transform(image) for image in images])
+    pixels, seen = [images[EIGHT] for images in squares(teacher, side)]
     maps = cls_attention(teacher, seen)
     before = cls_attention(build_student(teacher.config).backbone.eval(), seen)
     contrast = local_contrast(pixels, maps.shape[2:])
@@ -181,6 +192,23 @@ def photographs(teacher: Teacher, side: int = 240) -> tuple[Figure, Figure]:
     }
     each = {f"head {head}": maps[:, head] for head in range(maps.shape[1])}
     return attention_sheet(pixels, means), attention_sheet(pixels, each)
+
+
+def patches(teacher: Teacher, side: int = 240) -> Figure:
+    """The first principal component of the patches of sixteen photographs, over eight of them.
+
+    Beside that of the trained tokens those of the untrained network and of the mean colours.
+    """
+    pixels, seen = squares(teacher, side)
+    tokens = patch_features(teacher, seen)
+    colours = adaptive_avg_pool2d(pixels / 255, tokens.shape[1:3])
+    found = {
+        "mean colour,\nno network": colours.movedim(1, -1),
+        "untrained": patch_features(build_student(teacher.config).backbone.eval(), seen),
+        "trained": tokens,
+    }
+    rows = {name: principal_components(of)[EIGHT, 0] for name, of in found.items()}
+    return attention_sheet(pixels[EIGHT], rows)
 
 
 def while_it_trains(teacher: Teacher, probes: Probes, pictures: slice) -> Figure:
@@ -228,7 +256,9 @@ def main() -> None:
         "training": while_it_trains(teacher, probes, slice(10, 18)),
         "curves": training_curves(read_history(SHIPPED / "demo"), config.out_dim),
     }
-    figures["photos"], figures["photos_heads"] = photographs(load_teacher("photos"))
+    photos = load_teacher("photos")
+    figures["photos"], figures["photos_heads"] = photographs(photos)
+    figures["photos_patches"] = patches(photos)
     for name, figure in figures.items():
         figure.savefig(HERE / f"{name}.png", dpi=72 if name == "photos_heads" else "figure")
 

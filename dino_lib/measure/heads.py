@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dino_lib.backbone import backbone_of
-from dino_lib.measure.masks import above_blind, auc, blob
+from dino_lib.measure.masks import above_blind, auc, away_from_border, blob
 
 
 def foreground(maps: Tensor, least_variety: float = 0.5) -> Tensor:
@@ -38,13 +38,10 @@ def inside(maps: Tensor, share: float = 0.25) -> Tensor:
 
     maps (N, heads, h, w). From 0 to 1. It assumes one thing of the pictures, that their
     ground reaches the border more often than their objects do; and so it tells figure
-    from ground where heads that agree may agree about the ground. The border is an
-    eighth of the side wide, one patch at least.
+    from ground where heads that agree may agree about the ground. The border is that of
+    `away_from_border`.
     """
-    height, width = maps.shape[2:]
-    rows, cols = max(1, height // 8), max(1, width // 8)
-    middle = torch.zeros(height, width, device=maps.device)
-    middle[rows : height - rows, cols : width - cols] = 1
+    middle = away_from_border(maps.shape[2:]).float().to(maps.device)
     n_top = max(1, round(share * middle.numel()))
     top = maps.flatten(2).topk(n_top).indices  # (N, heads, n_top)
     return middle.flatten()[top].mean((0, 2))

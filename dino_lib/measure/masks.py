@@ -155,6 +155,15 @@ def blob(grid: Sequence[int], y: float = 0, x: float = 0, sigma: float = 0.5) ->
     return (-squares / (2 * sigma**2)).exp()
 
 
+def away_from_border(grid: Sequence[int]) -> Tensor:
+    """bool (*grid): False in a border an eighth of each side wide, one patch at least."""
+    height, width = grid
+    rows, cols = max(1, height // 8), max(1, width // 8)
+    middle = torch.zeros(height, width, dtype=torch.bool)
+    middle[rows : height - rows, cols : width - cols] = True
+    return middle
+
+
 def _flatten(maps, masks):
     """Float64 (N, heads, P) and (N, P), on the CPU: MPS has no float64."""
     if masks.dtype != torch.bool:

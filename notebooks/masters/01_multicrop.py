@@ -59,7 +59,7 @@ demo, photos = load_teacher("demo"), load_teacher("photos")
 images, rows = [], {"trained": [], "untrained": []}
 for trained, prepare, pixels, pick in [
         (demo, demo.transform, creatures, [0, 2, 3, 4, 7]),
-        (photos, photos.transform.normalize, photographs, [1, 8, 7, 11])]:
+        (photos, photos.transform.normalize, photographs, [1, 9, 7, 11])]:
     x = torch.stack([prepare(picture) for picture in pixels])
     maps = cls_attention(trained.model, x)
     head = choose_head(maps)
@@ -70,7 +70,7 @@ for trained, prepare, pixels, pick in [
 attention_sheet(images, rows)
 
 # %% [markdown]
-# The network is a *vision transformer* (ViT). It cuts a picture into patches, and turns each patch into a *token*, a list of numbers. One more token, CLS, collects from all others: in the end it is the *feature*, one list of numbers for the whole picture. *Attention* says how much each token contributes to it: the picture stays grey where that is nothing, is purple at the mean, and glows at three or four times the mean. A network makes several such maps. `choose_head` chose one for the creatures and one for the photographs, as in section 9. The network of the photographs is another one, trained for 129 minutes on photographs of other things. Both are small. We picked these four, on which its map is good (the README shows eight), and five creatures of ten.
+# The network is a *vision transformer* (ViT). It cuts a picture into patches, and turns each patch into a *token*, a list of numbers. One more token, CLS, collects from all others: in the end it is the *feature*, one list of numbers for the whole picture. *Attention* says how much each token contributes to it: the picture stays grey where that is nothing, is purple at the mean, and glows at three or four times the mean. A network makes several such maps. `choose_head` chose one for the creatures and one for the photographs, as in section 9. The network of the photographs is another one, trained for 129 minutes of two cores on photographs of other things. Both are small. We picked these four, on which its map is good (the README shows the mean of its maps on eight), and five creatures of ten.
 #
 # ![One step of DINO](../figures/architecture.png)
 #

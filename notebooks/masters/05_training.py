@@ -770,7 +770,7 @@ clusters
 #
 # An hour and a GPU turn this into a run on photographs. The preset `colab` trains a ViT-Ti with patches of 8 pixels on Imagenette: 9,469 photographs of ten classes, 100 epochs. It has never been run on a GPU, so there are no minutes to quote. Counting its operations, a T4 should need twenty to sixty minutes. That is why it is measured first: a few updates say how long the whole run takes, how much memory it needs, and into how many parts a batch must be cut.
 #
-# Set `RUN = "gpu"` to train. With `RUN = "cpu"` nothing is trained. Then the same cells read a run that ships: `photos`, on the same photographs, with a much smaller network and smaller views: the preset `laptop`, three times as long. It was trained on two CPU cores, 17,640 updates in 129 minutes. For `colab` itself one core would need 158 hours: 7,300 updates of 78 seconds, by the same estimate.
+# Set `RUN = "gpu"` to train. With `RUN = "cpu"` nothing is trained. Then the same cells read a run that ships: `photos`, on the same photographs, with a much smaller network and smaller views: the preset `laptop`, three times as long and with a slower teacher. It was trained on two CPU cores, 17,640 updates in 129 minutes. For `colab` itself one core would need 158 hours: 7,300 updates of 78 seconds, by the same estimate.
 
 # %% tags=["long"]
 RUN = "cpu"  # "gpu" trains the preset colab
@@ -813,7 +813,7 @@ if RUN == "gpu":
 training_curves(read_history(where), long.out_dim)
 
 # %% [markdown]
-# What came out, beside what knows less: the same network untrained, and a colour histogram. The numbers are of all labelled pictures that are held back, with all training pictures as the gallery; the curve asks fewer, of a smaller gallery, and so it lies lower. If you trained, `photos` stands beside your run as a reference: the same photographs and classes, a network of two blocks instead of twelve, and another recipe: smaller views, a colder teacher, Sinkhorn-Knopp in place of the center (section 7 of notebook 07), and KoLeo, which keeps features apart. So compare the accuracies, and of the other curves the shapes.
+# What came out, beside what knows less: the same network untrained, and a colour histogram. The numbers are of all labelled pictures that are held back, with all training pictures as the gallery; the curve asks fewer, of a smaller gallery, and so it lies lower. If you trained, `photos` stands beside your run as a reference: the same photographs and classes, a network of two blocks instead of twelve, and another recipe: among other things smaller views, a colder teacher, Sinkhorn-Knopp in place of the center (section 7 of notebook 07), and KoLeo, which keeps features apart. So compare the accuracies, and of the other curves the shapes.
 
 # %% tags=["long"]
 runs = {"photos, which ships": SHIPPED / "photos"}

@@ -44,13 +44,15 @@ from dino_lib import above_blind, auc, choose_head, cls_attention, jaccard
 from dino_lib import mass_mask as finished_mask
 from dino_lib.course import attention as checks
 from dino_lib.course.prediction import settle
-from dino_lib.data.images import PHOTOS
-from dino_lib.data.transforms import EvalTransform, as_seen
+from dino_lib.data.images import PHOTOS, read_image
+from dino_lib.data.transforms import EvalTransform, as_seen, middle_square
 from dino_lib.look.features import cluster_plot, neighbour_sheet
 from dino_lib.look.maps import attention_sheet, brightness, heads_of
 from dino_lib.measure import attention
 from dino_lib.measure.baselines import darkness, local_contrast
 from dino_lib.measure.clusters import cluster_scores, embed_2d
+from dino_lib.measure.components import principal_components
+from dino_lib.measure.features import patch_features
 from dino_lib.measure.heads import head_table, without_head
 from dino_lib.measure.knn import color_histogram, nearest
 from dino_lib.measure.masks import center_blobs, jaccard_one_head, patch_masks, upsample
@@ -700,7 +702,7 @@ figure
 
 # %% [markdown]
 # `demo` has a tail, to 2.2, and `photos` one to 1.9, both far from 10; its registers are at most half
-# as long again as the median patch: these are no scratch pad. Within DINOv2, too, Darcet et al. find
+# as long again as the median patch: not the very long tokens of Darcet et al. Within DINOv2, too, Darcet et al. find
 # long tokens in the largest networks alone. To see them, set
 # `TEACHER` to `timm:vit_large_patch14_dinov2.lvd142m`, then to
 # `timm:vit_large_patch14_reg4_dinov2.lvd142m`.
@@ -943,6 +945,79 @@ over_photo({"teacher": there, "untrained": cls_attention(untrained, x_negative[N
 # Colour alone has most of it; training adds the rest in the stem, and by this measure the blocks add
 # nothing that it can read. This is a beginning: the paper's maps come from 1.3 million photographs and days of GPU
 # time.
+#
+# ## 11. What the patches know
+#
+# A head asks one question. The patch tokens hold more than one answer, and one can look at them
+# without a head and without masks. Collect the tokens of all patches of *many* pictures and find the
+# direction in which they differ most, their *first principal component*. In figure 1 of
+# [DINOv2](https://arxiv.org/abs/2304.07193) what lies above a threshold there is the object. (A
+# component has no sign of its own. As in `choose_head`, the border decides: there it is low.)
+#
+# **Predict, then run.** How far above blind is it on the 200 creatures, of the tokens of `demo`?
+#
+# a) about as far as that of the untrained tokens. b) ahead of it, and of that of the patches' mean
+# colours. c) ahead of the chosen head, too.
+
+# %%
+guess = "?"  # a, b or c
+
+# %% tags=["nbval-ignore-output"]
+def mean_colours(images, grid):
+    """uint8 (N, 3, H, W) -> (N, *grid, 3)."""
+    return F.adaptive_avg_pool2d(images / 255, grid).movedim(1, -1)
+
+x = probes.normalize(probes.queries)
+tokens = {"teacher": patch_features(teacher, x), "untrained": patch_features(untrained, x),
+          "mean colour": mean_colours(probes.queries, objects.shape[1:])}
+first = {name: above_blind(principal_components(of), objects)[0].item() for name, of in tokens.items()}
+for name, value in first.items():
+    print(f"first component, {name:11} above blind {value:.2f}")
+print(f"the head that is chosen, teacher  {worth['teacher'][chosen]:.2f}")
+answers = {"a": "as the untrained", "b": "ahead of untrained and colour", "c": "ahead of the head"}
+best = max(first["untrained"], first["mean colour"])
+settle(guess, answers, "c" if first["teacher"] > worth["teacher"][chosen]
+       else "b" if first["teacher"] > best + 0.1 else "a")
+
+# %% [markdown]
+# Now photographs, with the teacher `photos`. The component is that of all sixteen, of which eight are
+# drawn; each row has one scale.
+
+# %%
+paths = sorted(PHOTOS.glob("*.jpg"))
+squares = [middle_square(read_image(path), 240) for path in paths]
+pixels = torch.stack([pil_to_tensor(square) for square in squares])
+x = torch.stack([registered.transform.normalize(square) for square in squares])
+tokens = {"mean colour,\nno network": mean_colours(pixels, (30, 30)),
+          "untrained": patch_features(before_training(registered), x),
+          "trained": patch_features(registered, x)}
+eight = [1, 2, 7, 8, 9, 10, 11, 14]
+attention_sheet(pixels[eight], {name: principal_components(of)[eight, 0] for name, of in tokens.items()})
+
+# %% [markdown]
+# The trained tokens fill the bonsai, the leopard, the motorbike, the helicopter, the sunflower's middle
+# and the butterfly's body. Of the llama they mark the outline, and the kangaroo they lose: in its picture
+# almost everything has texture. Colour gives the llama away, dark on light, and hides the leopard.
+#
+# The horses of section 10, with the component of all 251:
+#
+# | above blind | first component |
+# | --- | --- |
+# | tokens of `photos` | 0.48 |
+# | of the preset `laptop`, seeds 0, 1, 2 | 0.49, 0.54, 0.50 |
+# | untrained, three seeds | 0.18 to 0.31 |
+# | mean colours | 0.35 |
+#
+# So without masks the tokens of `photos` tell more of a horse than its chosen head, and than any map
+# without a network; with the masks of other horses they tell more still (0.72). Nobody asked for this
+# direction. On these photographs it seems to part what has texture from what is flat.
+
+# %% [markdown] tags=["note"]
+# **Note · 5 minutes.** Cover the last row and have the room say which pictures colour alone would
+# give away (the llama, the motorbike: dark on light). Then ask for the one that it can't: the
+# leopard has the colour of its grass. *Misconception:* "the component is an object detector." It is
+# the direction of the largest differences, whatever these are; with other pictures beside them the
+# same patches get another one.
 
 # %% [markdown]
 # ## The closing picture
@@ -1000,6 +1075,8 @@ print(f"{page.path.name}: {page.path.stat().st_size / 1e6:.1f} MB")
 #   beside it.
 # - A fine map doesn't prove that the feature needs the head: take it out and measure.
 # - A fine map on one photograph doesn't prove that the object was seen: change one thing and look.
+# - The patch tokens hold more than one head shows: their first principal component needs neither head
+#   nor masks.
 #
 # ## Exercises
 

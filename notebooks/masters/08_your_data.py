@@ -249,7 +249,7 @@ for name, row in longer.items():
           f"{row['untrained']['knn']:17.0%}{row['histogram']['knn']:10.0%}{row['trained']['knn']:10.0%}")
 
 # %% [markdown]
-# Now each run is ahead of its own start: by 48 points on the creatures, 21 on Caltech-101, 16 on Imagenette, 13 on the grey photographs and 42 on the sixty, which is five queries. The colour histogram is clearly passed on the creatures alone, by 36 points. On the large folders of photographs the runs have drawn level with it: they are 3 to 5 points ahead, with 100 to 160 queries and one seed, which is within the error. On the sixty it is one query of 12. A teacher of photographs takes an hour or two (`photos`: 79 % on Imagenette's ten classes, the histogram 47 %), or pretrained weights.
+# Now each run is ahead of its own start: by 48 points on the creatures, 21 on Caltech-101, 16 on Imagenette, 13 on the grey photographs and 42 on the sixty, which is five queries. The colour histogram is clearly passed on the creatures alone, by 36 points. On the large folders of photographs the runs have drawn level with it: they are 3 to 5 points ahead, with 100 to 160 queries and one seed, which is within the error. On the sixty it is one query of 12. A teacher of photographs takes an hour or two, of one core or two (`photos`: 79 % on Imagenette's ten classes, the histogram 47 %), or pretrained weights.
 #
 # How long should the teacher's memory be? The creatures once more, in a shorter and in a longer run, each with two teachers: with half-lives of 2 % of the run at the start and 8.5 % in the end, and with 5 % and 20 %.
 

@@ -15,6 +15,7 @@ import horses
 from dino_lib.backbone import create_backbone
 from dino_lib.data import datasets
 from dino_lib.data.shapes import Shapes
+from dino_lib.measure.components import principal_components
 from dino_lib.measure.features import patch_features
 from dino_lib.measure.heads import foreground
 from dino_lib.measure.masks import above_blind, patch_masks
@@ -70,6 +71,7 @@ def test_a_teacher_stands_beside_what_knows_nothing(folder, tmp_path, capsys):
         "distance from the mean colour",
         "darkness",
         "red less green",
+        *(f"first component: {what}" for what in READ[:-1]),
         *(f"readout with masks: {what}" for what in READ),
     ]
     teacher = load_teacher("demo")
@@ -82,10 +84,14 @@ def test_a_teacher_stands_beside_what_knows_nothing(folder, tmp_path, capsys):
     mean = above_blind(maps.mean(1, keepdim=True), patch_masks(masks, (8, 8)))
     torch.testing.assert_close(torch.tensor(rows[2]["above blind"]), mean)
     x = horses.normalize(images, **look)
-    read = horses.readout(patch_features(teacher, x), patch_masks(masks, (8, 8)))
-    of_tokens = next(one for one in rows if one["what"] == "readout with masks: its tokens")
-    expected_of_tokens = above_blind(read, patch_masks(masks, (8, 8)))
-    torch.testing.assert_close(torch.tensor(of_tokens["above blind"]), expected_of_tokens)
+    tokens = patch_features(teacher, x)
+    for what, maps in [
+        ("first component", principal_components(tokens)),
+        ("readout with masks", horses.readout(tokens, patch_masks(masks, (8, 8)))),
+    ]:
+        of_tokens = next(one for one in rows if one["what"] == f"{what}: its tokens")
+        expected_of_tokens = above_blind(maps, patch_masks(masks, (8, 8)))
+        torch.testing.assert_close(torch.tensor(of_tokens["above blind"]), expected_of_tokens)
     table = capsys.readouterr().out
     assert "demo: 6 horses, 48 px, 8 x 8 patches" in table
     chosen = rows[0]["above blind"][rows[0]["chosen"]]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dino_lib.measure.baselines import BASELINES
 from dino_lib.teachers.load import SHIPPED
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +94,7 @@ def test_random_clusters_and_means_over_the_classes_of_photographs():
     assert f"Random clusters have an NMI of {chance[0]} and {chance[1]}, for 500" in said
     whose = ("trained", "untrained", "color_histogram")
     mean, blank, blind = (f"{other[f'knn_per_class_{who}']:.1%}" for who in whose)
-    assert f"over the classes is {mean} (untrained {blank}, histogram {blind})" in said
+    assert f"alike, the 20-NN is {mean} (untrained {blank}, histogram {blind})" in said
     assert f"random clusters {chance[1]})" in " ".join(CARD.split())
     assert f"over the classes {mean} ({blank}, {blind})" in " ".join(CARD.split())
 
@@ -173,6 +174,38 @@ def test_what_the_readme_and_the_card_say_of_horses():
         assert row(words, *(f"{value:.2f}" for value in values)) in CARD
 
 
+def test_what_the_first_component_of_the_tokens_tells():
+    found = {(one["teacher"], one["what"]): one for one in HORSES}
+
+    def first(teacher, what="its tokens", measure="above blind"):
+        return found[teacher, f"first component: {what}"][measure][0]
+
+    blank = [first("photos", f"its tokens, untrained, seed {seed}") for seed in range(3)]
+    span = f"{min(blank):.2f} to {max(blank):.2f}"
+    own, colour = f"{first('photos'):.2f}", f"{first('photos', 'the mean colour'):.2f}"
+    three = ", ".join(f"{first(name):.2f}" for name in SEEDS)
+    words = "no masks: first principal component of the last patch tokens of `photos`"
+    assert f"| {words} | {own} (untrained {span}) | | |" in README
+    assert f"| no masks: the same of the preset, seeds 0, 1, 2 | {three} | | |" in README
+    assert f"| no masks: the same of a patch's mean colour | {colour} | | |" in README
+    reach = f"{first('photos', measure='AUC'):.2f}"
+    assert f"its AUC with `photos` is {reach}." in " ".join(README.split())
+    card = " ".join(CARD.split())
+    assert f"{own} above blind, AUC {reach} (the preset's seeds: {three} and" in card
+    assert f"untrained {span}, of the patches' mean colours {colour}." in card
+    master = (ROOT / "notebooks" / "masters" / "06_attention.py").read_text("utf-8")
+    for words, value in [
+        ("tokens of `photos`", own),
+        ("of the preset `laptop`, seeds 0, 1, 2", three),
+        ("untrained, three seeds", span),
+        ("mean colours", colour),
+    ]:
+        assert f"# | {words} | {value} |\n" in master
+    blind = [found["photos", what]["above blind"][0] for what in BASELINES]
+    for name in ("photos", *SEEDS):  # ahead of its chosen head and of what no network made
+        assert first(name) > max(heads_of(name)[0], float(colour), *blind)
+
+
 def test_what_a_readout_with_masks_finds():
     """What README, the card and 06 say beside the heads of `photos`."""
 
@@ -192,12 +225,11 @@ def test_what_a_readout_with_masks_finds():
     )
     blank, blank_stem = three("its tokens"), three("its stem")
     colour, place = (f"{found(what):.2f}" for what in ("the mean colour", "where a patch lies"))
-    for words, value in [
-        ("a linear readout of the last patch tokens of `photos`", f"{own} (untrained {blank})"),
-        ("of what its stem gives", f"{stem} (untrained {blank_stem})"),
-        ("of a patch's mean colour", colour),
-    ]:
-        assert f": {words} | {value} | | |" in README
+    assert (
+        f"gets {own} from the last patch tokens of `photos` (untrained {blank}), {stem} from what "
+        f"its stem gives, the convolutions before the blocks (untrained {blank_stem}), and "
+        f"{colour} from a patch's mean colour."
+    ) in " ".join(README.split())
     card = " ".join(CARD.split())
     assert (
         f"gets {own} above blind on the rest (the preset's seeds: {thirds}), untrained {blank}."
@@ -222,13 +254,24 @@ def test_three_seeds_of_the_photographs():
     own = report("photos")
     assert [one["seed"] for one in found] == [0, 1, 2]
     assert own["knn_trained"] > max(one["knn_trained"] for one in found)  # three times as long
+    card = " ".join(CARD.split())
+    lines = (SHIPPED / "photos" / "history.jsonl").read_text().splitlines()
+    curve = {line["step"]: line["knn"] for line in map(json.loads, lines) if "knn" in line}
+    ends = [100 * one["knn_by_update"]["5880"] for one in found]
+    assert (
+        f"it had {curve[5880]:.1%} after 5,880 updates, where the preset's three seeds end with "
+        f"{ends[0]:.1f}, {ends[1]:.1f} and {ends[2]:.1f}%; from 7,350 ({curve[7350]:.1%}) on it "
+        f"stands still ({curve[17640]:.1%} in the end;"
+    ) in card
+    seconds = [f"{one['seconds']:,}" for one in found]
+    assert f"({seconds[0]} and {seconds[1]} s with seeds 0 and 1)" in card
     knn, linear = (
         [f"{one[key]:.1%}" for one in found] for key in ("knn_trained", "linear_trained")
     )
     said = " ".join(README.split())
     assert f"with {knn[0]}, {knn[1]} and {knn[2]} by 20-NN and a linear probe of" in said
     assert f"linear probe of {linear[0]}, {linear[1]} and {linear[2]}" in said
-    assert f"20-NN {', '.join(knn)}; linear probe {', '.join(linear)};" in " ".join(CARD.split())
+    assert f"20-NN {', '.join(knn)}; linear probe {', '.join(linear)};" in card
     master = (ROOT / "notebooks" / "masters" / "08_your_data.py").read_text("utf-8")
     blind = found[2]["knn_color_histogram"]
     assert f"`photos`: {own['knn_trained']:.0%}".replace("%", " %") in master
