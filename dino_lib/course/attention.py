@@ -7,14 +7,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dino_lib.course.attention_exercises import head_entropy, mask_to_box, patch_row, rollout
+from dino_lib.course.attention_exercises import (
+    first_component,
+    head_entropy,
+    mask_to_box,
+    patch_row,
+    rollout,
+)
 from dino_lib.course.attention_knn import knn
 from dino_lib.course.cases import or_say
 from dino_lib.course.check import check, on
 from dino_lib.measure import masks
 
-__all__ = ["attention_row", "head_entropy", "knn", "mask_to_box", "mass_mask", "patch_row",
-           "rollout"]
+__all__ = ["attention_row", "first_component", "head_entropy", "knn", "mask_to_box", "mass_mask",
+           "patch_row", "rollout"]
 
 
 def attention_row(yours: Callable) -> Callable:

@@ -1,4 +1,6 @@
-"""The self-checks of notebook 06's closing exercises: entropy, boxes, a patch's row, rollout."""
+"""The self-checks of notebook 06's closing exercises: entropy, boxes, a patch's row, rollout, the
+first principal component.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -284,6 +286,95 @@ def rollout(yours: Callable) -> Callable:
         "add the identity (torch.eye), not 1 to every entry": lambda m: _ones(m),
         "it counts the first block twice": lambda m: product([m[0], *m])[0],
     }, used=False)
+
+
+def first_component(yours: Callable) -> Callable:
+    """`yours(tokens (N, h, w, D))`: the first principal component over all patches, (N, h, w),
+    negative in the last patch of the last picture.
+    """
+
+    def corner(along):
+        return -along.flatten()[-1].sign() * along
+
+    def component(tokens, centre=lambda rows: rows - rows.mean(0), number=0, along=None,
+                  sign=corner):
+        rows = centre(tokens.flatten(0, 2))
+        u, s, directions = torch.linalg.svd(rows, full_matrices=False)
+        found = rows @ directions[number] if along is None else along(rows, u, s, directions)
+        return sign(found).view(tokens.shape[:3])
+
+    def finished(tokens):
+        return component(tokens)
+
+    def wrong(**changed):
+        return lambda tokens: component(tokens, **changed)
+
+    def each_alone(tokens):
+        rows = tokens.flatten(1, 2) - tokens.mean((1, 2))[:, None]
+        directions = torch.linalg.svd(rows, full_matrices=False)[2][:, 0]  # (N, D)
+        along = torch.einsum("npd,nd->np", rows, directions)
+        return (-along[:, -1:].sign() * along).view(tokens.shape[:3])
+
+    generator = torch.Generator().manual_seed(0)
+    cases = []
+    for shape in 2 * [(3, 4, 5, 6), (2, 3, 3, 4), (4, 2, 6, 3)]:  # an SVD gives both signs in six
+        # spread that halves from one axis to the next, axes that are turned, and a mean
+        spread = 8.0 * 0.5 ** torch.arange(shape[-1])
+        turned = torch.linalg.qr(torch.randn(shape[-1], shape[-1], generator=generator))[0]
+        of_pictures = 3 * torch.randn(shape[0], 1, 1, shape[-1], generator=generator)
+        tokens = torch.randn(shape, generator=generator) * spread + of_pictures
+        cases.append(on(tokens @ turned + 5 * torch.randn(shape[-1], generator=generator)))
+    return check("first_component", yours, finished, cases, {
+        "the mean of all patches has to be taken away first": wrong(centre=lambda rows: rows),
+        "the mean is taken over the patches, not over a token's numbers":
+            wrong(centre=lambda rows: rows - rows.mean(1, keepdim=True)),
+        "one mean for all numbers is too coarse: each of the D has its own":
+            wrong(centre=lambda rows: rows - rows.mean()),
+        "the mean is taken away, not added": wrong(centre=lambda rows: rows + rows.mean(0)),
+        "the mean, not the sum, is taken away": wrong(centre=lambda rows: rows - rows.sum(0)),
+        "the mean of all pictures' patches, not of each picture": lambda tokens: component(
+            tokens - tokens.mean((1, 2), keepdim=True)),
+        "the direction is that of all pictures together, not of each": each_alone,
+        "the tokens keep their spread: don't divide by the deviation":
+            wrong(centre=lambda rows: (rows - rows.mean(0)) / rows.std(0)),
+        "the tokens keep their lengths: don't normalise them": wrong(
+            centre=lambda rows: F.normalize(rows - rows.mean(0), dim=-1)),
+        "the sign is the other one: the last patch of the last picture is negative":
+            lambda tokens: -component(tokens),
+        "the sign is free in an SVD: choose that with which the last patch is negative":
+            wrong(sign=lambda along: along),
+        "the sign is free in an SVD, and turning it always helps no more: ask the last patch":
+            wrong(sign=lambda along: -along),
+        "each patch has a sign of its own: turn all of them together":
+            wrong(sign=lambda along: -along.abs()),
+        "each patch has a sign of its own: turn all of them, don't take their sizes":
+            wrong(sign=lambda along: along.abs()),
+        "the sign is that of one patch, not of each": wrong(sign=lambda along:
+                                                            -along.sign() * along),
+        "turn by the sign alone, not by the value": wrong(
+            sign=lambda along: -along.flatten()[-1] * along),
+        "turning is multiplying by the sign": wrong(
+            sign=lambda along: along - along.flatten()[-1].sign()),
+        "the last patch decides, not the first": wrong(
+            sign=lambda along: -along.flatten()[0].sign() * along),
+        "the last patch decides, not the second": wrong(
+            sign=lambda along: -along.flatten()[1].sign() * along),
+        "the last patch decides, not the one before it": wrong(
+            sign=lambda along: -along.flatten()[-2].sign() * along),
+        "that is the second direction: they count from 0": wrong(number=1),
+        "that is the last direction, in which they differ least": wrong(number=-1),
+        "directions are the rows of Vᵀ, not its columns":
+            wrong(along=lambda rows, u, s, v: rows @ v[:, 0]),
+        "that is U, whose columns have length 1: times the singular value":
+            wrong(along=lambda rows, u, s, v: u[:, 0]),
+        "project the centred tokens, not the tokens as they are": lambda tokens: corner(
+            tokens.flatten(0, 2) @ torch.linalg.svd(
+                tokens.flatten(0, 2) - tokens.mean((0, 1, 2)), full_matrices=False)[2][0]
+        ).view(tokens.shape[:3]),
+        "that is squared: how far, not how far squared":
+            wrong(along=lambda rows, u, s, v: (rows @ v[0]).square()),
+        "give the grid (N, h, w), not one long row": lambda tokens: finished(tokens).flatten(),
+    }, tolerance=1e-4, used=False)
 
 
 def _no_brackets(matrices: Sequence[Tensor], step: Callable) -> Tensor:

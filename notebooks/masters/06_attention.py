@@ -7,7 +7,7 @@
 # lies on objects. Here you take a trained teacher apart. What does each head see? How does a map
 # become a mask, and the mask a score? What does a map get that sees nothing?
 #
-# **You write** the attention row of the class token, its mask, the k-NN classifier, and four more
+# **You write** the attention row of the class token, its mask, the k-NN classifier, and five more
 # pieces at the end.
 #
 # **You need** a vision transformer with a class token (notebook 02). Two trained teachers ship with
@@ -952,7 +952,8 @@ over_photo({"teacher": there, "untrained": cls_attention(untrained, x_negative[N
 # without a head and without masks. Collect the tokens of all patches of *many* pictures and find the
 # direction in which they differ most, their *first principal component*. In figure 1 of
 # [DINOv2](https://arxiv.org/abs/2304.07193) what lies above a threshold there is the object. (A
-# component has no sign of its own. As in `choose_head`, the border decides: there it is low.)
+# component has no sign of its own. As in `choose_head`, the border decides: there it is low. Exercise 8
+# lets you write it.)
 #
 # **Predict, then run.** How far above blind is it on the 200 creatures, of the tokens of `demo`?
 #
@@ -1168,7 +1169,38 @@ torch.testing.assert_close(row, attention.rollout(teacher, noise[:1])[0], rtol=1
 print("rollout is equal on a grid of", tuple(row.shape))
 
 # %% [markdown]
-# **Exercise 8 · easy · 10 minutes · change the mask, the size, the head.** Set the share of the mask, the
+# **Exercise 8 · medium · 10 minutes · the first principal component.** From the patches' tokens of many pictures, along which direction do they differ most, and how far does each patch lie along it? Take away the mean of all patches first. Of the two signs take the one with which the last patch of the last picture, a corner, is negative. What should come out: one number a patch, on its grid.
+#
+# <details><summary>Hint</summary>
+#
+# Rows of centred tokens $X = U S V^\top$ (`torch.linalg.svd`, `full_matrices=False`, gives $U$, $S$, $V^\top$): the first row of $V^\top$ is the direction, and $X$ times it says how far.
+#
+# </details>
+
+# %% tags=["stub", "equality"]
+def first_component(tokens):
+    """tokens (N, h, w, D) -> (N, h, w), negative in the last patch of the last picture."""
+    ### BEGIN SOLUTION
+    rows = tokens.flatten(0, 2)
+    rows = rows - rows.mean(0)
+    directions = torch.linalg.svd(rows, full_matrices=False)[2]
+    along = rows @ directions[0]
+    along = -along[-1].sign() * along
+    return along.view(tokens.shape[:3])
+    ### END SOLUTION
+
+first_component = checks.first_component(first_component)
+
+# %% tags=["equality"]
+some = torch.randn(3, 4, 5, 6, generator=generator) * torch.tensor([4.0, 2, 1, 1, 1, 1]) + 3
+mine = torch.as_tensor(first_component(some.clone()))
+theirs = principal_components(some)[:, 0]
+theirs = theirs * torch.sign(theirs[-1, -1, -1] * mine[-1, -1, -1])  # whichever sign it has
+torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+print("first_component is equal on", tuple(mine.shape), "patches")
+
+# %% [markdown]
+# **Exercise 9 · easy · 10 minutes · change the mask, the size, the head.** Set the share of the mask, the
 # size of the photograph in patches a side, and the head (or `None` for their mean); run the cell for several values of one of them. Which matters most: share, size, or head?
 #
 # <details><summary>What we saw</summary>

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.decomposition import PCA
 
 # --- the attention row ---------------------------------------------------------------------------
 
@@ -422,6 +423,55 @@ def rollout_ones(matrices):
     return total[0]
 
 
+def component_eigh(tokens):
+    d = tokens.shape[-1]
+    rows = tokens.reshape(-1, d).double()
+    rows -= rows.mean(0, keepdim=True)
+    _, vectors = torch.linalg.eigh(rows.T @ rows)
+    along = rows @ vectors[:, -1]
+    return (along if along[-1] < 0 else -along).reshape(tokens.shape[:-1])
+
+
+def component_sklearn(tokens):
+    n, h, w, d = tokens.shape
+    along = PCA(1).fit_transform(tokens.reshape(-1, d).numpy())[:, 0]
+    if along[-1] > 0:
+        along *= -1
+    return along.reshape(n, h, w).tolist()
+
+
+def component_of_tokens_as_they_are(tokens):
+    rows = tokens.flatten(0, 2)
+    along = rows @ torch.linalg.svd(rows, full_matrices=False)[2][0]
+    return -along[-1].sign() * along.view(tokens.shape[:3])
+
+
+def component_any_sign(tokens):
+    rows = tokens.flatten(0, 2) - tokens.mean((0, 1, 2))
+    return (rows @ torch.linalg.svd(rows)[2][0]).view(tokens.shape[:3])
+
+
+def component_of_u(tokens):
+    rows = tokens.flatten(0, 2) - tokens.mean((0, 1, 2))
+    along = torch.linalg.svd(rows, full_matrices=False)[0][:, 0]
+    return -along[-1].sign() * along.view(tokens.shape[:3])
+
+
+def component_of_each_picture(tokens):
+    found = []
+    for one in tokens:
+        rows = one.flatten(0, 1) - one.mean((0, 1))
+        along = rows @ torch.linalg.svd(rows, full_matrices=False)[2][0]
+        found.append(-along[-1].sign() * along.view(one.shape[:2]))
+    return torch.stack(found)
+
+
+def component_column(tokens):
+    rows = tokens.flatten(0, 2) - tokens.mean((0, 1, 2))
+    along = rows @ torch.linalg.svd(rows, full_matrices=False)[2][:, 0]
+    return -along[-1].sign() * along.view(tokens.shape[:3])
+
+
 STYLES = {
     "attention_row": [row_whole_matrix, row_einsum_in_place, row_lists],
     "mass_mask": [mask_loop, mask_normalised_in_place, mask_numbers],
@@ -430,6 +480,7 @@ STYLES = {
     "mask_to_box": [box_loop, box_tensor],
     "patch_row": [patch_row_reshape, patch_row_list],
     "rollout": [rollout_from_the_left, rollout_in_place],
+    "first_component": [component_eigh, component_sklearn],
 }
 WRONG = {
     "attention_row": {
@@ -495,6 +546,13 @@ WRONG = {
         "entry by entry": rollout_elementwise,
         "the last block's row": rollout_last_block,
     },
+    "first_component": {
+        "not centred": component_of_tokens_as_they_are,
+        "any sign": component_any_sign,
+        "U": component_of_u,
+        "each picture": component_of_each_picture,
+        "column": component_column,
+    },
 }
 EQUIVALENT = {
     "attention_row": [
@@ -515,6 +573,7 @@ EQUIVALENT = {
     ],
     "mask_to_box": [".nonzero()[:, -1]"],  # of (n, 1) the same column
     "patch_row": ["unflatten(1,"],
+    "first_component": ["svd(rows)[2]", "full_matrices=True"],  # the same rows, and more
     "rollout": [  # every matrix is a square of the same size
         "matrices[0].shape[-2]",
         "matrices[0].shape[1]",
