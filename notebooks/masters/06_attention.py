@@ -13,7 +13,7 @@
 # **You need** a vision transformer with a class token (notebook 02). Two trained teachers ship with
 # the course.
 #
-# **Time:** about 65 minutes for the reading and *your turn* 1 to 3, 120 with the exercises. The
+# **Time:** about 70 minutes for the reading and *your turn* 1 to 3, 135 with the exercises. The
 # cells take about 45 seconds of one CPU core.
 #
 # [Before: 05, training](05_training.ipynb) · after: [07, the collapse lab](07_collapse_lab.ipynb)
