@@ -99,9 +99,10 @@ HEAD = """# Minutes for each section
 
 The total of a notebook is measured: the minutes that careful first readers needed for all of it,
 exercises too, before the notebooks were last shortened. Nobody has been timed on 08: its total is
-that of its header; nor on section 11 and exercise 8 of 06: they add 15 to its 110. A section's minutes are an estimate: what its pieces are marked with, and its
-share of the rest, by two for each prediction and the words at 200 a minute. The seconds are
-of one CPU core, from the notebooks' headers; two idle cores share a training.
+that of its header; nor on section 11 and exercise 8 of 06: they add 15 to its 110. A section's
+minutes are an estimate: what its pieces are marked with, and its share of the rest, by two for each
+prediction and the words at 200 a minute. The seconds are of one CPU core, from the notebooks'
+headers; two idle cores share a training.
 
 The rule of the plans here: a task takes a mixed room half again as long as its mark, and telling a
 section takes three minutes in place of the reading.
