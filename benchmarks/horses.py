@@ -130,7 +130,7 @@ def rows_of(name, folder, size=None, limit=None):
     objects = patch_masks(masks, grid)
     told = {"its tokens": patch_features(teacher, x), "its stem": stem(teacher.model, x)}
     for seed in range(3) if teacher.config else ():
-        config = dataclasses.replace(teacher.config, seed=seed, pretrained=False)
+        config = dataclasses.replace(teacher.config, seed=seed, pretrained=False, weights=None)
         untrained = build_student(config).backbone.eval()
         maps = attention(untrained, images, **look)
         found.append(row(f"untrained, seed {seed}", maps, masks))

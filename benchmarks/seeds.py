@@ -39,7 +39,12 @@ OF_BOTH = ("knn", "linear", "nmi", "map", "above_blind", "auc")  # untrained and
 
 
 def scores(config: Config, run: Path, dataset: str | None) -> dict[str, float]:
-    out = run / dataset if dataset else run
+    out = run / Path(dataset).name if dataset else run
+    if (run / "config.json").exists():
+        was = Config.from_json((run / "config.json").read_text())
+        told = [(of.dataset, of.epochs, of.seed, of.lr, of.momentum) for of in (was, config)]
+        if told[0] != told[1]:
+            raise ValueError(f"{run} holds a run of {told[0]}, and not of {told[1]}: other --runs?")
     if not (out / "report.json").exists():
         train(replace(config, output_dir=str(run), progress=False, resume="auto"))
         report(run, dataset=dataset, data_root=config.data_root, out=out)
@@ -96,7 +101,8 @@ def main():
         "machine": f"{platform.machine()}, torch {torch.__version__}",
         "rows": rows,
     }
-    path = HERE / f"{'_'.join(filter(None, ('seeds', args.preset, args.dataset)))}.json"
+    names = ["seeds", args.preset, *([Path(args.dataset).name] if args.dataset else [])]
+    path = HERE / f"{'_'.join(names)}.json"
     path.write_text(json.dumps(found, indent=1) + "\n")
     for row in rows:
         print(json.dumps(row))

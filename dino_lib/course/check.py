@@ -168,7 +168,11 @@ def _flat(value: Any) -> list[Tensor]:
         raise TypeError("None in one case" if value is None else f"a {type(value).__name__}")
     if isinstance(value, np.ndarray):
         value = value.copy()  # torch takes no negative strides
-    return [torch.as_tensor(value).detach().cpu().double()]
+    try:
+        tensor = torch.as_tensor(value).detach()
+        return [(tensor.to_dense() if tensor.layout != torch.strided else tensor).cpu().double()]
+    except (RuntimeError, ValueError, TypeError) as error:  # 10**400, an array of words, no data
+        raise TypeError(f"a {type(value).__name__} that is no number ({error})") from error
 
 
 def _as(mine: list[Tensor], right: list[Tensor]) -> list[Tensor]:

@@ -74,7 +74,11 @@ def read_copy(folder: str | os.PathLike) -> Copy:
     if not by_checks:
         why = f" ({'; '.join(unread)})" if unread else ""
         raise ValueError(f"{place} holds no notebook of the course with pieces to write{why}")
-    done = _read_done(place / FOLDER / DONE)
+    try:
+        done = _read_done(place / FOLDER / DONE)
+    except (OSError, ValueError) as error:  # the notebooks tell most of it
+        unread.append(f"{FOLDER}/{DONE} can't be read: {error}")
+        done = set()
     notebooks = {
         name: [replace(p, state="right") if f"{module}.{p.name}" in done else p for p in pieces]
         for module, (name, pieces) in by_checks.items()

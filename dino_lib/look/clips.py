@@ -18,8 +18,8 @@ CLOCKS = {".mp4": 90_000, ".gif": 50}
 def read_frames(source: str | Path) -> Iterator[tuple[Iterator, int | None]]:
     """Opens a clip: yields (iterator of (PIL image, start, end), their number or None).
 
-    Times are in seconds. Raises FileNotFoundError, ValueError on what is no clip or damaged,
-    ImportError without PyAV.
+    Times are in seconds; where a clip's clock jumps back, as in joined recordings, they go on.
+    Raises FileNotFoundError, ValueError on what is no clip or damaged, ImportError without PyAV.
     """
     source = Path(source).expanduser()
     if not source.is_file():
@@ -36,7 +36,7 @@ def read_frames(source: str | Path) -> Iterator[tuple[Iterator, int | None]]:
 
 
 def _frames(source: Path, container, av: ModuleType):
-    first = None
+    first, before, after, shift = None, 0, 0, 0
     rate = container.streams.video[0].average_rate or 25
     with _naming(source, av):
         for number, frame in enumerate(container.decode(video=0)):
@@ -46,6 +46,10 @@ def _frames(source: Path, container, av: ModuleType):
             else:
                 start = (frame.pts - first.pts) * frame.time_base
                 end = start + (frame.duration or 0) * frame.time_base
+            if start + shift < before:
+                shift = after - start
+            start, end = start + shift, end + shift
+            before, after = start, max(end, start + 1 / rate)
             # recorded calls change their size on the way, and phones turn their frames
             image = frame.to_image(width=first.width, height=first.height)
             yield image.rotate(frame.rotation, expand=True), float(start), float(end)

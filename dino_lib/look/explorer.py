@@ -28,7 +28,7 @@ from dino_lib.data.transforms import as_seen
 from dino_lib.look.maps import attention_sheet, heads_of
 from dino_lib.look.own_photos import packed_runtime, packed_teacher
 from dino_lib.look.packing import compress, factorise, quantise, to_base64, to_short
-from dino_lib.look.video import file_word
+from dino_lib.look.video import file_words
 from dino_lib.measure.attention import every_layer, full_attention, pooled_similarity
 from dino_lib.measure.features import patch_features
 
@@ -79,6 +79,9 @@ def explore(teacher: Any, images: Any, *, path: str | Path = "explorer.html",
     if not transforms:
         raise ValueError("no teacher has a .transform(PIL image): set one, as "
                          "data.transforms.EvalTransform makes it")
+    path = Path(path).expanduser()
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to")
     names, images = _gather(images, limit)
     runtime = packed_runtime() if own_photos else None
     room = FACTOR_BYTES / (len(images) * len(teachers))
@@ -99,7 +102,6 @@ def explore(teacher: Any, images: Any, *, path: str | Path = "explorer.html",
     data = json.dumps(page, separators=(",", ":")).replace("<", "\\u003c")  # ends no script
     script = "\n".join(file.read_text("utf-8") for file in SCRIPTS)
     text = PAGE.read_text("utf-8").replace("{{script}}", script).replace("{{data}}", data)
-    path = Path(path).expanduser()
     path.write_text(text, "utf-8")
     return Explorer(path, text, seen)
 
@@ -116,8 +118,8 @@ def write_explorer(images: str | Path, teachers: dict, out: str | Path, *, size:
     page = explore(teachers, images, path=out / "explorer.html", size=size, limit=limit,
                    own_photos=own_photos)
     paths = [page.path]
-    for name, looks in page.seen.items():
-        suffix = f"-{file_word(name)}" if len(page.seen) > 1 else ""
+    for word, looks in zip(file_words(page.seen), page.seen.values(), strict=True):
+        suffix = f"-{word}" if len(page.seen) > 1 else ""
         paths.append(out / f"heads{suffix}.png")
         _heads(looks).savefig(paths[-1])
     return paths

@@ -83,21 +83,27 @@ def neighbours(probes: Probes, features: tuple[Tensor, Tensor], n: int = 8, k: i
 
 def report(name: str | Path, *, dataset: str | None = None, data_root: str | None = None,
            out: str | Path | None = None, device: str = "cpu") -> dict:
-    """Score and draw a teacher and, if its settings are known, its network untrained.
+    """Score and draw a teacher and, if its settings are known, its network with random weights.
 
     name: what `load_teacher` takes. dataset, data_root: whose labelled images, all of
     them; without them those that the teacher was trained on (a teacher of others, an
     official .pth or timm's, needs `dataset`). Writes report.json, and of curves.png (a
     run's history), attention.png, clusters.png and neighbours.png what can be drawn, to
-    the folder `out`, without it the run's own. Returns the numbers; "figures" names
+    the folder `out`, without it the run's own (not with other images than the run's, which
+    would overwrite its report). Returns the numbers; "figures" names
     those that were drawn, and "left_out" says in sentences what could not be. Raises
     FileNotFoundError, ValueError, InputError.
     """
     teacher = load_teacher(name, device)
-    out = folder_of_report(name, out)
+    given, out = out, folder_of_report(name, out)
     if teacher.config is None and dataset is None:
         raise ValueError(f"nothing tells what {name} was trained on: name images with "
                          "labels, with --dataset")
+    own = teacher.config and teacher.config.dataset
+    if given is None and dataset not in (None, own):
+        raise ValueError(f"{out} is for the report on {own}: say where that on {dataset} goes, "
+                         "with --out")
+    out.mkdir(parents=True, exist_ok=True)  # not after minutes of work
     seen = teacher.transform
     config = teacher.config or Config(global_size=seen.size, mean=seen.mean, std=seen.std)
     numbers = {}
@@ -118,19 +124,15 @@ def report(name: str | Path, *, dataset: str | None = None, data_root: str | Non
         left_out.append(f"No scores: the images of {data.dataset} have no labels.")
     else:
         stages = {"trained": teacher}
-        if teacher.config:
-            try:
-                untrained = build_student(config).backbone.eval().to(device)
-                stages = {"untrained": untrained, **stages}
-            except (OSError, ValueError) as error:  # the weights that it started from are gone
-                left_out.append(f"Nothing untrained beside it: {error}")
+        if teacher.config:  # untrained also where the run started from weights
+            blank = dataclasses.replace(config, pretrained=False, weights=None)
+            stages = {"untrained": build_student(blank).backbone.eval().to(device), **stages}
         else:
             left_out.append(f"Nothing untrained beside it: {name} comes without settings.")
         _score_and_draw(stages, probes, numbers, figures, left_out)
     numbers["figures"] = sorted(figures)
     if left_out:
         numbers["left_out"] = left_out
-    out.mkdir(parents=True, exist_ok=True)
     for file, figure in figures.items():
         figure.savefig(out / file)
     (out / "report.json").write_text(json.dumps(numbers, indent=2) + "\n")

@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +81,18 @@ def write_videos(clip: str | Path, teachers: dict, out: str | Path, *,
     out = Path(out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
     suffix = ".gif" if Path(clip).suffix.lower() == ".gif" else ".mp4"
-    return [attention_video(teacher, clip, out / f"attention-{file_word(name)}{suffix}",
-                            head=head, size=size)
-            for name, teacher in teachers.items()]
+    return [attention_video(teacher, clip, out / f"attention-{word}{suffix}", head=head, size=size)
+            for word, teacher in zip(file_words(teachers), teachers.values(), strict=True)]
 
 
-def file_word(name: str) -> str:
-    """A teacher's name as a part of a file's: runs/mine -> runs-mine."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+def file_words(names: Iterable[str]) -> list[str]:
+    """Teachers' names as parts of files': runs/mine -> runs-mine; numbered where two are alike."""
+    words: list[str] = []
+    for name in names:
+        word = re.sub(r"\W+", "-", name).strip("-") or "teacher"
+        counted = (f"{word}-{i}" for i in itertools.count(2))
+        words.append(next(one for one in itertools.chain([word], counted) if one not in words))
+    return words
 
 
 def _sheets(teacher, frames: Iterator, layer: int, head: int | str | None, size: int | None,
@@ -97,7 +101,7 @@ def _sheets(teacher, frames: Iterator, layer: int, head: int | str | None, size:
     backbone = backbone_of(teacher)
     patch = backbone.patch_size
     transform = getattr(teacher, "transform", None)
-    size = size or getattr(transform, "size", None)
+    size = getattr(transform, "size", None) if size is None else size
     top = None
     before = 0.0
     seen = ((as_seen(image, transform, patch, size)[1], _shrink(image, panel), start, end)

@@ -152,8 +152,9 @@ def _look(backbone, images, attentions, keep):
         for attention, flag in zip(attentions, fused, strict=True):
             attention.fused_attn = flag
     n_tokens = backbone.num_prefix_tokens + grid[0] * grid[1]
-    if any(matrix is None or matrix.shape[-1] != n_tokens for matrix in kept):
-        raise _unreadable(backbone)  # windows, channels, or no CLS token yet
+    shapes = [None if matrix is None else matrix.shape for matrix in kept]
+    if any(shape is None or shape[0] != len(images) or shape[-1] != n_tokens for shape in shapes):
+        raise _unreadable(backbone)  # windows, channels, SAM's heads, or no CLS token yet
     return kept, grid
 
 

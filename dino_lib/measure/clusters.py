@@ -22,7 +22,7 @@ def cluster_scores(
     if n_clusters is None:
         n_clusters = len(labels.unique())
     kmeans = KMeans(n_clusters, n_init=10, random_state=seed)
-    clusters = kmeans.fit_predict(features.cpu().numpy())
+    clusters = kmeans.fit_predict(features.detach().float().cpu().numpy())
     return {
         "nmi": float(normalized_mutual_info_score(labels, clusters)),
         "ari": float(adjusted_rand_score(labels, clusters)),
@@ -48,10 +48,14 @@ def embed_2d(features: Tensor, *, seed: int = 0) -> Tensor:
 
     t-SNE (van der Maaten & Hinton 2008) keeps neighbours together; distances between
     clusters mean nothing. It starts from the principal components, with perplexity
-    min(30, (N - 1) / 3).
+    min(30, (N - 1) / 3). Features that are all alike, of a collapsed teacher say, have
+    none, and scikit-learn would crash: they start at random.
     """
     n = len(features)
     if n < 4:
         raise ValueError(f"{n} features: a map of them needs at least 4")
-    embed = TSNE(init="pca", perplexity=min(30.0, (n - 1) / 3), random_state=seed)
-    return torch.from_numpy(embed.fit_transform(features.cpu().numpy())).float()
+    features = features.detach().float().cpu()
+    apart = (features - features.mean(0)).abs().max() > 1e-6 * features.abs().max()
+    start = "pca" if apart else "random"
+    embed = TSNE(init=start, perplexity=min(30.0, (n - 1) / 3), random_state=seed)
+    return torch.from_numpy(embed.fit_transform(features.numpy())).float()

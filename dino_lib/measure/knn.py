@@ -149,6 +149,8 @@ def class_ids(labels: Labels, n: int, name: str = "labels", *, least: int = 0) -
                 f"{name} hold {str(labels.flat[0])!r}: expected whole numbers; from names, "
                 "np.unique(labels, return_inverse=True) makes (names, numbers)"
             )
+        if labels.dtype.kind == "u":
+            labels = labels.astype(np.int64)  # torch can do little with uint16 to uint64
     ids = torch.as_tensor(labels).cpu()
     if ids.shape != (n,) or ids.is_floating_point():
         kind = f"{ids.dtype} {tuple(ids.shape)}"

@@ -86,19 +86,21 @@ class Probes:
         """The scores of a network.
 
         knn, knn_per_class: 20-NN accuracy, overall and mean over the classes. Where there
-        are masks and a CLS token, also what `score_maps` says of the attention on the
-        first `n_masks` queries. `features`: those of `self.features`, if at hand.
+        are masks and the CLS token's attention can be read, also what `score_maps` says of
+        it on the first `n_masks` queries. `features`: those of `self.features`, if at hand.
         """
         backbone = backbone_of(model)
         gallery, queries = features or self.features(backbone, dtype)
         predicted = self.predict(gallery, queries)
         overall, per_class = accuracy(predicted, self.query_labels)
         scores = {"knn": overall, "knn_per_class": per_class}
-        if self.masks is not None and backbone.has_cls:
+        if self.masks is None:
+            return scores
+        try:
             maps = self.attention(backbone, n_masks)
-            images = self.queries[:n_masks]
-            scores |= score_maps(maps, self.masks[:n_masks], images)
-        return scores
+        except TypeError:  # no CLS token, or one like TNT's
+            return scores
+        return scores | score_maps(maps, self.masks[:n_masks], self.queries[:n_masks])
 
 
 def score_maps(maps: Tensor, masks: Tensor, images: Tensor) -> dict[str, float]:

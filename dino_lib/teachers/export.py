@@ -6,7 +6,6 @@ Another project's layout to write belongs here; how layouts are read is in `run/
 import inspect
 import json
 import os
-import shutil
 from pathlib import Path
 
 import timm
@@ -46,11 +45,15 @@ def export(name_or_path: str | os.PathLike, layout: str, out: str | os.PathLike)
         raise ValueError(f"{out} is not empty: an export wants a folder of its own")
     teacher = load_teacher(name_or_path)
     card = model_card(name_or_path, teacher, layout)
+    was_there = out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
         LAYOUTS[layout](out, teacher.model, teacher.transform)
     except BaseException:
-        shutil.rmtree(out)  # it held nothing before
+        for path in out.iterdir():  # it held nothing before
+            path.unlink()
+        if not was_there:
+            out.rmdir()
         raise
     (out / "README.md").write_text(card, "utf-8")
     return sorted(out.iterdir())

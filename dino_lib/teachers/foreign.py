@@ -35,21 +35,19 @@ def read_foreign(path: Path, device: Any = "cpu", num_heads: int | None = None) 
         elif "layer1.0.conv1.weight" in state:
             name, options = _resnet(state)
         else:
-            name, options = _vit(state)
+            name, options = _vit(state, path)
             options["num_heads"] = _heads(path, options, num_heads)
         backbone = create_backbone(name, **options)
     except Exception as error:  # whatever odd shapes lead to
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise ValueError(f"{path} holds {what}, which can't be built: {reason}") from error
     load_strictly(backbone.model, state, path)
-    seen = _beside(path, "preprocessor_config.json")
-    mean, std = seen.get("image_mean", IMAGENET[0]), seen.get("image_std", IMAGENET[1])
-    transform = EvalTransform(_side(backbone), tuple(mean), tuple(std))
+    transform = EvalTransform(_side(backbone), *_colours(path, options.get("in_chans", 3)))
     backbone.requires_grad_(False).eval().to(device)
     return Teacher(backbone, transform, about={"what": what})
 
 
-def _vit(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
+def _vit(state: dict[str, Tensor], path: Path) -> tuple[str, dict[str, Any]]:
     width, channels, patch, _ = state["patch_embed.proj.weight"].shape
     block = {name.removeprefix("blocks.0."): value.shape for name, value in state.items()
              if name.startswith("blocks.0.")}
@@ -71,6 +69,8 @@ def _vit(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
         "final_norm": "norm.weight" in state or "fc_norm.weight" in state,
         "global_pool": "token" if has_cls else "avg",
     }
+    if "quickgelu" in str(_beside(path, "config.json").get("architecture")):
+        options["act_layer"] = "quick_gelu"  # OpenAI's CLIP; the weights don't show it
     if hidden != block["mlp.fc2.weight"][1]:
         options |= {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
     if options["qk_norm"]:
@@ -130,8 +130,27 @@ def _side(backbone: Backbone) -> int:
     return getattr(embed, "img_size", (224, 224))[0]
 
 
+def _colours(path: Path, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of the images: what Hugging Face's or timm's file in the folder tells, else
+    ImageNet's; of grey pictures the mean of ImageNet's three. ValueError where they don't fit.
+    """
+    of_timm = _beside(path, "config.json").get("pretrained_cfg")
+    of_timm = of_timm if isinstance(of_timm, dict) else {}
+    of_hub = _beside(path, "preprocessor_config.json")
+    found = []
+    for name, usual in zip(("mean", "std"), IMAGENET, strict=True):
+        told = of_hub.get(f"image_{name}") or of_timm.get(name)
+        if told is None:
+            told = usual if channels == len(usual) else [sum(usual) / len(usual)] * channels
+        if not isinstance(told, list | tuple) or len(told) != channels:
+            raise ValueError(f"{path}: the file beside it says {name} {told!r}, and the network "
+                             f"takes {channels} channel(s): a number for each is expected")
+        found.append(tuple(float(value) for value in told))
+    return found[0], found[1]
+
+
 def _beside(path: Path, name: str) -> dict[str, Any]:
-    """What a JSON file in the same folder says (Hugging Face); {} where there is none."""
+    """What a JSON file in the same folder says (Hugging Face, timm); {} where there is none."""
     try:
         found = json.loads((path.parent / name).read_text("utf-8"))
     except (OSError, ValueError):

@@ -10,11 +10,11 @@ import warnings
 from pathlib import Path
 
 import torch
-from timm.layers import Attention
+from timm.layers import Attention, PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from dino_lib.backbone import Backbone
+from dino_lib.backbone import Backbone, ConvStem
 from dino_lib.data.batch_views import crop_matrix
 from dino_lib.data.transforms import EvalTransform
 
@@ -103,6 +103,8 @@ def check_plain(backbone: Backbone, what: str) -> VisionTransformer:
         lacks = "it has no CLS token"
     elif vit.pos_embed is None:
         lacks = "it has no position embeddings"
+    elif type(vit.patch_embed) not in (PatchEmbed, ConvStem):
+        lacks = f"its patches come from a {type(vit.patch_embed).__name__}"
     elif any(type(block) is not Block or type(block.attn) is not Attention for block in vit.blocks):
         lacks = "its blocks are of another kind"
     if lacks:

@@ -2,7 +2,14 @@
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
+
+from dino_lib import PRESETS
+from dino_lib.teachers.load import SHIPPED
 
 ROOT = Path(__file__).parents[2]
 ROWS = json.loads((ROOT / "benchmarks" / "seeds_demo.json").read_text())["rows"]
@@ -60,3 +67,14 @@ def test_readme_says_at_which_share_one_head_is_ahead_of_the_blobs():
     assert sum(a > b for a, b in zip(heads[60], blobs[60], strict=True)) == 3
     for share in (75, 90):
         assert min(heads[share]) > max(blobs[share])
+
+
+def test_a_run_of_other_settings_is_not_taken_for_the_wanted(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import seeds
+
+    shutil.copytree(SHIPPED / "demo", tmp_path / "seed0")
+    assert seeds.scores(PRESETS["demo"], tmp_path / "seed0", None)["seed"] == 0
+    for other in (PRESETS["laptop"], replace(PRESETS["demo"], seed=1)):
+        with pytest.raises(ValueError, match="holds a run of"):
+            seeds.scores(other, tmp_path / "seed0", None)

@@ -76,3 +76,11 @@ def test_the_hint_names_the_mistake(notebook, name, piece, words):
     assert said.startswith("wrong: ")
     assert words in said
     assert used is not piece
+
+
+@pytest.mark.parametrize(
+    "odd", [10**400, torch.zeros(15).to_sparse(), torch.empty(2, device="meta")]
+)
+def test_an_answer_of_an_odd_kind_is_wrong_and_raises_nothing(odd):
+    said, _ = verdict("06", "head_entropy", lambda maps: odd)
+    assert said.startswith("wrong: ")

@@ -178,3 +178,14 @@ def test_bad_input_ends_in_one_line(tmp_path, capsys, content, says):
         main(["progress", str(folder)])
     [line] = capsys.readouterr().err.splitlines()
     assert end.value.code == 2 and re.search(says, line) and "given" in line
+
+
+@pytest.mark.parametrize("kind", ["UTF-16", "a folder"])
+def test_notes_of_what_is_done_that_cannot_be_read_leave_the_notebooks_counted(tmp_path, kind):
+    save(tmp_path, Head=RIGHT)
+    done = tmp_path / "my_pieces" / "done.txt"
+    done.parent.mkdir()
+    done.mkdir() if kind == "a folder" else done.write_bytes("head.Head".encode("utf-16"))
+    copy = read_copy(tmp_path)
+    assert states(copy) == {"Head": "right"}
+    assert len(copy.unread) == 1 and "my_pieces/done.txt can't be read" in copy.unread[0]

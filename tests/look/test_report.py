@@ -222,14 +222,32 @@ def test_a_report_on_few_pictures_leaves_out_what_needs_more(
     assert ("map_trained" in numbers) == (each > 1)
 
 
-def test_a_report_does_without_weights_that_are_gone(tiny, tmp_path):
+def test_untrained_is_untrained_also_where_a_run_started_from_weights(tiny, tmp_path):
     train(tiny, Shapes(16))
     teacher = load_teacher(tmp_path / "run")
-    config = dataclasses.replace(teacher.config, weights=str(tmp_path / "gone.pth"))
-    save_teacher(tmp_path / "x.safetensors", teacher.model, config, step=8, images_seen=64)
-    numbers = report(tmp_path / "x.safetensors", dataset="shapes", out=tmp_path / "out")
-    assert "knn_trained" in numbers and "knn_untrained" not in numbers
-    assert any("gone.pth" in sentence for sentence in numbers["left_out"])
+    numbers = {}
+    for weights in (None, str(tmp_path / "gone.pth")):  # they aren't even looked for
+        config = dataclasses.replace(teacher.config, weights=weights)
+        save_teacher(tmp_path / "x.safetensors", teacher.model, config, step=8, images_seen=64)
+        found = report(tmp_path / "x.safetensors", dataset="shapes", out=tmp_path / "out")
+        numbers[weights] = {key: value for key, value in found.items() if "untrained" in key}
+    plain, started = numbers.values()
+    assert plain == started and "knn_untrained" in plain
+
+
+def test_a_runs_own_report_stays_where_other_images_are_scored(reported, labelled_folder, tmp_path):
+    folder = reported[0]
+    before = (folder / "report.json").read_bytes()
+    with pytest.raises(ValueError, match=r"the report on shapes: say where that on .* with --out"):
+        report(folder, dataset=str(labelled_folder))
+    assert (folder / "report.json").read_bytes() == before
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("dino_lib.look.report.open_probes", lambda *of, **options: 1 / 0)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        report("demo", out=tmp_path / "file" / "out")
 
 
 def test_a_run_on_grey_pictures_is_reported(tiny, labelled_folder):

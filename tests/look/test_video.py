@@ -11,7 +11,7 @@ from dino_lib.backbone import create_backbone
 from dino_lib.data.transforms import EvalTransform, as_seen
 from dino_lib.look import video
 from dino_lib.look.clips import CLOCKS, read_frames
-from dino_lib.look.video import BATCH, attention_video
+from dino_lib.look.video import BATCH, attention_video, file_words
 from dino_lib.measure.attention import cls_attention
 from dino_lib.teachers.load import load_teacher
 
@@ -235,3 +235,40 @@ def test_a_bare_stream_without_times_has_those_of_its_rate(tmp_path):
     assert len(starts) == 5 and starts[0] == 0
     steps = np.diff(starts)
     assert (steps > 0).all() and np.allclose(steps, steps[0])
+
+
+def test_joined_recordings_go_on_where_the_clock_jumps_back(demo, tmp_path):
+    av = pytest.importorskip("av")
+    part = tmp_path / "part.ts"
+    try:
+        container = av.open(part, "w", format="mpegts")
+        stream = container.add_stream("libx264", rate=10)
+    except (av.FFmpegError, ValueError) as error:
+        pytest.skip(f"no encoder: {error}")
+    stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+    with container:
+        for image in moving(5, (64, 48)):
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode())
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(2 * part.read_bytes())
+    starts = [start for _, start, _ in read(joined)]
+    assert len(starts) == 10
+    np.testing.assert_allclose(starts, np.arange(10) / 10, atol=1e-3)
+    attention_video(demo, joined, tmp_path / "out.mp4")
+    assert len(list(read(tmp_path / "out.mp4"))) == 10
+
+
+def test_names_in_any_script_and_alike_have_files_of_their_own():
+    names = ["runs/mine", "läufe/ä", "läufe/ö", "модель", "///", "runs-mine", "runs.mine", "実験-2"]
+    words = file_words(names)
+    assert words == [
+        "runs-mine",
+        "läufe-ä",
+        "läufe-ö",
+        "модель",
+        "teacher",
+        "runs-mine-2",
+        "runs-mine-3",
+        "実験-2",
+    ]

@@ -352,6 +352,13 @@ def test_a_patch_attends_without_a_cls_token():
     torch.testing.assert_close(found, matrix, atol=1e-5, rtol=0)
 
 
+def test_attention_whose_heads_lie_among_the_images_is_refused():
+    model = create_backbone("samvit_base_patch16_224", img_size=64, embed_dim=24, depth=2,
+                            num_heads=2, global_attn_indexes=(0, 1))  # fmt: skip
+    with pytest.raises(TypeError, match="can be read"):
+        full_attention(model, torch.zeros(2, 3, 64, 64))
+
+
 def test_attention_that_cannot_be_read_is_refused():
     model = timm.create_model(
         "convit_tiny", num_classes=0

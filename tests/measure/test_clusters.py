@@ -62,3 +62,18 @@ def test_embedding_keeps_neighbours_together():
     assert embed_2d(randn(4, 3)).shape == (4, 2)
     with pytest.raises(ValueError, match="at least 4"):
         embed_2d(randn(3, 3))
+
+
+@pytest.mark.parametrize("n", [4, 6, 30])
+def test_features_that_are_all_alike_are_drawn(n):
+    """scikit-learn's principal components of them would end the process."""
+    row = F.normalize(randn(1, 8), dim=1)
+    for features in (torch.ones(n, 8), row.expand(n, -1).clone()):
+        points = embed_2d(features)
+        assert points.shape == (n, 2) and points.isfinite().all()
+
+
+def test_features_of_half_the_bits():
+    features, labels = blobs()
+    assert cluster_scores(features.bfloat16(), labels)["nmi"] > 0.9
+    assert embed_2d(features.half()).shape == (len(features), 2)

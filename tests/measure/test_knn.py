@@ -7,6 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from dino_lib.measure.clusters import cluster_scores
 from dino_lib.measure.knn import (
     accuracy,
+    class_ids,
     color_histogram,
     knn_predict,
     linear_probe,
@@ -257,3 +258,8 @@ def test_labels_that_are_text_are_refused_with_the_remedy_which_works(name):
         call(features, [0, 1, 0, 1, 0, -1])
     with pytest.raises(ValueError, match="expected 6 integers"):
         call(features, [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.uint64])
+def test_class_ids_without_a_sign(kind):
+    assert class_ids(np.array([0, 3, 200], kind), 3).tolist() == [0, 3, 200]

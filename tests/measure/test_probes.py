@@ -105,6 +105,12 @@ def test_a_cnn_has_knn_alone(shapes):
     ]
 
 
+def test_a_cls_token_whose_attention_cannot_be_read_ends_no_evaluation(shapes):
+    backbone = create_backbone("pit_ti_224", img_size=48)
+    assert backbone.has_cls
+    assert list(probes_of(shapes).evaluate(backbone)) == ["knn", "knn_per_class"]
+
+
 def test_what_maps_are_scored_by(shapes):
     masks = shapes.masks[:30]
     maps = torch.rand(30, 4, 6, 6, generator=torch.Generator().manual_seed(0))

@@ -22,7 +22,7 @@ from dino_lib.run.build import build_backbone
 from dino_lib.run.presets import PRESETS
 from dino_lib.run.teacher_file import save_teacher
 from dino_lib.teachers.card import model_card
-from dino_lib.teachers.export import _check_vit_model, export
+from dino_lib.teachers.export import LAYOUTS, _check_vit_model, export
 from dino_lib.teachers.graph import OLDEST, Looks, check_plain
 from dino_lib.teachers.load import find_teacher, load_teacher
 
@@ -110,6 +110,7 @@ def test_the_graph_sees_what_the_model_sees(kind, grid):
         ("xcit_nano_12_p16_224", {"depth": 1}, "Xcit"),
         ("vit_tiny_patch16_224", {**TINY, "class_token": False, "global_pool": "avg"}, "CLS"),
         ("vit_tiny_patch16_224", {**TINY, "pos_embed": "none"}, "position"),
+        ("vit_tiny_r_s16_p8_224", {"depth": 1}, "HybridEmbed"),
     ],
 )
 def test_other_networks_are_no_graph(name, options, word):
@@ -404,6 +405,23 @@ def test_a_stem_is_named_on_the_command_line(tmp_path, capsys):
 def test_formats_are_named(tmp_path, layout):
     with pytest.raises(ValueError, match=rf"{layout}.*onnx, timm, huggingface"):
         export("demo", layout, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["new", "there", "link"])
+def test_what_fails_says_why_and_leaves_the_place_as_it_was(tmp_path, monkeypatch, kind):
+    def fails(out, backbone, transform):
+        (out / "half").touch()
+        raise TypeError("no place for it")
+
+    monkeypatch.setitem(LAYOUTS, "timm", fails)
+    out = tmp_path / "out"
+    if kind != "new":
+        (tmp_path / "folder").mkdir()
+        out.symlink_to(tmp_path / "folder") if kind == "link" else out.mkdir()
+    with pytest.raises(TypeError, match="no place for it"):
+        export("demo", "timm", out)
+    assert out.exists() == (kind != "new")
+    assert kind == "new" or not any(out.iterdir())
 
 
 def test_nothing_is_overwritten(tmp_path):

@@ -394,6 +394,40 @@ def test_a_foreign_teacher_sees_pictures_of_its_size_in_imagenets_colours_or_its
     torch.testing.assert_close(seen, torch.full((3, 32, 32), 2.0))
 
 
+def test_timms_own_file_tells_the_colours_too(tmp_path):
+    path = written(tmp_path / "x.pth", vit().state_dict())
+    timms = {"architecture": "x", "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    (tmp_path / "config.json").write_text(json.dumps(timms))
+    transform = load_teacher(path, num_heads=4).transform
+    assert (transform.mean, transform.std) == ((0.5,) * 3, (0.25,) * 3)
+
+
+def test_a_grey_network_sees_grey(tmp_path):
+    path = written(tmp_path / "x.pth", vit(in_chans=1).state_dict())
+    teacher = load_teacher(path, num_heads=4)
+    assert teacher.transform.mean == (pytest.approx(sum(IMAGENET[0]) / 3),)
+    x = teacher.transform(Image.new("RGB", (50, 40), "white"))[None]
+    assert x.shape == (1, 1, 32, 32) and teacher.model(x).shape[0] == 1
+
+
+@pytest.mark.parametrize("told", [0.5, [0.5, 0.5], "0.5"])
+def test_colours_that_do_not_fit_are_named(tmp_path, told):
+    path = written(tmp_path / "x.pth", vit().state_dict())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": told}))
+    with pytest.raises(ValueError, match=r"says mean .* takes 3 channel\(s\)"):
+        load_teacher(path, num_heads=4)
+
+
+def test_the_activation_of_openais_clip_is_asked_for(tmp_path):
+    model = vit(act_layer="quick_gelu")
+    path = written(tmp_path / "x.pth", model.state_dict())
+    timms = {"architecture": "vit_base_patch16_clip_quickgelu_224"}
+    (tmp_path / "config.json").write_text(json.dumps(timms))
+    teacher = load_teacher(path, num_heads=4)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(teacher.model.model(x), model.eval()(x), atol=1e-5, rtol=1e-4)
+
+
 # --- what isn't read ------------------------------------------------------------------------------
 
 
