@@ -218,11 +218,11 @@ def test_models_that_cannot_look(clip, tmp_path):
         attention_video(fixed, clip, tmp_path / "a.gif")
 
 
-def test_a_bare_stream_without_times_has_those_of_its_rate(tmp_path):
+def encode(path, kind):
+    """Five frames at 10 a second, in a file of this kind."""
     av = pytest.importorskip("av")
-    path = tmp_path / "clip.h264"
     try:
-        container = av.open(path, "w", format="h264")
+        container = av.open(path, "w", format=kind)
         stream = container.add_stream("libx264", rate=10)
     except (av.FFmpegError, ValueError) as error:
         pytest.skip(f"no encoder: {error}")
@@ -231,27 +231,20 @@ def test_a_bare_stream_without_times_has_those_of_its_rate(tmp_path):
         for image in moving(5, (64, 48)):
             container.mux(stream.encode(av.VideoFrame.from_image(image)))
         container.mux(stream.encode())
-    starts = [start for _, start, _ in read(path)]
+
+
+def test_a_bare_stream_without_times_has_those_of_its_rate(tmp_path):
+    encode(tmp_path / "clip.h264", "h264")
+    starts = [start for _, start, _ in read(tmp_path / "clip.h264")]
     assert len(starts) == 5 and starts[0] == 0
     steps = np.diff(starts)
     assert (steps > 0).all() and np.allclose(steps, steps[0])
 
 
 def test_joined_recordings_go_on_where_the_clock_jumps_back(demo, tmp_path):
-    av = pytest.importorskip("av")
-    part = tmp_path / "part.ts"
-    try:
-        container = av.open(part, "w", format="mpegts")
-        stream = container.add_stream("libx264", rate=10)
-    except (av.FFmpegError, ValueError) as error:
-        pytest.skip(f"no encoder: {error}")
-    stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-    with container:
-        for image in moving(5, (64, 48)):
-            container.mux(stream.encode(av.VideoFrame.from_image(image)))
-        container.mux(stream.encode())
+    encode(tmp_path / "part.ts", "mpegts")
     joined = tmp_path / "joined.ts"
-    joined.write_bytes(2 * part.read_bytes())
+    joined.write_bytes(2 * (tmp_path / "part.ts").read_bytes())
     starts = [start for _, start, _ in read(joined)]
     assert len(starts) == 10
     np.testing.assert_allclose(starts, np.arange(10) / 10, atol=1e-3)
