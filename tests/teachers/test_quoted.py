@@ -263,6 +263,10 @@ def test_three_seeds_of_the_photographs():
         f"{ends[0]:.1f}, {ends[1]:.1f} and {ends[2]:.1f}%; from 7,350 ({curve[7350]:.1%}) on it "
         f"stands still ({curve[17640]:.1%} in the end;"
     ) in card
+    half = [100 * one["knn_by_update"]["2940"] for one in found]
+    assert (
+        f"({curve[2940]:.1%}; {half[0]:.1f}, {half[1]:.1f} and {half[2]:.1f}%)"
+    ) in card
     seconds = [f"{one['seconds']:,}" for one in found]
     assert f"({seconds[0]} and {seconds[1]} s with seeds 0 and 1)" in card
     knn, linear = (
