@@ -139,8 +139,9 @@ class Backbone(nn.Module):
         return self.model.forward_features(x)
 
     def _check(self, x):
-        convolutions = (m for m in self.model.modules() if isinstance(m, nn.Conv2d))
-        channels = next((m.in_channels for m in convolutions), None)
+        # a list: torch.compile of PyTorch 2.6 takes no next() with a default
+        convolutions = [m for m in self.model.modules() if isinstance(m, nn.Conv2d)]
+        channels = convolutions[0].in_channels if convolutions else None
         known = channels in (1, 3)  # a few models rearrange the pixels before they convolve
         if x.ndim != 4 or (known and x.shape[1] != channels):
             raise ValueError(f"images {tuple(x.shape)}: expected (B, {channels or 'C'}, H, W)")
