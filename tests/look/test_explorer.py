@@ -487,3 +487,8 @@ def test_wrong_input_is_one_line_and_exit_2(tmp_path, images, capsys, words):
     file = next((names[word[1:-1]] for word in reversed(words) if word.startswith("{")), "")
     assert Path(file).name in error or len(words) == 1 or "--" in words[-2]
     assert end.value.code == 2 and error.count("\n") == 1 and not out
+
+
+def test_a_folder_that_is_not_there_is_named_before_the_work(demo, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*gone to write page\.html to"):
+        explore(demo, tmp_path / "no picture.png", path=tmp_path / "gone" / "page.html")

@@ -177,6 +177,7 @@ def test_what_cannot_be_is_refused_and_leaves_no_file(demo, clip, tmp_path):
         (clip, "a.gif", {"head": "best"}, "'mean'"),
         (clip, "a.mp4", {"layer": 4}, "2 such blocks"),
         (clip, "a.mp4", {"size": 5}, "one patch"),
+        (clip, "a.mp4", {"size": 0}, "size=0 is less than one patch"),
         (tmp_path / "text.mp4", "a.mp4", {}, r"text\.mp4"),
     ]:
         with pytest.raises(ValueError, match=reason):
