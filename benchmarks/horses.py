@@ -6,9 +6,10 @@ Teachers (what `load_teacher` takes) on photographs with masks of Weizmann's hor
 blind, AUC, Jaccard of the 60 % mass mask. Beside it the same network untrained (seeds 0 to 2), the
 same heads against the masks of other pictures, the mean of the heads, as many blobs in the middle
 as it has heads, one blob, and maps that no network made. Then the patches' tokens: their first
-principal component over all horses, which no mask made, and what no head can be expected to have,
-since masks made it, a linear readout, fitted to the masks of other horses. Both also of what the
-stem gives, of the same untrained and of a patch's mean colour; the readout of where it lies, too.
+principal component over all horses and how unlike the picture's border each is, which no mask made,
+and what no head can be expected to have, since masks made it: a linear readout, fitted to the masks
+of other horses. All three also of what the stem gives, of the same untrained and of a patch's mean
+colour; the readout of where it lies, too.
 
 DIR holds images/*.jpg and masks/*.png of the same names; an object lies where a mask is white.
 horses_96.json beside this file holds what README and notebook 06 quote.
@@ -37,6 +38,7 @@ from dino_lib.measure.heads import choose_head
 from dino_lib.measure.masks import (
     above_blind,
     auc,
+    away_from_border,
     blob,
     center_blobs,
     jaccard_one_head,
@@ -95,6 +97,18 @@ def readout(tokens, objects):
     return found[:, None]
 
 
+def unlike_the_border(tokens, k=5):
+    """How unlike the border a patch is: one less its mean cosine with the k border patches of its
+    own picture that are most like it. tokens (N, h, w, D) -> maps (N, 1, h, w).
+
+    It asks no mask and, of mean colours, no network: a blind rival of what goes by the border.
+    """
+    border = ~away_from_border(tokens.shape[1:3])
+    tokens = F.normalize(tokens, dim=-1)
+    alike = torch.einsum("nhwd,nbd->nhwb", tokens, tokens[:, border])
+    return (1 - alike.topk(k, -1).values.mean(-1)).clamp(min=0)[:, None]
+
+
 def places(n, grid):
     """Where each patch lies, and its squares: (N, h, w, 5)."""
     y, x = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in grid), indexing="ij")
@@ -146,6 +160,7 @@ def rows_of(name, folder, size=None, limit=None):
         maps = principal_components(of)
         maps = maps - maps.amin((2, 3), keepdim=True)  # a mask of the mass takes nothing negative
         found.append(row(f"first component: {what}", maps, masks, choose=False))
+        found.append(row(f"unlike the border: {what}", unlike_the_border(of), masks, choose=False))
     told["where a patch lies"] = places(n, grid)
     for what, of in told.items():
         maps = readout(of, objects)

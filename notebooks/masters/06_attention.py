@@ -702,8 +702,8 @@ figure
 
 # %% [markdown]
 # `demo` has a tail, to 2.2, and `photos` one to 1.9, both far from 10; its registers are at most half
-# as long again as the median patch: not the very long tokens of Darcet et al. Within DINOv2, too, Darcet et al. find
-# long tokens in the largest networks alone. To see them, set
+# as long again as the median patch: no such long tokens here. Within DINOv2, too, Darcet et al. find
+# them in the largest networks alone. To see them, set
 # `TEACHER` to `timm:vit_large_patch14_dinov2.lvd142m`, then to
 # `timm:vit_large_patch14_reg4_dinov2.lvd142m`.
 #
@@ -941,10 +941,10 @@ over_photo({"teacher": there, "untrained": cls_attention(untrained, x_negative[N
 # one for `demo` a little better; the one for `photos`, trained three times as long, is behind
 # darkness. None of them is more than level with redness, which is no network; the heads that are
 # clearly ahead of it, at 0.53 and 0.55, aren't chosen, and we know of them by the masks. The last
-# rows ask what there is to find: a logistic regression that is told the masks of four fifths of the horses, and finds the rest.
-# Colour alone has most of it; training adds the rest in the stem, and by this measure the blocks add
-# nothing that it can read. This is a beginning: the paper's maps come from 1.3 million photographs and days of GPU
-# time.
+# rows ask what there is to find: a logistic regression that is told the masks of four fifths of the
+# horses, and finds the rest. Colour alone has most of it; training adds the rest in the stem, and by
+# this measure the blocks add nothing that it can read. This is a beginning: the paper's maps come
+# from 1.3 million photographs and days of GPU time.
 #
 # ## 11. What the patches know
 #
@@ -1008,10 +1008,12 @@ attention_sheet(pixels[eight], {name: principal_components(of)[eight, 0] for nam
 # | of the preset `laptop`, seeds 0, 1, 2 | 0.49, 0.54, 0.50 |
 # | untrained, three seeds | 0.18 to 0.31 |
 # | mean colours | 0.35 |
+# | *no component*: how unlike its picture's border a patch's mean colour is | 0.46 |
 #
-# So without masks the tokens of `photos` tell more of a horse than its chosen head, and than any map
-# without a network; with the masks of other horses they tell more still (0.72). Nobody asked for this
-# direction. On these photographs it seems to part what has texture from what is flat.
+# So without masks the tokens of `photos` tell more of a horse than its chosen head. Colour alone comes
+# close, if it may look at the border, as the component's sign does. With the masks of other horses the
+# tokens tell more still (0.72). Nobody asked for this direction: on these photographs it seems to part
+# what has texture from what is flat.
 
 # %% [markdown] tags=["note"]
 # **Note · 5 minutes.** Cover the last row and have the room say which pictures colour alone would

@@ -21,6 +21,7 @@ from dino_lib.measure.heads import foreground
 from dino_lib.measure.masks import above_blind, patch_masks
 from dino_lib.teachers.load import load_teacher
 
+MADE = ("first component", "unlike the border")
 READ = (
     "its tokens",
     "its stem",
@@ -71,7 +72,7 @@ def test_a_teacher_stands_beside_what_knows_nothing(folder, tmp_path, capsys):
         "distance from the mean colour",
         "darkness",
         "red less green",
-        *(f"first component: {what}" for what in READ[:-1]),
+        *(f"{made}: {what}" for what in READ[:-1] for made in MADE),
         *(f"readout with masks: {what}" for what in READ),
     ]
     teacher = load_teacher("demo")
@@ -87,6 +88,7 @@ def test_a_teacher_stands_beside_what_knows_nothing(folder, tmp_path, capsys):
     tokens = patch_features(teacher, x)
     for what, maps in [
         ("first component", principal_components(tokens)),
+        ("unlike the border", horses.unlike_the_border(tokens)),
         ("readout with masks", horses.readout(tokens, patch_masks(masks, (8, 8)))),
     ]:
         of_tokens = next(one for one in rows if one["what"] == f"{what}: its tokens")
@@ -96,6 +98,20 @@ def test_a_teacher_stands_beside_what_knows_nothing(folder, tmp_path, capsys):
     assert "demo: 6 horses, 48 px, 8 x 8 patches" in table
     chosen = rows[0]["above blind"][rows[0]["chosen"]]
     assert f"| demo | {chosen:.2f}; {expected.max():.2f} |" in table
+
+
+def test_unlike_the_border_against_a_loop():
+    tokens = torch.randn(2, 4, 5, 3, generator=torch.Generator().manual_seed(0))
+    maps = horses.unlike_the_border(tokens, k=2)
+    border = [(y, x) for y in range(4) for x in range(5) if y in (0, 3) or x in (0, 4)]
+    for n in range(2):
+        for y in range(4):
+            for x in range(5):
+                alike = sorted(
+                    torch.cosine_similarity(tokens[n, y, x], tokens[n, i, j], dim=0).item()
+                    for i, j in border
+                )
+                assert maps[n, 0, y, x].item() == pytest.approx(1 - sum(alike[-2:]) / 2, abs=1e-5)
 
 
 def test_a_readout_finds_what_tokens_hold_and_nothing_by_the_place():

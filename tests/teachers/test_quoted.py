@@ -115,8 +115,8 @@ def heads_of(name):
 
 def untrained_heads(name):
     """Of three seeds, the chosen heads' above blind and the best heads'."""
-    blank = [one for one in HORSES if one["teacher"] == name and "untrained, seed" in one["what"]]
-    blank = [one for one in blank if one["chosen"] is not None]
+    mine = [one for one in HORSES if one["teacher"] == name]
+    blank = [one for one in mine if one["what"].startswith("untrained")]
     assert len(blank) == 3
     picked = [one["above blind"][one["chosen"]] for one in blank]
     return picked, [max(one["above blind"]) for one in blank]
@@ -156,6 +156,8 @@ def test_what_the_readme_and_the_card_say_of_horses():
     spans = (f"{min(of):.2f} to {max(of):.2f}" for of in untrained_heads("photos"))
     assert row("`photos` untrained, three seeds", *spans, "") in README
     blob = mine["one blob"]
+    darkness, redness = (mine[what]["above blind"][0] for what in ("darkness", "red less green"))
+    assert whole[0] < min(darkness, redness) and abs(whole[2] - redness) < 0.01  # as it says
     for what, words in [
         ("one blob", "a blob in the middle"),
         *((what, what) for what in ("local contrast", "darkness", "red less green")),
@@ -189,19 +191,27 @@ def test_what_the_first_component_of_the_tokens_tells():
     assert f"| no masks: the same of the preset, seeds 0, 1, 2 | {three} | | |" in README
     assert f"| no masks: the same of a patch's mean colour | {colour} | | |" in README
     reach = f"{first('photos', measure='AUC'):.2f}"
-    assert f"its AUC with `photos` is {reach}." in " ".join(README.split())
+    border = found["photos", "unlike the border: the mean colour"]
+    rival, its_auc = f"{border['above blind'][0]:.2f}", f"{border['AUC'][0]:.2f}"
+    words = "no network: how unlike the picture's border a patch's mean colour is"
+    assert f"| {words} | {rival} | | |" in README
+    said = " ".join(README.split())
+    assert f"that has {its_auc}, the component {reach} with `photos`." in said
     card = " ".join(CARD.split())
     assert f"{own} above blind, AUC {reach} (the preset's seeds: {three} and" in card
     assert f"untrained {span}, of the patches' mean colours {colour}." in card
+    assert f"has {rival} and an AUC of {its_auc}:" in card
     master = (ROOT / "notebooks" / "masters" / "06_attention.py").read_text("utf-8")
     for words, value in [
         ("tokens of `photos`", own),
         ("of the preset `laptop`, seeds 0, 1, 2", three),
         ("untrained, three seeds", span),
         ("mean colours", colour),
+        ("*no component*: how unlike its picture's border a patch's mean colour is", rival),
     ]:
         assert f"# | {words} | {value} |\n" in master
     blind = [found["photos", what]["above blind"][0] for what in BASELINES]
+    blind.append(border["above blind"][0])
     for name in ("photos", *SEEDS):  # ahead of its chosen head and of what no network made
         assert first(name) > max(heads_of(name)[0], float(colour), *blind)
 
@@ -264,9 +274,7 @@ def test_three_seeds_of_the_photographs():
         f"stands still ({curve[17640]:.1%} in the end;"
     ) in card
     half = [100 * one["knn_by_update"]["2940"] for one in found]
-    assert (
-        f"({curve[2940]:.1%}; {half[0]:.1f}, {half[1]:.1f} and {half[2]:.1f}%)"
-    ) in card
+    assert f"({curve[2940]:.1%}; {half[0]:.1f}, {half[1]:.1f} and {half[2]:.1f}%)" in card
     seconds = [f"{one['seconds']:,}" for one in found]
     assert f"({seconds[0]} and {seconds[1]} s with seeds 0 and 1)" in card
     knn, linear = (
