@@ -54,7 +54,8 @@ def attention_row(yours: Callable) -> Callable:
             wrong(scale=lambda q, grid: q.shape[1] ** -0.5),
         "these are scores: the softmax is missing": wrong(lambda s: s[:, :, 0]),
         "these are logarithms: take the softmax": wrong(lambda s: s.log_softmax(-1)[:, :, 0]),
-        "the prefix tokens take part in the softmax: cut them off afterwards":
+        "the maps sum to 1: the prefix tokens take part in the softmax and are cut off after it, "
+        "with no division after that":
             lambda q, k, grid: row(q, k[:, :, -grid[0] * grid[1]:], grid,
                                    lambda s: s.softmax(-1)[:, :, 0]),
         "the registers take part in the softmax too: cut them off afterwards":
@@ -126,9 +127,13 @@ def mass_mask(yours: Callable) -> Callable:
             [((2, 3, 4, 5), 0.02), ((3, 6, 3), 4.0), ((5, 4), 0.03)]]
     exact = torch.tensor([[[1.0, 8], [2, 5]], [[4, 1], [2, 1]]])  # 8 of 16 and 4 of 8 are a half
     any_axes = "it stops where another number of axes stands before (h, w): use flatten(-2)"
+
+    def size(piece):  # of equal patches any may go in
+        return torch.as_tensor(piece(torch.full((2, 5), 0.1), 0.55)).sum()
+
     cases = [on(maps[0]), on(maps[0][:1], keep=0.75), or_say(any_axes, on(maps[1], 0.9)),
              or_say(any_axes, on(maps[2], 0.3)), on(exact, 0.5), on(exact, 0.51),
-             on(exact[1], 0.75)]
+             on(exact[1], 0.75), size]
     return check("mass_mask", yours, masks.mass_mask, cases, {
         "the smallest set is built from the largest patches: sort descending":
             wrong(descending=False),
@@ -142,6 +147,9 @@ def mass_mask(yours: Callable) -> Callable:
             wrong(lambda larger, mass, all_of, keep: larger < keep),
         "the maps don't sum to 1, and the patch that crosses the share is missing":
             wrong(lambda larger, mass, all_of, keep: larger + mass < keep),
+        "of equal patches only as many go in as the share needs":
+            lambda maps, keep=0.6: maps >= maps.where(
+                mask(maps, keep), torch.inf).amin((-2, -1), keepdim=True),
         "`keep` is an argument: 0.6 is only its default":
             lambda maps, keep=0.6: mask(maps, 0.6),
         "that is the order of size: put the answers back into their places (scatter)":

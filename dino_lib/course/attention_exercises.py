@@ -2,6 +2,7 @@
 first principal component.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -175,7 +176,7 @@ def patch_row(yours: Callable) -> Callable:
 
     cases = []
     for seed, (grid, prefix, row, col) in enumerate([((3, 5), 1, 1, 2), ((4, 3), 5, 2, 1),
-                                                     ((2, 4), 1, 0, 3), ((3, 2), 2, 2, 0)]):
+                                                     ((2, 4), 1, 0, 1), ((3, 2), 2, 1, 0)]):
         tokens = prefix + grid[0] * grid[1]
         matrix = torch.randn(2, tokens, tokens, generator=torch.Generator().manual_seed(seed))
         cases.append(on(matrix.softmax(-1), row, col, grid, prefix))
@@ -257,6 +258,9 @@ def rollout(yours: Callable) -> Callable:
         "that is the whole product: give its row 0": product,
         "row 0 belongs to CLS; that is row 1": lambda m: product(m)[1],
         "row 0 belongs to CLS; that is the last one": lambda m: product(m)[-1],
+        "the identity is added to each mean before they are multiplied": lambda m: (
+            functools.reduce(lambda total, a: (a.mean(0) @ total + torch.eye(len(total))) / 2,
+                             m, torch.eye(len(m[0][0])))[0]),
         "the heads are averaged; that is their maximum": row(heads=lambda m: m.amax(0)),
         "the heads are averaged; that is the first one alone": row(heads=lambda m: m[0]),
         "the heads are averaged, not summed": row(heads=lambda m: m.sum(0)),
@@ -309,11 +313,11 @@ def first_component(yours: Callable) -> Callable:
     def wrong(**changed):
         return lambda tokens: component(tokens, **changed)
 
-    def each_alone(tokens):
+    def each_alone(tokens, turned=True):
         rows = tokens.flatten(1, 2) - tokens.mean((1, 2))[:, None]
         directions = torch.linalg.svd(rows, full_matrices=False)[2][:, 0]  # (N, D)
         along = torch.einsum("npd,nd->np", rows, directions)
-        return (-along[:, -1:].sign() * along).view(tokens.shape[:3])
+        return (-along[:, -1:].sign() * along if turned else along).view(tokens.shape[:3])
 
     generator = torch.Generator().manual_seed(0)
     cases = []
@@ -335,6 +339,8 @@ def first_component(yours: Callable) -> Callable:
         "the mean of all pictures' patches, not of each picture": lambda tokens: component(
             tokens - tokens.mean((1, 2), keepdim=True)),
         "the direction is that of all pictures together, not of each": each_alone,
+        "the direction is that of all pictures together, and each picture has one here":
+            lambda tokens: corner(each_alone(tokens, turned=False)),
         "the tokens keep their spread: don't divide by the deviation":
             wrong(centre=lambda rows: (rows - rows.mean(0)) / rows.std(0)),
         "the tokens keep their lengths: don't normalise them": wrong(

@@ -19,7 +19,8 @@ def used_prototypes(yours: Callable) -> Callable:
     """`yours(q)`: how many prototypes are some row's first choice; q (..., K)."""
     few = (_random(2, 30, 9) + torch.tensor([9.0, 9, 9, 0, 0, 0, 0, 0, 0])).softmax(-1)
     same = torch.eye(5)[[3, 3, 3, 3]]
-    cases = [on(few), on(same), on(_random(7, 4, seed=1).softmax(-1)), on(torch.eye(6))]
+    second = torch.tensor([[0.5, 0.4, 0.1], [0.1, 0.4, 0.5]])  # large twice, and never the largest
+    cases = [on(few), on(same), on(_random(7, 4, seed=1).softmax(-1)), on(torch.eye(6)), on(second)]
     return check("used_prototypes", yours, lab.used_prototypes, cases, {
         "it counts the views, not the different prototypes that they choose":
             lambda q: q[..., 0].numel(),
@@ -38,7 +39,10 @@ def used_prototypes(yours: Callable) -> Callable:
         "this is K; not every prototype is a first choice": lambda q: q.shape[-1],
         "this is the number of rows": lambda q: q.shape[-2],
         "a set of tensors counts the tensors, equal or not: take unique(), or tolist() first": len,
-        "this looks at the first view alone": lambda q: len(q[0].argmax(-1).unique()),
+        "this looks at one view, or at the mean of all: each row has a choice of its own":
+            lambda q: len(q[0].argmax(-1).unique()),
+        "a prototype counts where it is the largest of its row, not where it is large":
+            lambda q: (q > 1 / q.shape[-1]).flatten(0, -2).any(0).sum(),
         "argmax goes along the prototypes, the last dimension":
             lambda q: len(q.argmax(-2).unique()),
         "the first choices along dimension 1 are right only for some shapes":
@@ -60,7 +64,8 @@ def vital_signs(yours: Callable) -> Callable:
         return on(q, _random(views, batch, k, seed=1).log_softmax(-1))
 
     sure = on(torch.eye(4)[torch.tensor([[0, 1, 1], [0, 2, 1]])], _random(3, 3, 4).log_softmax(-1))
-    two = or_say("it stops where log_p has two views: take their number from log_p", case(2, 3, 4))
+    two = or_say("it stops where log_p has two views, which predict each other: no small one is "
+                 "needed, and the number of views is log_p's", case(2, 3, 4))
     cases = [case(4, 5, 7), two, case(3, 6, 3), sure]
 
     def but(number: int, change: Callable) -> Callable:
@@ -141,10 +146,16 @@ def vital_signs(yours: Callable) -> Callable:
             but(2, lambda q, p, *_: torch.stack([
                 (p[v].exp() * (p[v] - (q[i] + 1e-9).log())).sum(-1).mean()
                 for i in range(2) for v in range(len(p)) if v != i]).mean()),
+        "this is the divergence the other way round, and infinite where q is 0: the teacher's q "
+        "stands before the logarithm": but(2, lambda q, p, *_: torch.stack([
+            (p[v].exp() * (p[v] - q[i].log())).sum(-1).mean()
+            for i in range(2) for v in range(len(p)) if v != i]).mean()),
         "the signs: an entropy is minus the sum of q log q": lambda q, p: (
             -_signs(q, p)[0], -_signs(q, p)[1], _signs(q, p)[2]),
         "the mean row is that of both teacher views together":
             but(1, lambda q, *_: torch.special.entr(q.mean(1)).sum(-1).mean()),
+        "the mean target averages over the pictures too, not over the two views alone":
+            but(1, lambda q, *_: torch.special.entr(q.mean(0)).sum(-1).mean()),
         "for the second number average the rows first, then take the entropy":
             but(1, lambda q, p, one, *_: one),
         "the mean row averages; its entries sum to 1":

@@ -24,12 +24,18 @@ def lab_loss(yours: Callable) -> Callable:
             student = _random(views, 3, 5).requires_grad_()
             teacher = _random(2, 3, 5, seed=1).requires_grad_()
             options = {} if stop is None else {"stop_gradient": stop}
-            value = loss(student, teacher, _random(5, seed=2), *temps, **options)
+            center = _random(5, seed=2)
+            value = loss(student, teacher, center, *temps, **options)
             if not teacher.requires_grad or not student.requires_grad:
                 raise Mistake("it changes the caller's tensor: take `detach()`, which gives one "
                               "without a gradient and leaves the other as it was")
+            if not torch.equal(center, _random(5, seed=2)):
+                raise Mistake("it moves the center: the loop does that, after the loss")
             if not torch.is_tensor(value):
                 return value
+            if not value.requires_grad:
+                raise Mistake("`backward` doesn't work on it: the targets alone are detached, and "
+                              "the student keeps its gradient")
             found = torch.autograd.grad(value, [student, teacher], allow_unused=True,
                                         materialize_grads=True)
             return [value, *found]
@@ -48,6 +54,8 @@ def lab_loss(yours: Callable) -> Callable:
         "no gradient is to go into the teacher; the student is detached here":
             lambda s, *a, stop_gradient=True: _loss(
                 s.detach() if stop_gradient else s, *a, stop_gradient) + 0 * s.sum(),
+        "the gradient goes into the student always, and into the teacher without stop_gradient":
+            lambda s, *a, stop_gradient=True: _loss(s.detach(), *a, False) + 0 * s.sum(),
         "the center is subtracted, not added":
             lambda s, t, c, *a, stop_gradient=True: _loss(s, t, -c, *a, stop_gradient),
         "the center is missing":

@@ -105,6 +105,14 @@ def mask_numbers(maps, keep=0.6):
     return mask_loop(maps, keep).int().tolist()
 
 
+def mask_all_ties(maps, keep=0.6):
+    flat = maps.flatten(-2)
+    mass = flat.sort(dim=-1, descending=True).values
+    inside = mass.cumsum(-1) - mass < keep * flat.sum(-1, keepdim=True)
+    last = mass.where(inside, torch.inf).amin(-1)
+    return maps >= last[..., None, None]
+
+
 def mask_at_most(maps, keep=0.6):
     flat = maps.flatten(-2)
     mass, order = flat.sort(-1, descending=True)
@@ -383,6 +391,13 @@ def rollout_in_place(matrices):
     return total[0].tolist()
 
 
+def rollout_identity_after(matrices):
+    total = identity = torch.eye(matrices[0].shape[-1])
+    for matrix in matrices:
+        total = (matrix.mean(0) @ total + identity) / 2
+    return total[0]
+
+
 def rollout_wrong_order(matrices):
     eye = torch.eye(matrices[0].shape[-1])
     total = eye
@@ -466,6 +481,15 @@ def component_of_each_picture(tokens):
     return torch.stack(found)
 
 
+def component_of_each_picture_one_sign(tokens):
+    along = []
+    for rows in tokens.flatten(1, 2):
+        rows = rows - rows.mean(0)
+        along.append(rows @ torch.linalg.svd(rows, full_matrices=False)[2][0])
+    along = torch.stack(along)
+    return (-along[-1, -1].sign() * along).view(tokens.shape[:3])
+
+
 def component_column(tokens):
     rows = tokens.flatten(0, 2) - tokens.mean((0, 1, 2))
     along = rows @ torch.linalg.svd(rows, full_matrices=False)[2][:, 0]
@@ -504,6 +528,7 @@ WRONG = {
         "values": mask_values,
         "all together": mask_all_together,
         "flatten(1)": mask_flatten_one,
+        "all equal patches": mask_all_ties,
     },
     "knn": {
         "majority": knn_majority,
@@ -537,6 +562,7 @@ WRONG = {
         "no prefix": patch_row_no_prefix,
         "height of the grid": patch_row_height,
         "by columns": patch_row_by_columns,
+        "exchanged": lambda m, r, c, g, n: m[:, n + c * g[1] + r, n:].unflatten(-1, tuple(g)),
     },
     "rollout": {
         "wrong order": rollout_wrong_order,
@@ -545,12 +571,14 @@ WRONG = {
         "no brackets": rollout_no_brackets,
         "entry by entry": rollout_elementwise,
         "the last block's row": rollout_last_block,
+        "identity after the product": rollout_identity_after,
     },
     "first_component": {
         "not centred": component_of_tokens_as_they_are,
         "any sign": component_any_sign,
         "U": component_of_u,
         "each picture": component_of_each_picture,
+        "each picture, one sign": component_of_each_picture_one_sign,
         "column": component_column,
     },
 }

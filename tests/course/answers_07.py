@@ -55,6 +55,27 @@ def signs_nan(q, log_p):
     return of_one, torch.special.entr(q.mean((0, 1))).sum(), signs_by_einsum(q, log_p)[2]
 
 
+def used_near_the_largest(q):
+    return (q >= 0.5 * q.amax(-1, keepdim=True)).flatten(0, -2).any(0).sum()
+
+
+def signs_reversed_kl_div(q, log_p):
+    pairs = [(i, v) for i in range(2) for v in range(len(log_p)) if v != i]
+    terms = [F.kl_div(q[i].log(), log_p[v].exp(), reduction="batchmean") for i, v in pairs]
+    return *signs_by_library(q, log_p)[:2], torch.stack(terms).mean()
+
+
+def signs_mean_of_views(q, log_p):
+    of_one, _, kl = signs_by_library(q, log_p)
+    return of_one, torch.special.entr(q.mean(0)).sum(-1).mean(), kl
+
+
+def signs_small_views(q, log_p):
+    of_one, of_mean, _ = signs_by_library(q, log_p)
+    terms = [-(of * p).sum(-1).mean() for of in q for p in log_p[2:]]
+    return of_one, of_mean, torch.stack(terms).mean() - of_one
+
+
 def signs_reversed(q, log_p):
     p = log_p.exp()
     pairs = [(i, v) for i in range(2) for v in range(len(log_p)) if v != i]
@@ -172,6 +193,16 @@ def loss_all_no_grad(student, teacher, center, student_temp, teacher_temp, stop_
 
 def loss_item(student, teacher, center, student_temp, teacher_temp, stop_gradient=True):
     return loss_by_einsum(student, teacher, center, student_temp, teacher_temp).item()
+
+
+def loss_moves_center(student, teacher, center, *temps, stop_gradient=True):
+    found = loss_by_einsum(student, teacher, center, *temps, stop_gradient=stop_gradient)
+    center.mul_(0.9).add_(teacher.detach().mean((0, 1)), alpha=0.1)
+    return found
+
+
+def loss_student_detached(student, *others, stop_gradient=True):
+    return loss_by_einsum(student.detach(), *others, stop_gradient=stop_gradient)
 
 
 def loss_kl(student, teacher, center, student_temp, teacher_temp, stop_gradient=True):
@@ -294,6 +325,10 @@ WRONG = {
         "values": lambda q: len(q.max(-1).values.unique()),
         "set of tensors": used_set_of_tensors,
         "first view": lambda q: len(q[0].argmax(-1).unique()),
+        "mean view": lambda q: len(q.mean(0).argmax(-1).unique()),
+        "above 1 / K": lambda q: (q > 1 / q.shape[-1]).flatten(0, -2).any(0).sum(),
+        "a tenth": lambda q: (q >= 0.1).flatten(0, -2).any(0).sum(),
+        "near the largest": used_near_the_largest,
     },
     "vital_signs": {
         "nan": signs_nan,
@@ -302,6 +337,9 @@ WRONG = {
         "mean over K": signs_mean_over_k,
         "kl_div with mean": signs_kl_div_mean,
         "the student's": signs_of_student,
+        "reversed by kl_div": signs_reversed_kl_div,
+        "mean over the views alone": signs_mean_of_views,
+        "small views alone": signs_small_views,
     },
     "diagnose": {
         "other words": diagnose_words,
@@ -323,6 +361,8 @@ WRONG = {
         "a number": loss_item,
         "KL": loss_kl,
         "the caller's tensor": loss_callers_tensor,
+        "the center moves": loss_moves_center,
+        "the student detached": loss_student_detached,
     },
     "sinkhorn": {
         "softmax": sinkhorn_rows_only,

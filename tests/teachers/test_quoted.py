@@ -130,18 +130,20 @@ def test_what_notebook_06_says_of_horses():
         assert f"# | `{name}` | {chosen:.2f} | {best:.2f} |" in master
         picked, most = untrained_heads(name)
         line = f"{min(picked):.2f} to {max(picked):.2f} | {min(most):.2f} to {max(most):.2f} |"
-        assert f"# | the same network untrained, three seeds | {line}" in master
+        assert f"# | `{name}` untrained, three seeds | {line}" in master
     for seed, name in enumerate(SEEDS):
         chosen, best, _ = heads_of(name)
-        words = f"the preset `laptop`, a third as long, seed {seed}"
-        assert f"# | {words} | {chosen:.2f} | {best:.2f} |" in master
+        assert f"# | the preset `laptop`, seed {seed} | {chosen:.2f} | {best:.2f} |" in master
     mine = {one["what"]: one["above blind"] for one in HORSES if one["teacher"] == "photos"}
     for what, words in [
-        ("local contrast", "local contrast, no network"),
-        ("darkness", "darkness, no network"),
-        ("red less green", "redness (red less green), no network"),
+        ("local contrast", "local contrast"),
+        ("darkness", "darkness"),
+        ("red less green", "redness (red less green)"),
     ]:
-        assert f"# | {words} | {mine[what][0]:.2f} | |" in master
+        assert f"# | no network: {words} | {mine[what][0]:.2f} | |" in master
+    chosen = f"more of a horse than its chosen head ({heads_of('photos')[0]:.2f}), and more"
+    assert chosen in " ".join(master.replace("\n# ", " ").split())
+    assert f"than local contrast ({mine['local contrast'][0]:.2f})." in master
 
 
 def test_what_the_readme_and_the_card_say_of_horses():
@@ -206,10 +208,10 @@ def test_what_the_first_component_of_the_tokens_tells():
         ("tokens of `photos`", own),
         ("of the preset `laptop`, seeds 0, 1, 2", three),
         ("untrained, three seeds", span),
-        ("mean colours", colour),
+        ("mean colours of the patches", colour),
         ("*no component*: how unlike its picture's border a patch's mean colour is", rival),
     ]:
-        assert f"# | {words} | {value} |\n" in master
+        assert f"# | {words} | {value} |" in master
     blind = [found["photos", what]["above blind"][0] for what in BASELINES]
     blind.append(border["above blind"][0])
     for name in ("photos", *SEEDS):  # ahead of its chosen head and of what no network made
@@ -250,13 +252,15 @@ def test_what_a_readout_with_masks_finds():
     ) in card
     master = (ROOT / "notebooks" / "masters" / "06_attention.py").read_text("utf-8")
     for words, value in (
-        ("a linear readout of the patch tokens of `photos`", own),
-        ("of the tokens untrained, three seeds", blank),
-        ("of what its stem gives", stem),
-        ("of the stem untrained, three seeds", blank_stem),
-        ("of the mean colour of a patch", colour),
+        ("tokens of `photos`", own),
+        ("of the preset `laptop`, seeds 0, 1, 2", thirds.replace(" and ", ", ")),
+        ("untrained, three seeds", blank),
+        ("what the stem of `photos` gives", stem),
+        ("its stem untrained, three seeds", blank_stem),
+        ("mean colours of the patches", colour),
     ):
-        assert f": {words} | {value} | |" in master
+        line = next(one for one in master.splitlines() if one.startswith(f"# | {words} |"))
+        assert line.endswith(f"| {value} |")
 
 
 def test_three_seeds_of_the_photographs():
