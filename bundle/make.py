@@ -1,7 +1,7 @@
 """A folder with the whole course for machines without internet: `make bundle`.
 
 The folder, and an archive of it, hold the wheels for machines of this kind (system, processor and
-Python), the notebooks, the teachers (they ship in the library's wheel), the site, and install.py,
+Python), the notebooks, the workshop, the teachers (they ship in the library's wheel), the site, and install.py,
 which needs no internet. The slides come along where `make slides` has made them.
 
 On Linux torch brings CUDA along, most of the size. With --cpu (`make bundle CPU=1`) pip looks in
@@ -17,8 +17,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-PARTS = {"notebooks": "notebooks", "figures": "figures", "runs/site": "site",
-         "runs/slides": "slides"}
+PARTS = {"notebooks": "notebooks", "workshop": "workshop", "figures": "figures",
+         "runs/site": "site", "runs/slides": "slides"}
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 LEFT_OUT = shutil.ignore_patterns("my_pieces", "runs", ".ipynb_checkpoints", "__pycache__")
 

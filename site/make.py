@@ -91,7 +91,8 @@ def gather(source):
         nbformat.write(page_of(nbformat.read(path, 4)), source / path.name)
     explorer = source / "extra" / "explorer"
     photos = str(ROOT / "dino_lib" / "data" / "photos")
-    dino(["explore", photos, "--teacher", "demo", "--teacher", "photos", "--out", str(explorer)])
+    dino(["explore", photos, "--teacher", "demo", "--teacher", "photos", "--limit", "16",
+          "--out", str(explorer)])
 
 
 class _Page(html.parser.HTMLParser):

@@ -3,8 +3,8 @@
 Every slide is taken from a teaching copy: the title; a slide a section, with its formulas and
 tables, or what a cell prints where the text announces it; a slide a figure, with what the text says
 before it; a slide for each thing to guess and to write. The speaker notes are the section's notes
-for who teaches, what the text says after a figure, and the hint of a thing to write. So a change of
-a notebook changes the slides. Marp (its exact version below) makes NAME.html, which needs no
+for who teaches, what the text says after a figure, what the run says to a guess, and the hint of a
+thing to write. So a change of a notebook changes the slides. Marp (its exact version below) makes NAME.html, which needs no
 internet (p opens the notes), and NAME.pdf of NAME.md. It needs npm, and Chromium or Chrome.
 """
 
@@ -83,13 +83,24 @@ def start_of(text, longest=LONGEST):
     paragraphs = [p.strip() for p in FORMULA.sub("\n\n", plain(text)).split("\n\n")]
     words = [p for p in paragraphs if p and not re.match(r"[-*|>\d] |\d+\. |!\[", p)]
     kept = []
-    for sentence in re.split(r"(?<=[.?!:]) (?=[A-Z*`$])", joined(" ".join(words))):
+    for sentence in sentences_of(" ".join(words)):
         if kept and sum(map(len, kept)) + len(sentence) > longest:
             break
         kept.append(sentence)
     if len(kept) > 1 and kept[-1].endswith(":"):
         kept.pop()  # it announces what is not on the slide
     return " ".join(kept)
+
+
+def sentences_of(text):
+    """The sentences of a text; those in one pair of brackets are one."""
+    found = []
+    for sentence in re.split(r"(?<=[.?!:)]) (?=[A-Z*`$(])", joined(text)):
+        if found and found[-1].count("(") > found[-1].count(")"):
+            found[-1] += f" {sentence}"
+        else:
+            found.append(sentence)
+    return found
 
 
 def joined(text):
@@ -104,7 +115,7 @@ def slides_of(path, folder):
     title = re.search(r"^# (.*)", cells[0].source, re.M)[1]
     opening = plain(cells[0].source)
     notes = deck.add(f"# {title}", start_of(cells[0].source), kind="title", notes=opening)
-    heading, before, early, after_figure = title, "", [], False
+    heading, before, early, after_figure, guessed = title, "", [], False, None
     for cell, following in pairwise([*cells[1:], nbformat.NotebookNode(source="")]):
         if "note" in cell.metadata.get("tags", []):
             # most stand at the end of their section; one that names the next one, before it
@@ -132,13 +143,17 @@ def slides_of(path, folder):
             elif FORMULA.search(told):
                 deck.add(f"## {heading}", *around_formula(told), notes=plain(told))
             elif tables(told):
-                deck.add(f"## {heading}", start_of(told, 250), *tables(told), notes=plain(told),
+                deck.add(f"## {heading}", announcing(told), *tables(told), notes=plain(told),
                          kind="dense")
                 before = ""
             for question in questions:  # before the figure that answers it
-                deck.add(f"## {heading}", *asked(question), kind="turn", notes=plain(question))
+                guessed = deck.add(f"## {heading}", *asked(question), kind="turn",
+                                   notes=plain(question))
                 before = ""
         else:
+            if guessed and (said := answer(cell)):
+                guessed.append(said)
+                guessed = None
             for output in cell.outputs:
                 for kind in PICTURES.keys() & output.get("data", {}).keys():
                     shown, place = deck.picture(output["data"][kind], PICTURES[kind])
@@ -158,6 +173,19 @@ def announcement(text, after_figure):
     if len(paragraphs) < 1 + after_figure:
         return ""
     return re.sub(":$", ".", start_of(paragraphs[-1], 200))
+
+
+def announcing(text):
+    """What a text says of its first table: the paragraph before it, or else how the text begins."""
+    text = FOLDED.sub("", text)
+    before = [p for p in text[:TABLE.search(text).start()].split("\n\n") if plain(p)]
+    return (before and start_of(before[-1], 300)) or start_of(text, 250)
+
+
+def answer(cell):
+    """What a cell prints where it tells a guess from what came out, for the notes; else nothing."""
+    said = "".join(o.text for o in cell.outputs if o.output_type == "stream").strip()
+    return re.sub(r" \(you have not guessed.*\)", "", said) if "The run says" in said else ""
 
 
 def sections(text):
@@ -181,7 +209,8 @@ def add_sections(deck, found, cell, output):
         if FORMULA.search(under):
             parts = around_formula(under)
         else:
-            parts = [start_of(under, 250 if points or of_table else LONGEST)]
+            parts = [announcing(under) if of_table else
+                     start_of(under, 250 if points else LONGEST)]
         if parts[-1].endswith(":") and not (points or of_table) and heading == found[-1][0]:
             of_table = [output] if output else []
             parts = [*parts[:-1], parts[-1] if output else f"{parts[-1][:-1]}."]

@@ -122,6 +122,7 @@ def test_tables_outputs_and_hints_come_along(tmp_path):
     markdown, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
     stream = nbformat.v4.new_output("stream", text="k-NN 40.4\n")
     long = nbformat.v4.new_output("stream", text="line\n" * 60)
+    settled = nbformat.v4.new_output("stream", text="0.83\nThe run says b: two (you have not guessed).")
     table = "| a | b |\n| --- | --- |\n| 1 | 2 |"
     hint = "<details><summary>Hint</summary>\n\nAdd them.\n\n</details>"
     found = slides_of(
@@ -130,15 +131,23 @@ def test_tables_outputs_and_hints_come_along(tmp_path):
         markdown("## Three\n\nAll of it:"), code("", outputs=[long]),
         markdown(f"**Your turn 1 · easy · 3 minutes · add.** Write it.\n\n{hint}"),
         markdown("## Four\n\nBut why?\n\n**Predict.** Which? **a** one. **b** two."),
-        code("", outputs=[]),
+        code("guess"), code("", outputs=[settled]),
+        markdown(f"## Five\n\nOf the figure.\n\nOf the table:\n\n{table}\n\nAnd so on."),
     )  # fmt: skip
-    one, two, three, turn, four, guess = found
+    one, two, three, turn, four, guess, five = found
+    assert five.startswith(f"<!-- _class: dense -->\n\n## Five\n\nOf the table:\n\n{table}")
+    assert "0.83\nThe run says b: two\n-->" in guess
     assert table in one and "What came out:\n\n```text\nk-NN 40.4\n```" in two
     assert "All of it.\n" in three and "line" not in three
     shown, _, notes = turn.partition("<!--\n")
     assert "Write it." in shown and "Add them." not in shown and "Hint: Add them." in notes
     assert "But why?" in four and "Which?" not in four.partition("<!--\n")[0]
     assert "**Predict.** Which?\n\n- **a** one.\n- **b** two." in guess
+
+
+def test_a_bracket_stays_whole():
+    text = "One. (Two in a bracket. Three in it.) Four."
+    assert SLIDES.sentences_of(text) == ["One.", "(Two in a bracket. Three in it.)", "Four."]
 
 
 def test_a_formula_stays_with_its_bracket(tmp_path):

@@ -113,8 +113,9 @@ def test_the_table_of_files_says_what_the_plans_say():
     assert said["quizzes"].split()[0] == words[len(quizzes) - 8]
 
 
-def test_the_board_of_the_half_day_has_the_numbers_of_its_tasks():
-    board = re.findall(r"^\| (\d\d) \| (.*Your turn.*?) \| (.*) \|$", TEXTS["half_day.md"], re.M)
+@pytest.mark.parametrize("name", ["half_day.md", "day.md"])
+def test_the_board_has_the_numbers_of_its_tasks(name):
+    board = re.findall(r"^\| (\d\d) \| (.*Your turn.*?) \| (.*) \|$", TEXTS[name], re.M)
     on_board = []
     for number, write, _ in board:
         master = masters()[number].read_text(encoding="utf-8")
@@ -122,7 +123,7 @@ def test_the_board_of_the_half_day_has_the_numbers_of_its_tasks():
             after = master[master.index(f"**Your turn {turn} ·"):]
             assert re.search(r"^(?:def|class) (\w+)", after, re.M)[1] == piece, f"{number}: {piece}"
             on_board.append(piece)
-    assert on_board == [piece for row in rows(TEXTS["half_day.md"]) for piece in row[4]]
+    assert on_board == [piece for row in rows(TEXTS[name]) for piece in row[4]]
 
 
 def test_the_walk_fills_the_pieces_of_the_plan_and_leaves_the_others():

@@ -183,16 +183,17 @@ def examine_machine(folder: Path | None = None) -> tuple[str, bool]:
     folder = folder or (inside if inside.is_dir() else Path("."))
     reference = read_reference()
     findings = list(check_machine(reference, folder))
+    todo = [f for f in findings if f.change]
     cpu, waited = work()
-    if waited > 1.3:
+    if waited > 1.3:  # no reason to call the machine unfit
         findings.append(Finding(
             f"other programs take the processor: all takes {waited:.1f} times as long as it would",
             "close them; else all takes longer than the table says",
         ))
-    todo = [f for f in findings if f.change]
     lines = [f"LOOK  {f.what}\n      -> {f.change}" if f.change else f"ok    {f.what}"
              for f in findings]
-    lines += ["", _table(reference, cpu, folder), "", "This machine is ready."]
+    ready = "This machine is ready" + (", but busy." if waited > 1.3 else ".")
+    lines += ["", _table(reference, cpu, folder), "", ready]
     if todo:
         lines[-1] = f"This machine is not ready yet: {len(todo)} of the lines above say LOOK."
     return "\n".join(lines), not todo

@@ -622,7 +622,7 @@ print(f"found: {float(found_by_colour(one, two)):.1%}; "
 # A run on such rows has a loss like any other, but nothing in one view helps with the other.
 
 # %% [markdown] tags=["note"]
-# **Teacher's note · 25 minutes.** Let everyone write the guess down before the cell runs; a show of hands is enough. Misconception: "more crops of less area are harder, so better". At 0.02 to 0.1 the task can't be solved for most pairs: 72 % share no pixel. Ask the room: *which other cheap cue might two views share?* Good answers: sharpness, the noise of the camera, a border, a watermark.
+# **Teacher's note · 25 minutes.** Let everyone write the guess down before the cell runs; a show of hands is enough. Misconception: "more crops of less area are harder, so better". At 0.02 to 0.1 the task can't be solved for most pairs: 71 % share no pixel. Ask the room: *which other cheap cue might two views share?* Good answers: sharpness, the noise of the camera, a border, a watermark.
 
 # %% [markdown]
 # ## 9. What a trained teacher sees in crops

@@ -801,7 +801,7 @@ print(timetable(long, minutes))
 # %% [markdown]
 # Two things stay the same in any such run. The first measurement of the teacher comes before the first update. And the loss starts near $\ln K$, falls, and may rise again, as in section 5 (balanced by Sinkhorn, `photos` doesn't): a rising loss is no reason to stop.
 #
-# The next cell trains where you asked for it. A bar shows what is left, and the picture is drawn anew every ten seconds. If the session ends, run the notebook's first cells and this section again: the run goes on from its newest checkpoint.
+# The next cell trains where you asked for it. A bar shows what is left, and the picture is drawn anew every ten seconds. If the session ends, run the notebook's first cells and this section again: the run goes on from its newest checkpoint. With `RUN = "cpu"` you see the curves of `photos`.
 
 # %% tags=["long"]
 if RUN == "gpu":

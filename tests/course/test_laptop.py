@@ -78,6 +78,13 @@ def test_what_is_missing_is_named_with_what_to_do(folder, monkeypatch):
     assert [c.split()[0] for c in found] == ["close", "make", "close"] and not ready
 
 
+def test_a_busy_machine_is_ready(folder, monkeypatch):
+    monkeypatch.setattr(laptop, "work", lambda: (3.0, 2.0))
+    said, ready = laptop.examine_machine(folder)
+    assert ready and said.endswith("This machine is ready, but busy.")
+    assert "LOOK  other programs take the processor: all takes 2.0 times as long" in said
+
+
 def test_packages_too_old_or_missing(folder, monkeypatch):
     needs = ["torch>=99", "no-such-package>=1", "numpy>=1", 'wandb>=99; extra == "wandb"']
     monkeypatch.setattr(importlib.metadata, "requires", lambda _: needs)

@@ -212,6 +212,9 @@ def test_what_the_first_component_of_the_tokens_tells():
         ("*no component*: how unlike its picture's border a patch's mean colour is", rival),
     ]:
         assert f"# | {words} | {value} |" in master
+    quiz = (ROOT / "workshop" / "quizzes" / "06.md").read_text("utf-8")
+    assert f"tokens has {own} above blind, its chosen head {heads_of('photos')[0]:.2f};" in quiz
+    assert f"mean colour is, {rival}. What follows?" in quiz
     blind = [found["photos", what]["above blind"][0] for what in BASELINES]
     blind.append(border["above blind"][0])
     for name in ("photos", *SEEDS):  # ahead of its chosen head and of what no network made
