@@ -1,8 +1,8 @@
 """A folder with the whole course for machines without internet: `make bundle`.
 
 The folder, and an archive of it, hold the wheels for machines of this kind (system, processor and
-Python), the notebooks, the workshop, the teachers (they ship in the library's wheel), the site, and install.py,
-which needs no internet. The slides come along where `make slides` has made them.
+Python), the notebooks, the workshop, the teachers (they ship in the library's wheel), the site, and
+install.py, which needs no internet. The slides come along where `make slides` has made them.
 
 On Linux torch brings CUDA along, most of the size. With --cpu (`make bundle CPU=1`) pip looks in
 PyTorch's own index too, and takes its builds for the CPU: their version, such as 2.14.1+cpu, counts

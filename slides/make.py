@@ -4,8 +4,9 @@ Every slide is taken from a teaching copy: the title; a slide a section, with it
 tables, or what a cell prints where the text announces it; a slide a figure, with what the text says
 before it; a slide for each thing to guess and to write. The speaker notes are the section's notes
 for who teaches, what the text says after a figure, what the run says to a guess, and the hint of a
-thing to write. So a change of a notebook changes the slides. Marp (its exact version below) makes NAME.html, which needs no
-internet (p opens the notes), and NAME.pdf of NAME.md. It needs npm, and Chromium or Chrome.
+thing to write. So a change of a notebook changes the slides. Marp (its exact version below) makes
+NAME.html, which needs no internet (p opens the notes), and NAME.pdf of NAME.md. It needs npm, and
+Chromium or Chrome.
 """
 
 import argparse

@@ -122,7 +122,8 @@ def test_tables_outputs_and_hints_come_along(tmp_path):
     markdown, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
     stream = nbformat.v4.new_output("stream", text="k-NN 40.4\n")
     long = nbformat.v4.new_output("stream", text="line\n" * 60)
-    settled = nbformat.v4.new_output("stream", text="0.83\nThe run says b: two (you have not guessed).")
+    said = "0.83\nThe run says b: two (you have not guessed)."
+    settled = nbformat.v4.new_output("stream", text=said)
     table = "| a | b |\n| --- | --- |\n| 1 | 2 |"
     hint = "<details><summary>Hint</summary>\n\nAdd them.\n\n</details>"
     found = slides_of(
@@ -136,7 +137,7 @@ def test_tables_outputs_and_hints_come_along(tmp_path):
     )  # fmt: skip
     one, two, three, turn, four, guess, five = found
     assert five.startswith(f"<!-- _class: dense -->\n\n## Five\n\nOf the table:\n\n{table}")
-    assert "0.83\nThe run says b: two\n-->" in guess
+    assert "0.83\nThe run says b: two.\n-->" in guess
     assert table in one and "What came out:\n\n```text\nk-NN 40.4\n```" in two
     assert "All of it.\n" in three and "line" not in three
     shown, _, notes = turn.partition("<!--\n")

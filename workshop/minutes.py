@@ -97,12 +97,12 @@ HEAD = """# Minutes for each section
 
 *Written by `python workshop/minutes.py`; don't edit it by hand.*
 
-The total of a notebook is what careful first readers, after all of it with the exercises, said that
-a person needs; nobody has been timed with a clock. For 06 and 07 two readers differ (125 and 195, 110
-and 140 minutes), and their mean stands here; for 08 it is its header's. A section's minutes are what
-its pieces are marked with, and its share of the rest, by two for each prediction and the words at 200
-a minute. The seconds are of one CPU core, from the notebooks' headers; two idle cores share a
-training.
+The total of a notebook is what careful first readers, after all of it with the exercises, said
+that a person needs; nobody has been timed with a clock. For 06 and 07 two readers differ (125 and
+195, 110 and 140 minutes), and their mean stands here; for 08 it is its header's. A section's
+minutes are what its pieces are marked with, and its share of the rest, by two for each prediction
+and the words at 200 a minute. The seconds are of one CPU core, from the notebooks' headers; two
+idle cores share a training.
 
 The rule of the plans here: a task takes a mixed room half again as long as its mark, and telling a
 section takes three minutes in place of the reading.
