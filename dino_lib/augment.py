@@ -90,7 +90,8 @@ class Recipe:
             raise ValueError(
                 f"mean={self.mean} and std={self.std} must both have 1 entry (grey) or 3 (RGB)"
             )
-        must(min(self.std) > 0, "std", "be positive")
+        # normalised values beyond 100 are taken for pixels that nobody has normalised
+        must(min(self.std) >= 0.01, "std", "be at least 0.01")
 
 
 class MultiCrop(Recipe):

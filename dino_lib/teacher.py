@@ -22,8 +22,9 @@ def make_teacher(student: nn.Module) -> nn.Module:
             module.prob = 0.0
         elif isinstance(module, nn.Dropout):
             module.p = 0.0
-        elif hasattr(module, "drop_rate"):  # timm's CNNs keep the rate of a functional dropout here
-            module.drop_rate = 0.0
+        for name in ("drop_rate", "patch_drop_rate"):  # timm's CNNs and Hiera keep the rate here
+            if hasattr(module, name):
+                setattr(module, name, 0.0)
     return teacher
 
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from dino_lib.course.check import Mistake, check, on
+from dino_lib.course.check import Case, Mistake, check, on
 from dino_lib.course.head_module import Head, as_tensors, random_tensor
 from dino_lib.course.head_views import forward_views, group_views
 
@@ -80,7 +81,7 @@ def cosine_logits(yours: Callable) -> Callable:
     shapes = [(5, 7, 4), (5, 5, 5), (1, 3, 2)]
     pairs = [(random_tensor(n, d, scale=3.0), random_tensor(k, d, seed=1, scale=0.2))
              for n, k, d in shapes]
-    cases = [as_tensors(on(*pair)) for pair in pairs]
+    cases = [as_tensors(_with_gradients(*pair)) for pair in pairs]
     return check("cosine_logits", yours, finished, cases, {
         "nothing is normalised: these are plain dot products": lambda z, w: z @ w.T,
         "z is not normalised": lambda z, w: z @ unit(w).T,
@@ -108,6 +109,42 @@ def cosine_logits(yours: Callable) -> Callable:
             lambda z, w: F.normalize(z, p=1, dim=1) @ F.normalize(w, p=1, dim=1).T,
         "the result is normalised again: cosines are ready": lambda z, w: unit(finished(z, w)),
     })
+
+
+def _with_gradients(z: Tensor, directions: Tensor) -> Case:
+    """The logits. The head learns through them, so gradients must reach both inputs, the lengths'
+    part of them too, and the inputs stay as they are.
+    """
+
+    def case(piece: Callable) -> Any:
+        given = [part.clone().requires_grad_() for part in (z, directions)]
+        # a leaf that autograd watches can't be changed in place: hand on what is made of one
+        handed = [part * 1.0 for part in given]
+        logits = piece(*handed)
+        if not all(map(torch.equal, handed, (z, directions))):
+            raise Mistake("it changes z or the prototypes in place: make new ones, without /=")
+        if torch.is_tensor(logits) and not logits.requires_grad:
+            raise Mistake("no gradient gets through: no detach, no torch.no_grad")
+        if torch.is_tensor(logits) and logits.shape == (len(z), len(directions)):
+            weight = random_tensor(*logits.shape, seed=2)
+            slopes = torch.autograd.grad((logits * weight).sum(), given, allow_unused=True)
+            for name, part, slope in zip(("z", "the prototypes"), given, slopes, strict=True):
+                along = None if slope is None else (slope * part).sum(1).abs().max()
+                if slope is None:
+                    raise Mistake(f"no gradient reaches {name}: no detach")
+                if along > 1e-3 * slope.norm() * part.norm() and slope.norm() > 0:
+                    unit = part.detach().norm(dim=1).sub(1).abs().max() < 1e-3
+                    if not unit and _is_cosine(logits, z, directions):
+                        raise Mistake(f"the length of {name} is detached: its gradient is part of "
+                                      "the cosine's")
+        return logits
+
+    return case
+
+
+def _is_cosine(logits: Tensor, z: Tensor, directions: Tensor) -> bool:
+    right = F.normalize(z, dim=1) @ F.normalize(directions, dim=1).T
+    return torch.allclose(logits, right, atol=1e-4)
 
 
 def nearest_pictures(yours: Callable) -> Callable:

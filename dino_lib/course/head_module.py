@@ -181,6 +181,14 @@ def _started(in_dim: int, out_dim: int, hidden_dim: int, bottleneck_dim: int) ->
             w = F.normalize(directions, dim=-1)
             alike = (w @ w.T).mean().abs()
             known = [0.8 < r < 1.25 for r in ratios]
+            known += [layer.weight.mean().abs() < 0.005 for layer in linears]
+            if not all(known):
+                found = ", ".join(f"{layer.weight.mean():.3f} ± {layer.weight.std():.3f}"
+                                  for layer in linears)
+                started = all(r > 0 for r in ratios) and ratios[0] < 40
+                if started and all(m.bias is not None and m.bias.abs().max() == 0 for m in linears):
+                    raise Mistake(f"the weights start at {found} (mean ± deviation); they should "
+                                  "have mean 0 and deviation 0.02")
             lengths = directions.norm(dim=1)
             known += [*(b == 0 for b in biases), alike < 0.2, lengths.mean() < 1.5]
             known.append(lengths.min() > 0)

@@ -28,8 +28,15 @@ def crop_size(yours: Callable) -> Callable:
         return piece
 
     cases = [(48, 48, 0.25, 1.33), (96, 64, 0.5, 0.9), (224, 224, 0.4, 0.76), (100, 70, 0.1, 1.3),
-             (96, 96, 1.0, 1.0), (30, 50, 0.33, 0.8)]
-    return check("crop_size", yours, finished.crop_size, [on(*case) for case in cases], {
+             (96, 96, 1.0, 1.0), (30, 50, 0.33, 0.8), (48, 48, 1.0, 1.33), (41, 37, 0.0111, 0.8)]
+    return check("crop_size", yours, finished.crop_size, [_whole_numbers(*c) for c in cases], {
+        "the box may stick out of the image here: another one is drawn then, so cut nothing off":
+            lambda h, w, s, r: tuple(map(min, finished.crop_size(h, w, s, r), (h, w))),
+        "the area is cut off to whole pixels; only the sides are whole":
+            lambda h, w, s, r: finished.crop_size(int(s * h * w), 1, 1, r),
+        "each side comes from the area: this rounds one, and takes the other from it":
+            lambda h, w, s, r: (round(round(math.sqrt(s * h * w * r)) / r),
+                                round(math.sqrt(s * h * w * r))),
         "height and width are exchanged: the ratio is width / height, and the height comes first":
             lambda *c: finished.crop_size(*c)[::-1],
         "the share is applied to each side; it is a share of the area":
@@ -65,6 +72,21 @@ def crop_size(yours: Callable) -> Callable:
             unless(yours, lambda f: abs(f(1000, 2000, 0.5, 1.2)[1] / f(1000, 2000, 0.5, 1.2)[0]
                                         - 1.2) < 0.01),
     })
+
+
+def _whole_numbers(*case: float) -> Case:
+    """The sides are to be ints: they cut slices."""
+
+    def call(piece: Callable) -> object:
+        found = on(*case)(piece)
+        parts = found if isinstance(found, tuple | list) else []
+        if any(type(side) is float and side == round(side) for side in parts):
+            raise Mistake("the sides are whole, but floats: a slice takes int, which round gives")
+        if any(isinstance(side, Tensor) for side in parts):
+            raise Mistake("the sides are tensors: two plain whole numbers are asked for")
+        return found
+
+    return call
 
 
 def crop(yours: Callable) -> Callable:
@@ -169,6 +191,10 @@ def _typed(x: Tensor, box: tuple, size: int) -> Case:
 
     def strict(piece: Callable) -> object:
         view = plain(piece)
+        if view is not None and not isinstance(view, Tensor):
+            raise Mistake(f"a view is a tensor, not a {type(view).__name__}")
+        if getattr(view, "ndim", 3) == 2:
+            raise Mistake("the channels' axis is gone as well: take the batch's alone away, by [0]")
         whole = isinstance(view, Tensor) and view.max() > 1
         if whole and view.is_floating_point() and not x.is_floating_point():
             raise Mistake("a uint8 image comes out as uint8: round, and turn the type back")
@@ -250,6 +276,8 @@ def _whole(x: Tensor, factor: float) -> Case:
         if not torch.equal(given, x):
             raise Mistake("it changes the image that it gets: make a new one, as the next view "
                           "starts from the old")
+        if found is not None and not isinstance(found, Tensor):
+            raise Mistake(f"the changed image is a tensor, not a {type(found).__name__}")
         return found
 
     return case

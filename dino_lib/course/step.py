@@ -55,7 +55,8 @@ MISTAKES = {
     "zero after backward": "zero_grad comes between backward and step: the gradient is gone",
     "no backward": "the loss has no backward: the student gets no gradient",
     "no step": "the optimizer does not step: the student stays",
-    "no clip": "the gradient's norm is not clipped: nn.utils.clip_grad_norm_ is missing",
+    "no clip": "the gradient's norm is not clipped where it counts, between backward and step: "
+               "nn.utils.clip_grad_norm_",
     "late clip": "the gradient is clipped too late or too early: after backward, before the step",
     "clip values": "the entries of the gradient are clipped; it is the norm of the whole one",
     "clip each": "each tensor is clipped by itself; here it is the norm of all of them together",
@@ -209,6 +210,8 @@ def _two_updates(clip_grad: float | None, frozen: bool = True) -> Case:
             views = [torch.randn(4, 3, size, size, generator=generator) for size in (3, 3, 2, 2)]
             views = [(20.0 if clip_grad is None else 3.0) * view for view in views]
             losses.append(_number(step(views, student, teacher, loss_fn, optimizer, now, *options)))
+        if not (student.training and teacher.training):
+            raise Mistake("both networks stay in train mode: no eval() in a step")
         keys = ("lr", "weight_decay")
         settings = [group[key] for group in optimizer.param_groups for key in keys]
         networks = [p for net in (student, teacher) for p in net.parameters()]

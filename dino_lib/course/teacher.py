@@ -56,6 +56,10 @@ def ema_update(yours: Callable) -> Callable:
             lambda t, s, m: _each(t, s, lambda a, b: m * a - (1 - m) * b),
         "only the last parameter moves: is the update inside of the loop?":
             lambda t, s, m: _each(t, s, lambda a, b: m * a + (1 - m) * b, slice(-1, None)),
+        "only the first parameter moves: is a `return` inside of the loop?":
+            lambda t, s, m: _each(t, s, lambda a, b: m * a + (1 - m) * b, slice(0, 1)),
+        "only the outer modules' own parameters move; parameters() goes down to all of them":
+            lambda t, s, m: _each(t, s, lambda a, b: m * a + (1 - m) * b, slice(0, 4)),
         "only the matrices move; biases and other vectors follow too":
             lambda t, s, m: _each(t, s, lambda a, b: m * a + (1 - m) * b if a.ndim > 1 else a),
     })
@@ -65,7 +69,8 @@ def _followed(momentum: float) -> Case:
     """Both networks' parameters and buffers after an update."""
 
     def case(update: Callable) -> list[Tensor]:
-        nets = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)) for _ in range(2)]
+        nets = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Sequential(nn.Linear(4, 2)))
+                for _ in range(2)]
         generator = torch.Generator().manual_seed(0)
         for net in nets:
             for tensor in [*net.parameters(), net[1].running_mean]:
@@ -79,8 +84,13 @@ def _followed(momentum: float) -> Case:
             if "Long" in str(error):
                 raise Mistake(BUFFERS) from error
             raise
+        if not torch.is_grad_enabled():
+            torch.set_grad_enabled(True)
+            raise Mistake("autograd stays off after it: `with torch.no_grad():` ends by itself")
         if not _same(before[0], student.state_dict()):
             raise Mistake("the student moves, and it must stay as it is")
+        if not all(p.requires_grad for p in student.parameters()):
+            raise Mistake("the student has lost its gradient: it still learns")
         if not torch.equal(before[1]["1.running_mean"], follower[1].running_mean):
             raise Mistake(BUFFERS)
         if any(p.requires_grad or not p.is_leaf for p in follower.parameters()):
@@ -171,5 +181,7 @@ def _look_at(student: nn.Module, teacher: nn.Module, before: dict) -> None:
     if not torch.equal(twice(x), twice(x)):
         raise Mistake("drop path is in eval mode, and one teacher.train() turns it on again: set "
                       "its drop_prob to 0")
+    if any(m.drop_prob for m in teacher.modules() if isinstance(m, DropPath)):
+        raise Mistake("drop_prob is the share of the paths that is dropped: 0, so that none is")
     if not noisy[1]:
         raise Mistake("the student has lost its drop path: switch it off in the copy")

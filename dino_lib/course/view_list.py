@@ -54,12 +54,13 @@ def _listed(n_local: int) -> Case:
     """
 
     def case(piece: Callable) -> list[Tensor]:
-        calls = {"first": 0, "second": 0, "local": 0}
+        calls = []
 
         def recipe(name: str, code: float) -> Callable:
             def make(x: Tensor) -> Tensor:
-                calls[name] += 1
-                return torch.tensor([code, x.flatten()[0].item() + code, calls[name]])
+                calls.append(name)
+                view = torch.tensor([code, x.flatten()[0].item() + code, calls.count(name)])
+                return view[:, None].expand(3, 2 if name == "local" else 4)  # locals are smaller
 
             return make
 
@@ -69,7 +70,13 @@ def _listed(n_local: int) -> Case:
             raise Mistake("return a list: a generator makes its views only when they are looked at")
         if isinstance(found, tuple | list) and any(callable(view) for view in found):
             raise Mistake("these are the recipes, not views: call each of them on the image")
-        return list(found)
+        if isinstance(found, tuple | list) and any(isinstance(v, tuple | list) for v in found):
+            raise Mistake("one list of 2 + n_local views is asked for; here is a list in a list")
+        order = ["first", "second", *["local"] * n_local]
+        if sorted(calls) == sorted(order) and calls != order:
+            raise Mistake("call `first`, then `second`, then `local`, and give their views in this "
+                          "order: all draw from one generator")
+        return found if found is None else list(found)
 
     return case
 

@@ -17,8 +17,9 @@ def shared(yours: Callable) -> Callable:
              ((2, 3, 20, 10), (4, 5, 6, 4)), ((0, 0, 4, 8), (2, 20, 5, 5)),
              ((10, 2, 6, 6), (0, 0, 11, 30)), ((5, 1, 7, 9), (5, 1, 7, 9)),
              ((1, 2, 3, 14), (0, 7, 12, 2)), ((0, 0, 5, 5), (5, 0, 5, 5)),
-             ((8, 1, 9, 4), (2, 3, 10, 8)),
-             ((0, 0, 4, 8), (9, 2, 4, 8))]
+             ((8, 1, 9, 4), (2, 3, 10, 8)), ((0, 0, 4, 8), (9, 2, 4, 8)),
+             ((9, 2, 4, 8), (0, 0, 4, 8)), ((2, 20, 5, 5), (0, 0, 4, 8)),
+             ((0, 0, 20, 3), (0, 0, 4, 5)), ((0, 0, 6, 4), (3, 0, 2, 14))]
 
     def sides(a: tuple, b: tuple) -> tuple[int, int]:
         """How many rows and columns two boxes share, below 0 where there is a gap."""
@@ -63,6 +64,12 @@ def shared(yours: Callable) -> Callable:
         "divide by the smaller box, not by the second": by(lambda p, q, o: q),
         "this is the intersection over the union: divide by the smaller box alone":
             by(lambda p, q, o: p + q - o),
+        "the smaller box has the smaller area, not the smaller width":
+            lambda a, b: both(a, b) / min((a, b), key=lambda z: z[3])[2:][0]
+            / min((a, b), key=lambda z: z[3])[3],
+        "the smaller box has the smaller area, not the smaller sum of its sides":
+            lambda a, b: both(a, b) / min((a, b), key=lambda z: z[2] + z[3])[2]
+            / min((a, b), key=lambda z: z[2] + z[3])[3],
         "divide by the smaller box, not by both together": by(lambda p, q, o: p + q),
         "these are pixels: divide by the area of the smaller box": both,
         "this multiplies by the smaller area: divide by it":
@@ -118,7 +125,8 @@ def found_by_colour(yours: Callable) -> Callable:
     cases = []
     for n, noise in ((16, 0.12), (9, 0.3), (16, 0.0), (25, 0.15)):
         base = torch.rand(n, 3, 1, 1, generator=generator)
-        a = base + 0.4 * torch.rand(n, 3, 6, 6, generator=generator)
+        skewed = torch.rand(n, 3, 6, 6, generator=generator) ** 4  # so that the median is no mean
+        a = base + torch.rand(n, 3, 1, 1, generator=generator) * skewed
         b = base + noise * torch.randn(n, 3, 1, 1, generator=generator) * torch.ones(1, 1, 4, 8)
         cases.append(_of_any_size(a, b))
 
@@ -161,6 +169,11 @@ def found_by_colour(yours: Callable) -> Callable:
             by(lambda x: means(x)[:, :1]),
         "this is the sum of a view's pixels: views of other sizes need the mean":
             by(lambda x: x.sum((2, 3))),
+        "this is the median colour; the mean is asked for": by(lambda x: x.flatten(2).median(2)[0]),
+        "distances of colours are roots of sums of squares, not sums of sizes":
+            lambda a, b: own(torch.cdist(means(a), means(b), p=1)).mean(),
+        "each view of a looks for the nearest of b by itself: argmin(1)":
+            lambda a, b: (distances(a, b).argmin() == torch.arange(len(a))).float().mean(),
         "one pixel's colour is compared, not the mean colour": by(lambda x: x[:, :, 0, 0]),
         "rows are compared at their own place alone: look for the nearest of all rows":
             lambda a, b: (means(a) - means(b)).norm(dim=1).mean(),

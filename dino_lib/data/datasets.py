@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from dino_lib.data.folders import Files, every_fifth, open_folder
 from dino_lib.data.images import InputError, check_channels
 from dino_lib.data.items import InMemory, Pictures
+from dino_lib.data.say import say
 from dino_lib.data.shapes import Shapes
 
 BY_HAND = {  # name: (archive, its page, what lies under the root once it is unpacked)
@@ -50,6 +51,9 @@ def open_dataset(name_or_path: str | os.PathLike, root: str | os.PathLike | None
     check_channels(channels)
     if split not in ("train", "gallery", "test"):
         raise ValueError(f'split={split!r} must be "train", "gallery" or "test"')
+    if name_or_path in ("shapes", *OPENERS) and os.path.isdir(name_or_path) and split == "train":
+        say(f"{name_or_path} is the dataset of that name; the folder here is "
+            f"{os.path.join(os.curdir, name_or_path)}")
     if name_or_path == "shapes":
         dataset = _shapes(1000, seed=1) if split == "test" else _shapes(4000, seed=0)
     elif name_or_path in OPENERS:

@@ -138,17 +138,21 @@ def every_fifth(indices: Sequence[int]) -> tuple[list[int], list[int]]:
 
 def _files_below(root: Path) -> Iterator[Path]:
     """All files, without dot files. A folder that links lead to again and again counts once."""
-    seen = set()
-    for folder, below, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        # real folders before links, or a link could take the place of what it leads to
-        below[:] = sorted((name for name in below if not name.startswith(".")),
-                          key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
-        if real in seen:
-            below.clear()
-            continue
-        seen.add(real)
-        yield from (Path(folder, name) for name in names if not name.startswith("."))
+    seen, starts = set(), [os.fspath(root)]
+    while starts:
+        links = []  # followed when all real folders are known: none takes the place of one
+        for start in starts:
+            for folder, below, names in os.walk(start):
+                real = os.path.realpath(folder)
+                if real in seen:
+                    below.clear()
+                    continue
+                seen.add(real)
+                below[:] = sorted(name for name in below if not name.startswith("."))
+                paths = [os.path.join(folder, name) for name in below]
+                links += [path for path in paths if os.path.islink(path)]
+                yield from (Path(folder, name) for name in names if not name.startswith("."))
+        starts = links
 
 
 def _looks_like(name: str) -> str | None:
@@ -200,6 +204,13 @@ def _say_what_is_left(folder: FolderOfImages, where: dict[str, list[int]]) -> No
     notes = [f"{len(where[part])} held back ({part})" for part in ("val", "test") if where[part]]
     if where[""]:
         notes.append(f"{len(where[''])} left out, which lie beside these")
+    trained_on = {folder.labels[i] for i in where["train"]}
+    strange = [folder.labels[i] for part in ("val", "test") for i in where[part]
+               if folder.labels[i] >= 0 and folder.labels[i] not in trained_on]
+    if strange:
+        names = ", ".join(folder.classes[label] for label in sorted(set(strange)))
+        notes.append(f"{len(strange)} of them no queries, for no image to train on has their "
+                     f"class: {names}")
     suspects = [name for name in folder.classes if _looks_like(name)]
     if suspects:
         notes.append(f"{', '.join(suspects)} taken for a class")

@@ -128,6 +128,8 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
         image = image.copy()
     if image.mode.startswith(("I", "F")):
         image = _to_8_bits(image)
+    elif image.mode == "LAB":  # PIL makes it RGB, and nothing else
+        image = image.convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -47,7 +47,7 @@ def attention_sheet(images: Sequence[Tensor], rows: dict[str, Sequence[Tensor]],
         for axis in axes[:, i]:
             bare(axis)
             if masks is not None:
-                outline(axis, masks[i])
+                outline(axis, masks[i], corner=0)
     return figure
 
 

@@ -23,10 +23,14 @@ def to_image(x: Tensor, mean: Sequence[float] | None = None,
     return x.clamp(0, 1).permute(1, 2, 0).expand(-1, -1, 3).numpy()
 
 
-def outline(axis: Axes, mask: Tensor, width: float = 1.0) -> None:
-    """The outline of a bool mask (H, W) over a picture of that size, if it has one."""
+def outline(axis: Axes, mask: Tensor, width: float = 1.0, corner: float = -0.5) -> None:
+    """The outline of a bool mask (H, W) over a picture of that size, if it has one.
+
+    corner: where the picture's upper left corner lies, -0.5 for imshow without an extent.
+    """
     if mask.any() and not mask.all():
-        axis.contour(mask.cpu().numpy(), [0.5], colors="white", linewidths=width)
+        rows, cols = (corner + 0.5 + np.arange(side) for side in mask.shape)
+        axis.contour(cols, rows, mask.cpu().numpy(), [0.5], colors="white", linewidths=width)
 
 
 def show_views(views: Sequence[Tensor], mean: Sequence[float], std: Sequence[float],

@@ -16,7 +16,7 @@ from dino_lib.measure.knn import nearest
 from dino_lib.measure.probes import Probes, spread
 from dino_lib.measure.stages import Findings, chance_scores, examine, histogram_scores
 from dino_lib.run.build import build_student, open_probes
-from dino_lib.run.config import Config
+from dino_lib.run.config import OWN, Config
 from dino_lib.run.history import read_history
 from dino_lib.teachers.load import SHIPPED, find_teacher, load_teacher
 
@@ -96,11 +96,11 @@ def report(name: str | Path, *, dataset: str | None = None, data_root: str | Non
     """
     teacher = load_teacher(name, device)
     given, out = out, folder_of_report(name, out)
-    if teacher.config is None and dataset is None:
+    own = teacher.config and teacher.config.dataset
+    if own in (None, OWN) and dataset is None:
         raise ValueError(f"nothing tells what {name} was trained on: name images with "
                          "labels, with --dataset")
-    own = teacher.config and teacher.config.dataset
-    if given is None and dataset not in (None, own):
+    if given is None and own != OWN and dataset not in (None, own):
         raise ValueError(f"{out} is for the report on {own}: say where that on {dataset} goes, "
                          "with --out")
     out.mkdir(parents=True, exist_ok=True)  # not after minutes of work

@@ -18,6 +18,7 @@ from dino_lib.data.batch_views import BatchMultiCrop
 from dino_lib.data.datasets import open_dataset
 from dino_lib.data.items import Pictures, check_dataset
 from dino_lib.data.loaders import StoreViews, WorkerViews, seeded
+from dino_lib.data.say import say
 from dino_lib.data.store import STORES, decode_store
 from dino_lib.head import DINOHead, MultiCropModel, OriginalHead
 from dino_lib.measure.features import eval_mode
@@ -166,6 +167,16 @@ def check_sizes(config: Config, backbone: Backbone) -> None:
             raise ValueError(f"{name}={size} does not suit the backbone: {error}") from error
 
 
+def check_normalisation(config: Config, backbone: Backbone) -> None:
+    """Say so where timm's pretrained weights expect pictures normalised in another way."""
+    expected = getattr(backbone.model, "pretrained_cfg", {})
+    here = {"mean": config.mean, "std": config.std}
+    there = {name: tuple(expected.get(name) or values) for name, values in here.items()}
+    if config.pretrained and len(config.mean) == 3 and there != here:
+        words = (f"--{name} {' '.join(map(str, values))}" for name, values in there.items())
+        say(f"the pretrained {config.backbone} expects other pictures: {' '.join(words)}")
+
+
 def pick_kernels(
     student: MultiCropModel, config: Config, device: torch.device, dtype: torch.dtype
 ) -> None:
@@ -228,7 +239,7 @@ def open_views(
         )
     check_dataset(dataset)
     if config.limit is not None and config.limit < len(dataset):
-        dataset = Pictures(dataset, range(config.limit), channels=channels)
+        dataset = Pictures(dataset, spread(len(dataset), config.limit), channels=channels)
     settings = multicrop_settings(config)
     if config.store_size is None:
         return WorkerViews(
@@ -273,5 +284,7 @@ def open_probes(config: Config, limit: int | None = None) -> Probes | None:
     masks = getattr(part, "masks", None)
     if masks is not None and masks.shape[-1] != size:
         masks = None
+    if masks is None and config.dataset == "shapes":
+        say("no attention scores: the creatures' masks fit their own 48 pixels and three channels")
     pictures = (gallery, gallery_labels, queries, query_labels, masks)
     return Probes(*pictures, config.mean, config.std, part.classes)

@@ -57,6 +57,9 @@ def _in_words(error: dict[str, Any]) -> str:
     return f"{name}={error['input']!r}: {words}" if name else words
 
 
+OWN = "an argument of train"  # a run's `dataset` where no name or path tells it
+
+
 @errors_in_one_line
 @dataclass(
     frozen=True,
@@ -74,7 +77,7 @@ class Config:
     download: bool = True
     """Download a named dataset that is not in data_root yet."""
     limit: PositiveInt | None = None
-    """Use only the first images of the training set, at most this many."""
+    """Use only so many images of the training set, drawn from all of it, the same every time."""
     store_size: PositiveInt | None = None
     """Decode every image once, to a square of this side, and make views of a whole batch on the
     device. Without it worker processes decode each image anew, at full size."""
@@ -118,7 +121,8 @@ class Config:
     """Stochastic depth in the student; the teacher has none."""
 
     head: Literal["dino", "original"] = "dino"
-    """The paper's head, or the five-layer head of the repository that this course starts from."""
+    """The paper's head, or the five-layer head of the repository that this course starts from,
+    for which only out_dim and hidden_dim count."""
     out_dim: PositiveInt = 65536
     """Number of prototypes K. 65536 is for ImageNet; small data wants 256 to 4096."""
     hidden_dim: PositiveInt = 2048
@@ -230,6 +234,10 @@ class Config:
             )
         if self.head == "original" and self.use_bn:
             raise ValueError("use_bn=True belongs to the dino head: the original has LayerNorm")
+        if "drop_path_rate" in self.backbone_options:
+            rate = self.backbone_options["drop_path_rate"]
+            raise ValueError(f"backbone_options: drop_path_rate={rate} is the setting "
+                             f"drop_path={rate}")
         if self.accumulate > 1 and (self.koleo or self.centering == "sinkhorn"):
             raise ValueError(f"accumulate={self.accumulate}: centering=sinkhorn and koleo look at "
                              "a whole batch at once, so accumulate must be 1")

@@ -49,7 +49,8 @@ def estimate(config: Config, dataset: Any = None, *, updates: int = 8) -> Estima
 
     Where an update does not fit into the GPU's memory, `accumulate` is doubled until it does.
     dataset: as for `train`. The images are decoded here, and kept for the run as `train` keeps
-    them. Raises torch.OutOfMemoryError where one image a part is still too much.
+    them. Raises torch.OutOfMemoryError where one image a part is still too much, or the settings
+    take no parts: batch_size has to be smaller.
     """
     device = pick_device(config.device)
     gpu = device.type == "cuda"
@@ -66,7 +67,8 @@ def estimate(config: Config, dataset: Any = None, *, updates: int = 8) -> Estima
         except torch.OutOfMemoryError:
             trainer = None
             parts = 2 * config.accumulate
-            if config.batch_size % parts:
+            whole = config.koleo or config.centering == "sinkhorn"  # they take no parts
+            if whole or config.batch_size % parts:
                 raise
             config = dataclasses.replace(config, accumulate=parts)
             say(f"the memory does not suffice: {parts} parts")

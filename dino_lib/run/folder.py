@@ -1,9 +1,11 @@
 """The folder of a run: the history, checkpoints to go on from exactly, the teacher in the end."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +13,23 @@ import torch
 from torch import nn
 
 from dino_lib.data.say import say
-from dino_lib.run.checkpoint import load_newest, save_checkpoint, write_atomically
+from dino_lib.run.checkpoint import NAMES, load_newest, save_checkpoint, write_atomically
 from dino_lib.run.config import Config
 from dino_lib.run.history import Tally, knn_scores, read_history
 from dino_lib.run.teacher_file import save_teacher
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 if TYPE_CHECKING:
     from dino_lib.run.trainer import Trainer
 
 # A run may go on with other values of these: they change how it is computed, shown and kept, and
-# where its images lie.
+# where its images, and the weights that it began with, lie.
 MAY_CHANGE = (
-    "output_dir", "resume", "stop_after", "dataset", "data_root", "download", "device",
+    "output_dir", "resume", "stop_after", "dataset", "data_root", "download", "weights", "device",
     "num_workers", "log_every", "eval_every", "eval_limit", "save_every", "keep", "progress",
     "tracker", "precision", "compile", "recompute", "accumulate")
 
@@ -128,10 +135,40 @@ class RunFolder:
                                   "checkpoint: move it away, or choose another --output-dir")
         return state
 
-    def check_same_run(self, state: dict, n_images: int) -> None:
-        """ValueError where a checkpoint is of a run with other settings or other images.
+    def goes_on(self) -> bool:
+        """Whether a run that takes this folder goes on from a checkpoint."""
+        return self.config.resume == "auto" and any(self.path.glob(f"checkpoints/{NAMES}"))
 
-        The same images in another place are told and no more.
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The folder is this process's alone inside; BlockingIOError where another run has it.
+
+        Two runs would overwrite each other's checkpoints. The lock ends with the process, however
+        that ends. Windows, and a few network drives, have none.
+        """
+        number = None
+        if fcntl is not None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            number = os.open(self.path, os.O_RDONLY)
+        try:
+            if number is not None:
+                try:
+                    fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise BlockingIOError(
+                        f"another run is writing to {self.path}: wait until it has ended, or "
+                        "choose another --output-dir") from error
+                except OSError:  # this drive knows no locks
+                    pass
+            yield
+        finally:
+            if number is not None:
+                os.close(number)
+
+    def check_same_run(self, state: dict, n_images: int) -> None:
+        """ValueError where a checkpoint is of a run with other settings, or so many other images.
+
+        Images and weights in another place are told and no more.
         """
         defaults = {field.name: field.default for field in dataclasses.fields(self.config)}
         now, before = dataclasses.asdict(self.config), defaults | state["config"]  # new ones
@@ -145,6 +182,8 @@ class RunFolder:
                              f"{n_images}. Take the same images, or another --output-dir")
         if before["dataset"] != now["dataset"]:
             say(f"the images are read from {now['dataset']}; before, from {before['dataset']}")
+        if before["weights"] != now["weights"]:
+            say(f"weights={now['weights']} are not read: the run goes on from its checkpoint")
 
 
 def state_of(run: "Trainer") -> dict[str, Any]:
@@ -183,7 +222,10 @@ def start_or_resume(trainer: "Trainer") -> None:
         lines = read_history(folder.path)
         trainer.history = [record for record in lines if record["step"] <= trainer.step]
         if first:
-            folder.write_history(trainer.history)
+            if trainer.step < trainer.total_steps:
+                folder.start(trainer.history)  # with the settings that it goes on with
+            else:
+                folder.write_history(trainer.history)
     trainer.ranks.wait()
     settings = folder.path / "config.json"
     trainer.ranks.must_agree(f"the step, and whether they see {settings}: every machine must have "

@@ -74,6 +74,15 @@ class Tally:
                 "images_per_second": len(losses) * batch_size / self.seconds}
 
 
+def said_of(features: Tensor, probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a history keeps of the teacher's features (2 B, D) and probs (2, B, K) of a part.
+
+    The features, the rows' mean entropy (), and their mean (K,): not the rows, which would fill
+    the memory that parts save.
+    """
+    return features, torch.special.entr(probs).sum(-1).mean(), probs.flatten(0, 1).mean(0)
+
+
 def measure(trainer: "Trainer", update: dict) -> dict[str, float]:
     """What a line says of a Trainer just after an update.
 
@@ -82,10 +91,9 @@ def measure(trainer: "Trainer", update: dict) -> dict[str, float]:
     0 where all are the same. feature_rank and teacher_lag: see `feature_rank` and
     `relative_distance`. Between processes travel the features, and one row of the probs.
     """
-    ranks, probs = trainer.ranks, update["probs"]
-    rows = torch.special.entr(probs).sum(-1).mean()
-    mean_row = ranks.mean(probs.flatten(0, 1).mean(0))
-    features = ranks.gather(update["features"])
+    ranks, parts = trainer.ranks, zip(*update["said"], strict=True)  # of equal size
+    features, rows, mean_row = (torch.cat(next(parts)), *(torch.stack(of).mean(0) for of in parts))
+    mean_row, features = ranks.mean(mean_row), ranks.gather(features)
     spread = F.normalize(features, dim=1).std(0).mean() * features.shape[1] ** 0.5
     values = {"teacher_entropy": ranks.mean(rows).item(),
               "mean_entropy": torch.special.entr(mean_row).sum().item(),

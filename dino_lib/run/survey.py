@@ -28,6 +28,7 @@ class Survey:
     """What a sample says of the images that a run would train on."""
 
     images: int
+    """All, less the share of the sample that cannot be read."""
     short_side: int
     """Median of the sample, in pixels."""
     channels: int
@@ -51,7 +52,8 @@ def look_at(dataset: str | os.PathLike, data_root: str = "data",
     images = open_dataset(dataset, data_root, "train")
     queries = open_dataset(dataset, data_root, "test")
     sides, pixels, why, start = [], [], "", clock()
-    for i in spread(len(images), SAMPLE).tolist():
+    tried = spread(len(images), SAMPLE).tolist()
+    for i in tried:
         try:
             image, _ = read_item(images, i)
         except UnreadableImage as error:
@@ -67,7 +69,8 @@ def look_at(dataset: str | os.PathLike, data_root: str = "data",
     channels = 3 if np.ptp(colours, axis=1).max() > 0.02 else 1
     mean, std = colours.mean(0)[:channels], colours.std(0)[:channels].clip(0.05)
     rounded = [tuple(round(float(x), 3) for x in values) for values in (mean, std)]
-    return Survey(len(images), int(statistics.median(sides)), channels, *rounded, seconds,
+    readable = len(images) * len(sides) // len(tried)
+    return Survey(readable, int(statistics.median(sides)), channels, *rounded, seconds,
                   len(queries) if queries else 0)
 
 

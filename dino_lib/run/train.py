@@ -1,5 +1,6 @@
 """Train, from Python; `dino train` does it from the command line. The loop is in trainer.py."""
 
+import dataclasses
 import os
 import tempfile
 import time
@@ -17,6 +18,7 @@ from dino_lib.loss import DINOLoss
 from dino_lib.run.build import (
     build_schedules,
     build_student,
+    check_normalisation,
     check_sizes,
     float32_by_default,
     open_probes,
@@ -26,7 +28,7 @@ from dino_lib.run.build import (
     pick_kernels,
     pick_precision,
 )
-from dino_lib.run.config import Config
+from dino_lib.run.config import OWN, Config
 from dino_lib.run.dinov2 import SinkhornLoss
 from dino_lib.run.folder import RunFolder
 from dino_lib.run.history import read_history
@@ -67,11 +69,16 @@ def build_trainer(config: Config, dataset: Any = None, *, on_log: OnLog | None =
 
     What can be wrong is found before hours of decoding: settings, sizes, the data of evaluations.
     """
+    if dataset is not None:  # or a report and a card would speak of the one that the config names
+        config = dataclasses.replace(config, dataset=OWN)
     ranks, device = Ranks(), pick_device(config.device)
     check_batch(config, config.batch_size, ranks.world)
     folder = RunFolder(config)
-    student = build_student(config)
+    # a checkpoint holds all weights, wherever the run has started from
+    start = dataclasses.replace(config, pretrained=False, weights=None)
+    student = build_student(start if folder.goes_on() else config)
     check_sizes(config, student.backbone)
+    check_normalisation(config, student.backbone)
     student.to(device)
     pick_kernels(student, config, device, pick_precision(config.precision, device))
 

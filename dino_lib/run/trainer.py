@@ -18,11 +18,12 @@ from dino_lib.data.loaders import epoch_order
 from dino_lib.data.say import say
 from dino_lib.loss import DINOLoss
 from dino_lib.run.build import pick_precision
+from dino_lib.run.checkpoint import NAMES
 from dino_lib.run.config import Config
 from dino_lib.run.dinov2 import KoLeo
 from dino_lib.run.doctor import diagnose
 from dino_lib.run.folder import RunFolder, start_or_resume
-from dino_lib.run.history import Tally, is_best, knn_scores, measure
+from dino_lib.run.history import Tally, is_best, knn_scores, measure, said_of
 from dino_lib.run.processes import Interrupts, Ranks
 from dino_lib.run.step import (
     Buffers,
@@ -99,15 +100,16 @@ class Trainer:
         Returns the loss, the gradient's norm, whether both were finite (if not, nothing has
         changed) and the schedules' values; the first three as tensors (), for the host reads
         nothing here and waits for nothing. Of a step that is logged also what the teacher said of
-        the batch's last part: its features (2 B, D) and probs (2, B, K).
+        each part (`said_of`).
         """
         now = {name: float(values[self.step]) for name, values in self.schedules.items()}
         set_schedules(self.optimizer, now)
         seed_drop_path(self.config.seed, self.step, self.ranks.rank)
         if self.config.freeze_backbone:
             wake(self.student, self.teacher, self.config, self.step, self.steps_per_epoch)
-        buffers, seen = Buffers(self.student, self.teacher, self.loss), Seen()
+        buffers, seen, said = Buffers(self.student, self.teacher, self.loss), Seen(), []
         self.optimizer.zero_grad(set_to_none=True)
+        logged = self._is_logged(self.step + 1)
         parts = split(views, self.config.accumulate)
         for i, part in enumerate(parts):
             with average_gradients(self.forward, i == len(parts) - 1), self._autocast():
@@ -117,10 +119,10 @@ class Trainer:
                 predictions = self.forward(part)  # (V, B, K)
             loss = self.loss(predictions, targets, now["teacher_temp"], update_center=False)
             seen.add(loss, targets, self.loss.center)
+            if logged:
+                probs = self.loss.teacher_probs(targets, now["teacher_temp"])
+                said.append(said_of(features, probs))
             self.scaler.scale((loss + self.koleo(len(part[0]))) / len(parts)).backward()
-        if self._is_logged(self.step + 1):
-            probs = self.loss.teacher_probs(targets, now["teacher_temp"])  # by the old center
-            now |= {"features": features, "probs": probs}
         hold_still(self.student, self.config, self.step, self.steps_per_epoch)
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.student, self.config.clip_grad)
@@ -134,7 +136,7 @@ class Trainer:
         self.scaler.update()
         self.step += 1
         return now | {"step": self.step, "loss": loss, "grad_norm": norm, "finite": finite,
-                      "asked": asked}
+                      "asked": asked, "said": said}
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -142,7 +144,14 @@ class Trainer:
     # --- the run --------------------------------------------------------------------------------
 
     def run(self) -> tuple[Teacher, list[dict]]:
-        """Train to the end; returns (what `load_teacher(output_dir)` gives, the history)."""
+        """Train to the end; returns (what `load_teacher(output_dir)` gives, the history).
+
+        Raises BlockingIOError where another run is writing to the same folder.
+        """
+        with self.folder.held() if self.ranks.rank == 0 else contextlib.nullcontext():
+            return self._run()
+
+    def _run(self) -> tuple[Teacher, list[dict]]:
         start_or_resume(self)
         precision = str(self.dtype).removeprefix("torch.")
         say(f"{self.device} in {precision}, {len(self.views)} images, {self.total_steps} updates "
@@ -271,11 +280,13 @@ class Trainer:
         if self.ranks.rank == 0:
             say(f"step {step}: the {what} is {value}, so this update is skipped")
         if self.skipped == 3:
+            saved = sorted(self.folder.path.glob(f"checkpoints/{NAMES}"))
+            start = f", with --weights {saved[-1]}, which is from before," if saved else ""
             raise FloatingPointError(
-                f"the {what} is {value} at step {step - 2}; so it was three times in a row, "
-                f"and the newest checkpoint in {self.folder.path / 'checkpoints'} is from before. "
-                f"Lower lr={self.config.lr} or clip_grad={self.config.clip_grad}, or take "
-                "precision=fp32")
+                f"the {what} is {value} at step {step - 2}; so it was three times in a row. Go on "
+                f"with --resume auto and precision=fp32; or begin anew in another "
+                f"--output-dir{start} with a lower lr={self.config.lr} or "
+                f"clip_grad={self.config.clip_grad}")
 
     def _evaluate_if_due(self) -> None:
         """At step 0, every `eval_every` epochs and at the end; a resumed run repeats none."""

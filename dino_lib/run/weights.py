@@ -111,8 +111,13 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Every tensor in a file by its full name: the keys of nested dicts, joined by dots."""
+    """Every tensor in a file by its full name: the keys of nested dicts, joined by dots.
+
+    Of a run's folder, that of its teacher.
+    """
     path = Path(path).expanduser()
+    if path.is_dir():
+        path = path / "teacher.safetensors"  # of a run
     with open(path, "rb") as file:
         start = file.read(32)
     if start.startswith((b"<", b"version https://git-lfs")):

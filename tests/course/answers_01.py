@@ -46,7 +46,7 @@ def crop_in_two_steps(x, box, size):
 def crop_narrow(x, box, size):
     part = x.narrow(1, box[0], box[2]).narrow(2, box[1], box[3])
     view = F.interpolate(part[None], (size, size), mode="bicubic", antialias=True)[0]
-    return torch.clip(view, 0, 1 if x.is_floating_point() else 255).numpy()
+    return torch.clip(view, 0, 1 if x.is_floating_point() else 255)
 
 
 def resize(part, size, **options):
@@ -74,12 +74,40 @@ def saturation_in_place(x, factor):
 
 def saturation_by_channels(x, factor):
     y = gray(x)
-    return [torch.clamp(y + factor * (channel - y), min=0, max=1) for channel in x]
+    return torch.stack([torch.clamp(y + factor * (c - y), min=0, max=1) for c in x])
 
 
 def saturation_einsum(x, factor):
     y = torch.einsum("c,chw->hw", torch.tensor([0.2989, 0.587, 0.114]), x)
-    return torch.lerp(y.expand_as(x), x, factor).clip(0, 1).numpy()
+    return torch.lerp(y.expand_as(x), x, factor).clip(0, 1)
+
+
+def views_called_in_another_order(image, first, second, local, n_local):
+    small = [local(image) for _ in range(n_local)]
+    return [first(image), second(image), *small]
+
+
+def _common(a, b):
+    high = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    return high, min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+
+
+def shared_with_two_gaps(a, b):
+    if a[0] + a[2] < b[0] or a[1] + a[3] < b[1]:
+        return 0.0
+    high, wide = _common(a, b)
+    return high * wide / min(a[2] * a[3], b[2] * b[3])
+
+
+def shared_by_the_narrower(a, b):
+    high, wide = (max(side, 0) for side in _common(a, b))
+    _, _, h, w = min(a, b, key=lambda box: box[3])
+    return high * wide / (h * w)
+
+
+def found_by_median(a, b):
+    a, b = (x.flatten(2).median(2).values for x in (a, b))
+    return (torch.cdist(a, b).argmin(1) == torch.arange(len(a))).float().mean()
 
 
 def views_by_append(image, first, second, local, n_local):
@@ -234,11 +262,16 @@ WRONG = {
         "not rounded": lambda h, w, s, r: ((s * h * w / r) ** 0.5, (s * h * w * r) ** 0.5),
         "square image": lambda h, w, s, r: size(h, h, s, r),
         "height alone": lambda h, w, s, r: size(h, w, s, r)[0],
+        "inside the image": lambda h, w, s, r: tuple(map(min, size(h, w, s, r), (h, w))),
+        "a whole area": lambda h, w, s, r: size(int(s * h * w), 1, 1, r),
+        "floats": lambda h, w, s, r: tuple(map(float, size(h, w, s, r))),
         "no share": lambda h, w, s, r: size(h, w, 1, r),
         "rounded before the root": lambda h, w, s, r: size(h, w, round(s, 1), r),
         "sums for products": lambda h, w, s, r: size(h + w, 1, s, r),
     },
     "crop": {
+        "squeezed": lambda x, box, n: crop_narrow(x, box, n).squeeze(),
+        "an array": lambda x, box, n: crop_narrow(x, box, n).numpy(),
         "float for uint8": lambda x, b, s: crop_in_two_steps(x, b, s).float(),
         "columns first": lambda x, b, s: resize(x[:, b[1] : b[1] + b[3], b[0] : b[0] + b[2]], s),
         "ends for lengths": lambda x, b, s: resize(x[:, b[0] : b[2], b[1] : b[3]], s),
@@ -267,6 +300,7 @@ WRONG = {
         "clamped to 1": lambda x, b, s: in_bounds(torch.as_tensor(crop_narrow(x, b, s))),
     },
     "saturation": {
+        "an array": lambda x, f: saturation_einsum(x, f).numpy(),
         "the image changed in place": saturation_in_place,
         "exchanged": lambda x, f: saturation(x, 1 - f),
         "plain mean": lambda x, f: in_bounds(f * x + (1 - f) * x.mean(0)),
@@ -282,6 +316,9 @@ WRONG = {
         "the grey of hsv": lambda x, f: in_bounds(f * x + (1 - f) * x.amax(0)),
     },
     "views": {
+        "local ones first": views_called_in_another_order,
+        "a list in a list": lambda x, a, b, c, n: [a(x), b(x), [c(x) for _ in range(n)]],
+        "stacked": lambda x, a, b, c, n: torch.stack([a(x), b(x), *(c(x) for _ in range(n))]),
         "recipes": lambda x, a, b, c, n: [a, b] + [c] * n,
         "repeated": lambda x, a, b, c, n: [a(x), b(x)] + [c(x)] * n,
         "locals first": lambda x, a, b, c, n: [c(x) for _ in range(n)] + [a(x), b(x)],
@@ -317,6 +354,8 @@ WRONG = {
         "a generator": lambda n: (pair for pair in pairs(n)),
     },
     "shared": {
+        "two gaps of four": shared_with_two_gaps,
+        "the narrower box": shared_by_the_narrower,
         "gaps": lambda a, b: max(sides_of(a, b)[0] * sides_of(a, b)[1], 0) / smaller(a, b),
         "no clamp": lambda a, b: sides_of(a, b)[0] * sides_of(a, b)[1] / smaller(a, b),
         "larger": lambda a, b: area_of(a, b) / max(a[2] * a[3], b[2] * b[3]),
@@ -333,6 +372,7 @@ WRONG = {
         "a percentage": lambda a, b: 100 * area_of(a, b) / smaller(a, b),
     },
     "found_by_colour": {
+        "median": found_by_median,
         "farthest": lambda a, b: own(-distances(a, b)),
         "the other way": lambda a, b: own(distances(a, b), 0),
         "counted": lambda a, b: len(a) * own(distances(a, b)),

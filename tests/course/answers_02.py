@@ -58,10 +58,23 @@ def cosines_of_torch(z, directions):
 
 
 def cosines_loop(z, directions):
+    rows = [torch.stack([a @ b / a.norm() / b.norm() for b in directions]) for a in z]
+    return torch.stack(rows)
+
+
+def cosines_without_gradient(z, directions):
     return torch.tensor([[a @ b / a.norm() / b.norm() for b in directions] for a in z])
 
 
+def cosines_with_detached_lengths(z, directions):
+    z = z / z.detach().norm(dim=1, keepdim=True)
+    return z @ (directions / directions.detach().norm(dim=1, keepdim=True)).T
+
+
 COSINE_WRONG = {
+    "in place": cosines_in_place,
+    "no gradient": cosines_without_gradient,
+    "detached lengths": cosines_with_detached_lengths,
     "plain": lambda z, w: z @ w.T,
     "plain z": lambda z, w: z @ F.normalize(w, dim=1).T,
     "plain w": lambda z, w: F.normalize(z, dim=1) @ w.T,
@@ -498,7 +511,7 @@ BACKWARD_WRONG = {
 
 STYLES = {
     "split_tokens": [split_reshape, split_by_parts],
-    "cosine_logits": [cosines_by_hand, cosines_in_place, cosines_of_torch, cosines_loop],
+    "cosine_logits": [cosines_by_hand, cosines_of_torch, cosines_loop],
     "Head": [WeightNormHead, OwnNamesHead, GainHead],
     "group_views": [groups_zip, groups_slices, groups_array, groups_yield],
     "forward_views": [views_by_lists, views_of_any_order],

@@ -229,6 +229,7 @@ STYLES = {
 }
 WRONG = {
     "entropy": {
+        "keepdim": lambda p: torch.special.entr(p).sum(-1, keepdim=True),
         "nan": lambda p: -(p * torch.log(p)).sum(dim=-1),
         "no minus": lambda p: (p * p.clamp(min=1e-12).log()).sum(-1),
         "bits": lambda p: -(p * p.clamp(min=1e-12).log2()).sum(-1),
@@ -244,6 +245,7 @@ WRONG = {
         "nothing": lambda p: print(end=""),
     },
     "cross_entropy": {
+        "keepdim": lambda q, log_p: -(q * log_p).sum(-1, keepdim=True),
         "the divergence, and nan": lambda q, log_p: (q * (q.log() - log_p)).sum(-1),
         "logarithm again": lambda q, log_p: -(q * log_p.log()).sum(-1),
         "the student's entropy": lambda q, log_p: -(log_p.exp() * log_p).sum(-1),

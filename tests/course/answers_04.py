@@ -31,6 +31,30 @@ def ema_by_name(teacher, student, momentum):
         t.data.copy_(momentum * t.data + (1 - momentum) * source[name].detach())
 
 
+def ema_freezes_the_student(teacher, student, momentum):
+    student.requires_grad_(False)
+    ema_update(teacher, student, momentum)
+
+
+def ema_turns_autograd_off(teacher, student, momentum):
+    torch.set_grad_enabled(False)
+    ema_update(teacher, student, momentum)
+
+
+def ema_of_one_level(teacher, student, momentum):
+    for t, s in zip(teacher.children(), student.children(), strict=True):
+        own = zip(t.parameters(recurse=False), s.parameters(recurse=False), strict=True)
+        for a, b in own:
+            a.data.lerp_(b.data, 1 - momentum)
+
+
+@torch.no_grad()
+def ema_returns_early(teacher, student, momentum):
+    for t, s in zip(teacher.parameters(), student.parameters(), strict=True):
+        t.mul_(momentum).add_(s, alpha=1 - momentum)
+        return
+
+
 def ema_names_only(teacher, student, momentum):
     for t, s in zip(teacher.parameters(), student.parameters(), strict=True):
         t = momentum * t + (1 - momentum) * s
@@ -92,6 +116,14 @@ def teacher_by_state(student):
     for module in teacher.modules():
         if isinstance(module, DropPath):
             module.drop_prob = 0.0
+    return teacher
+
+
+def teacher_that_drops_all(student):
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    for module in teacher.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 1.0
     return teacher
 
 
@@ -202,6 +234,11 @@ def cosine_wrong(**options):
 
 
 # --- train_step ---------------------------------------------------------------------------------
+
+
+def step_in_eval(views, student, teacher, *others):
+    teacher.eval()
+    return step_variant()(views, student, teacher, *others)
 
 
 def step_variant(**how):
@@ -385,6 +422,10 @@ WRONG = {
         "the student shrinks": ema_student_moves,
         "fixed": ema_fixed,
         "a copy": ema_copies,
+        "the student frozen": ema_freezes_the_student,
+        "autograd off for good": ema_turns_autograd_off,
+        "one level": ema_of_one_level,
+        "return in the loop": ema_returns_early,
     },
     "make_teacher": {
         "the student itself": lambda student: student,
@@ -392,6 +433,7 @@ WRONG = {
         "a gradient": lambda student: quiet(copy.deepcopy(student)),
         "drop path": lambda student: copy.deepcopy(student).requires_grad_(False),
         "drop path in eval": teacher_in_eval_drop_path,
+        "all paths dropped": teacher_that_drops_all,
         "eval": lambda student: copy.deepcopy(student).requires_grad_(False).eval(),
         "the first level alone": teacher_children_only,
         "the student quiet": teacher_of_quiet_student,
@@ -425,6 +467,7 @@ WRONG = {
         ),
     },
     "train_step": {
+        "teacher in eval": step_in_eval,
         "center first": step_variant(center="first"),
         "center twice": step_variant(center="twice"),
         "center before and in the loss": step_variant(center="both"),

@@ -352,7 +352,7 @@ CALLS = {
     "a deviation of 0": (
         lambda f: BatchMultiCrop(std=(0.0, 1.0, 1.0)),
         ValueError,
-        "std=(0.0, 1.0, 1.0) must be positive",
+        "std=(0.0, 1.0, 1.0) must be at least 0.01",
     ),
     "a hue of a whole turn": (
         lambda f: BatchMultiCrop(color_jitter=(0, 0, 0, 1)),

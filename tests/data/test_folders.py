@@ -7,7 +7,7 @@ from made import save_all
 from PIL import Image
 
 from dino_lib.data.datasets import open_dataset
-from dino_lib.data.folders import FolderOfImages
+from dino_lib.data.folders import FolderOfImages, open_folder
 
 
 def test_a_flat_folder_has_sorted_images_without_labels(tmp_path):
@@ -345,3 +345,28 @@ def test_a_home_folder_is_found(tmp_path, monkeypatch):
     save_all(tmp_path, "photos/a.png")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(open_dataset("~/photos", "", "train")) == 1
+
+
+def test_a_link_deep_in_one_class_takes_no_place_of_another(tmp_path):
+    for name in ("bears", "cats", "dogs"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
+    (tmp_path / "bears" / "more").symlink_to(tmp_path / "dogs")
+    folder = FolderOfImages(tmp_path)
+    assert folder.classes == ["bears", "cats", "dogs"] and folder.labels == [0, 1, 2]
+
+
+def test_queries_of_a_class_that_is_not_trained_on_are_told(tmp_path, capsys):
+    for where in ("train/cat", "train/dog", "val/cat", "val/Dog", "val/Dog"):
+        (tmp_path / where).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / where / "0.png")
+    open_folder(tmp_path, "train")
+    said = capsys.readouterr().out
+    assert "1 of them no queries, for no image to train on has their class: Dog" in said
+
+
+def test_a_folder_that_is_called_like_a_dataset_is_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shapes").mkdir()
+    open_dataset("shapes", None, "train")
+    assert "the folder here is ./shapes" in capsys.readouterr().out

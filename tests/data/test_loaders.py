@@ -13,6 +13,7 @@ from dino_lib.augment import MultiCrop
 from dino_lib.data import loaders
 from dino_lib.data.batch_views import BatchMultiCrop, view_uniforms
 from dino_lib.data.loaders import StoreViews, WorkerViews, epoch_order, share_of_workers
+from dino_lib.measure.probes import spread
 from dino_lib.run.build import multicrop_settings, open_views
 
 CPU = torch.device("cpu")
@@ -152,15 +153,28 @@ def test_epoch_order_is_a_permutation_of_its_own_for_each_seed_and_epoch():
     assert epoch_order(0, 1, 50).tolist() == orders[1]
 
 
-@pytest.mark.parametrize(("limit", "length"), [(5, 5), (32, 32), (100, 32), (None, 32)])
-def test_limit_takes_the_first_images(config, pictures, limit, length):
-    limited = opened(config, items(pictures), limit=limit)
-    assert len(limited) == length
-    assert same(all_views(limited, 0, [[4]]), all_views(opened(config, items(pictures)), 0, [[4]]))
+@pytest.mark.parametrize("limit", [5, 32, 100, None])
+def test_limit_takes_images_from_the_whole_dataset(config, pictures, limit):
+    limited, chosen = opened(config, items(pictures), limit=limit), spread(32, limit or 32).tolist()
+    assert len(limited) == len(chosen) == min(limit or 32, 32)
+    expected = opened(config, [items(pictures)[i] for i in chosen])
+    assert same(all_views(limited, 0, [[4]]), all_views(expected, 0, [[4]]))
+
+
+def test_limit_of_a_folder_takes_all_its_classes(tiny, tmp_path):
+    for i in range(60):  # the red ones first
+        folder = tmp_path / "photos" / "abc"[i // 20]
+        folder.mkdir(parents=True, exist_ok=True)
+        colour = [(200, 0, 0), (0, 200, 0), (0, 0, 200)][i // 20]
+        Image.new("RGB", (24, 24), colour).save(folder / f"{i}.png")
+    config = dataclasses.replace(tiny, dataset=str(tmp_path / "photos"), limit=15)
+    images = open_views(config, None, CPU).images
+    assert sorted(set(images.float().mean((2, 3)).argmax(1).tolist())) == [0, 1, 2]
 
 
 def test_limit_keeps_what_needs_no_decoding(tiny, pictures, capsys):
-    assert torch.equal(opened(tiny, pictures, limit=5).images, pictures.images[:5])
+    chosen = pictures.images[spread(32, 5)]
+    assert torch.equal(opened(tiny, pictures, limit=5).images, chosen)
     assert "decoding" not in capsys.readouterr().out
 
 

@@ -116,7 +116,7 @@ def test_a_runs_checkpoint_is_a_teacher_too_under_any_name(tiny, pictures, tmp_p
     assert isinstance(teacher, Teacher)
     for loaded in (load_teacher(path), load_teacher(copy), read_teacher(path)):
         assert_same(dict(loaded.model.state_dict()), dict(teacher.model.state_dict()))
-        assert (loaded.config, loaded.about) == (tiny, teacher.about)
+        assert (loaded.config, loaded.about) == (teacher.config, teacher.about)
 
 
 def test_a_runs_head_and_center_come_from_its_newest_checkpoint(tiny, pictures, assert_same):
