@@ -57,7 +57,7 @@ for m in [0.5, 0.9, 0.96, 0.99, 0.996, 0.9995]:
     print(f"momentum {m:<6}: half-life {math.log(0.5) / math.log(m):7.1f} updates")
 
 # %% [markdown]
-# The paper's 0.996 (173 updates) is meant for hundreds of thousands of updates. After 400 updates, $0.996^{400}$ = 20% of that teacher would still be its random start. The preset `demo` (a *preset* is a named set of settings) starts with 0.98, and nothing of the start is left. **The half-life must fit the run.**
+# The paper's 0.996 (173 updates) is meant for hundreds of thousands of updates. After the 240 updates of section 8, $0.996^{240}$ = 38% of that teacher would still be its random start; with 0.98, where the preset `demo` begins (a *preset* is a named set of settings), less than 1%. **The half-life must fit the run.**
 
 # %% [markdown] tags=["note"]
 # **Note · 8 minutes for sections 1 and 2.** Let the room guess the half-life of 0.9 before the table; most say 10. *Misconception:* "the teacher is a better network that somebody trained". It is the student's own past. *Ask:* how many updates has your last project had, and which momentum would fit?
@@ -156,16 +156,16 @@ def small_network(seed):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 3))
 
-student, mine = small_network(0), small_network(1)
-theirs = copy.deepcopy(mine)
+student, followed = small_network(0), small_network(1)
+theirs = copy.deepcopy(followed)
 for momentum in [0.9, 0.996, 0.5, 0.0, 1.0, 0.96]:
     with torch.no_grad():
         for p in student.parameters():
             p.add_(torch.randn_like(p))
     before = [p.clone() for p in student.parameters()]
-    ema_update(mine, student, momentum)
+    ema_update(followed, student, momentum)
     library.ema_update(theirs, student, momentum)
-    torch.testing.assert_close(list(mine.parameters()), list(theirs.parameters()))
+    torch.testing.assert_close(list(followed.parameters()), list(theirs.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(before, student.parameters()))
 print("equal after 6 updates")
 
@@ -373,8 +373,8 @@ for step in range(3):
     theirs = trainer.train_step(views)["loss"].item()
     assert math.isclose(mine, theirs, rel_tol=1e-4)
 student, teacher, loss_fn, optimizer = parts
-for mine, theirs in zip(optimizer.param_groups, trainer.optimizer.param_groups, strict=True):
-    assert mine["weight_decay"] == theirs["weight_decay"]
+for ours, others in zip(optimizer.param_groups, trainer.optimizer.param_groups, strict=True):
+    assert ours["weight_decay"] == others["weight_decay"]
 torch.testing.assert_close(loss_fn.center, trainer.loss.center, rtol=1e-3, atol=1e-5)
 torch.testing.assert_close(teacher(views), trainer.teacher(views), rtol=1e-3, atol=1e-4)
 torch.testing.assert_close(student(views), trainer.student(views), rtol=1e-3, atol=1e-4)
@@ -392,7 +392,7 @@ print("losses, center, student and teacher agree over 3 steps")
 # %% [markdown]
 # ## 7. Break it
 #
-# What if the teacher takes the gradient too? The toy of notebook 03 shows it within a second: eight points in eight dimensions, noise for views, and a small MLP with sixteen prototypes.
+# What if the teacher takes the gradient too? A toy like that of notebook 03 shows it within a second: eight points in eight dimensions (with less in common than 03's), noise for views, and a small MLP with sixteen prototypes.
 
 # %%
 class Toy(nn.Module):
@@ -520,8 +520,8 @@ _ = figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right cente
 # %%
 for momentum in colours:
     teacher, student = (lines_of(momentum, key)[:, -1] for key in ("teacher", "student"))
-    print(f"momentum {momentum:13} teacher {teacher.mean():.2f} ({teacher.min():.2f} to {teacher.max():.2f})"
-          f"   student {student.mean():.2f} ({student.min():.2f} to {student.max():.2f})")
+    seeds = ["  ".join(f"{value:.2f}" for value in of) for of in (teacher, student)]
+    print(f"momentum {momentum:13} teacher {teacher.mean():.2f} ({seeds[0]})   student {student.mean():.2f} ({seeds[1]})")
 print(f"untrained {untrained:.2f}, colour histogram {found['histogram']:.2f}")
 zero, middle = (lines_of(m, "student")[:, -1].mean() for m in ("0", "0.96"))
 place = "c" if zero <= untrained else "a" if zero > middle - 0.03 else "b"
@@ -529,7 +529,7 @@ settle(guess, {"a": "as high as 0.96", "b": "between the untrained network and 0
                "c": "no better than the untrained network"}, place)
 
 # %% [markdown]
-# - **Momentum 0** teaches nothing. In the mean its teacher and student end below the untrained network, at 0.25 and 0.26 against 0.28; one seed of the three ends a little above it.
+# - **Momentum 0** teaches nothing: its teacher and student end no better than the untrained network, at 0.25 and 0.26 against 0.28 in the mean, with one seed of the three a little above it.
 # - **Momentum 1** helps its student, although the teacher knows nothing: from 0.28 to 0.37. The student learns to say the same of all views of a picture, and that alone orders the features.
 # - **0.96** and the **schedule** do best, and they are alike. In so short a run the moving targets add 2 points to momentum 1 in the mean, and most of that comes from one seed.
 # - So too fast a teacher is fatal here, and too slow a one costs its *student* little. The teacher of momentum 1, which one would keep, ends at 0.25, below the untrained network.
@@ -545,7 +545,7 @@ in_use = {m: np.exp(math.log(256) * lines_of(m, "mean", start=1)) for m in colou
 for momentum, colour in colours.items():
     axis.plot(updates[1:], in_use[momentum].T, color=colour, alpha=0.3, linewidth=1)
     axis.plot(updates[1:], in_use[momentum].mean(0), color=colour, linewidth=2.5, label=momentum)
-axis.set(title="prototypes that the answers spread over", xlabel="update", ylim=(0, 260))
+axis.set(title="prototypes that the answers spread over", xlabel="update", ylabel="of 256", ylim=(0, 260))
 _ = figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", title="momentum", fontsize=8)
 
 # %%
@@ -595,7 +595,7 @@ place = "a" if last >= of_middle.min() else "b" if last > half_way else "c"
 settle(guess, {"a": "as high as 0.96", "b": "nearer to 0.96", "c": "nearer to momentum 0"}, place)
 
 # %% [markdown]
-# One run is one seed, and the thin red lines show how far apart seeds end with so fast a teacher. Rounding alone moves such a run, too: from the same seed, the student ended at 0.23 with the finished step and with the solution of *Your turn 4*; on the same processor, told to compute with AVX2 in place of AVX-512, at 0.29 and 0.17. All are well below the runs of 0.96. It moves those of momentum 0 as well, so each of them might have ended elsewhere, too.
+# One run is one seed, and the thin red lines show how far apart seeds end with so fast a teacher. Rounding alone moves such a run, too: on other processors this one ended between 0.17 and 0.29, well below the runs of 0.96 in any case. The runs of momentum 0 move as well.
 
 # %% [markdown]
 # **Exercise 5 · easy · 10 minutes · a momentum of your own.** (Exercises 6 to 9 come after the summary.) Set `my_momentum` to 0.9, 0.99 or 0.996, work out how many half-lives fit into 240 updates, guess, and run the three cells above again. What should come out: your line in black among the measured ones. With 0.996 look at the left plot too: how much of this teacher is still its random start, and does its student mind?
