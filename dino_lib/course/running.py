@@ -32,7 +32,8 @@ def training_loop(yours: Callable) -> Callable:
             return give(losses)
         return piece
 
-    cases = [_looped(10, 4, 2), _looped(12, 4, 3), _looped(11, 4, 2), _looped(6, 6, 1)]
+    cases = [_looped(10, 4, 2), _looped(12, 4, 3), _looped(11, 4, 3), _looped(6, 6, 1),
+             _looped(9, 4, 2, more=7)]
     return check("training_loop", yours, _finished_loop, cases, {
         "the schedules start again in each epoch; the step counts through the whole run":
             loop(epoch_step=True),
@@ -61,6 +62,10 @@ def training_loop(yours: Callable) -> Callable:
         "it gives the losses of the last epoch alone": _last_epoch,
         "the incomplete batches go into the next epoch; they are dropped": _one_long_order,
         "the last whole batch is missing": _short_loop,
+        "the batches of an epoch are those of its `order`, which may be shorter than `images`":
+            _loop_over_images,
+        "an epoch has a whole number of updates: divide first, epoch * (len(order) // batch_size)":
+            _loop_of_fractions,
     }, tolerance=1e-6)
 
 
@@ -84,17 +89,38 @@ def _last_epoch(images: Tensor, orders: list, batch_size: int, *rest: Any) -> li
     return losses[-(len(orders[0]) // batch_size):]
 
 
+def _loop_over_images(images: Tensor, orders: list, batch_size: int, schedules: dict,
+                      make_views: Callable, update: Callable) -> list[float]:
+    losses = []
+    for order in orders:
+        for start in range(0, len(images) - batch_size + 1, batch_size):
+            now = {name: float(values[len(losses)]) for name, values in schedules.items()}
+            losses.append(update(make_views(images[order[start:start + batch_size]]), now))
+    return losses
+
+
+def _loop_of_fractions(images: Tensor, orders: list, batch_size: int, schedules: dict,
+                       make_views: Callable, update: Callable) -> list[float]:
+    losses = []
+    for epoch, order in enumerate(orders):
+        for i, start in enumerate(range(0, len(order) - batch_size + 1, batch_size)):
+            step = epoch * len(order) // batch_size + i
+            now = {name: float(values[step]) for name, values in schedules.items()}
+            losses.append(update(make_views(images[order[start:start + batch_size]]), now))
+    return losses
+
+
 def _short_loop(images: Tensor, orders: list, batch_size: int, *rest: Any) -> list[float]:
     return _finished_loop(images, [order[:-batch_size] for order in orders], batch_size, *rest)
 
 
-def _looped(n: int, size: int, epochs: int) -> Case:
-    """The losses, and what each update was given."""
+def _looped(n: int, size: int, epochs: int, more: int = 0) -> Case:
+    """The losses, and what each update was given. more: images that no order takes."""
 
     def case(piece: Callable) -> list:
         generator = torch.Generator().manual_seed(n)
         orders = [torch.randperm(n, generator=generator) for _ in range(epochs)]
-        room = max(1, epochs * math.ceil(n / size)) + 1  # a wrong step is to be seen, not to fail
+        room = max(1, epochs * math.ceil((n + more) / size)) + 1  # a wrong step is to be seen, not to fail
         momenta = np.linspace(3.0, 7.0, room) ** 2
         schedules = {"lr": np.linspace(0.1, 0.9, room), "momentum": momenta}
         seen = []
@@ -105,7 +131,7 @@ def _looped(n: int, size: int, epochs: int) -> Case:
             seen.append(torch.cat([rows.flatten(), values]))
             return float((seen[-1] * torch.arange(1, len(seen[-1]) + 1)).sum())
 
-        images = torch.arange(n) ** 2 + 5
+        images = torch.arange(n + more) ** 2 + 5
         losses = piece(images, orders, size, schedules, lambda x: [x, 1000.0 + x], update)
         if isinstance(losses, list | tuple):
             losses = torch.tensor([float(loss) for loss in losses], dtype=torch.float64)
@@ -198,9 +224,11 @@ def _contents(saved: Any) -> list[Tensor]:
     found = [torch.as_tensor(saved.get("step", -1.0), dtype=torch.float64)]
     for name in ("student", "teacher", "optimizer"):
         part = saved.get(name, {})
-        if not isinstance(part, dict):
+        if not isinstance(part, dict) or (name == "optimizer" and part and "state" not in part):
             raise Mistake(f"{name!r} holds a {type(part).__name__}: take its `state_dict()`")
         if name == "optimizer":
+            if "state" in part and "param_groups" not in part:
+                raise Mistake("the optimizer's groups are missing: take its whole `state_dict()`")
             part = {f"{i}{k}": v for i, of in part.get("state", {}).items() for k, v in of.items()}
         found += [torch.as_tensor(part[key]) for key in sorted(part)] or [torch.tensor(-1.0)]
     return [*found, torch.as_tensor(saved.get("center", -1.0))]

@@ -104,7 +104,8 @@ def momentum_for(yours: Callable) -> Callable:
         "0.9 is the least, not the most": lambda n, s: min(0.9, 0.5 ** (1 / (s * n))),
         "the least is 0.9": piece(lambda h: 0.5 ** (1 / h), least=1.0),
         "the least is 0.9, no more": piece(lambda h: 0.5 ** (1 / h), least=0.95),
-        "m ** h = 0.5: take the h-th root, not the h-th power": piece(lambda h: 0.5**h),
+        "0.9, the floor, comes out every time, so the formula lies below it. m ** h = 0.5: take "
+        "the h-th root, 0.5 ** (1 / h), with its brackets": piece(lambda h: 0.5**h),
         "this is what the student gives: the teacher keeps the rest":
             piece(lambda h: 1 - 0.5 ** (1 / h)),
         "the half-life is a share of the run: share * updates":
@@ -240,12 +241,24 @@ def head_first(yours: Callable) -> Callable:
     })
 
 
+class _Backbone(nn.Module):
+    """As a ViT's: a parameter of its own, and modules in modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(4))
+        self.blocks = nn.Sequential(nn.Linear(4, 5), nn.Sequential(nn.GELU(), nn.Linear(5, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x + self.place)
+
+
 def _run(frozen: int) -> Case:
     """The weights of backbone and head after each of five updates."""
 
     def case(piece: Callable) -> list[Tensor]:
         generator = torch.Generator().manual_seed(frozen)
-        backbone, head = nn.Linear(4, 3), nn.Linear(3, 2)
+        backbone, head = _Backbone(), nn.Linear(3, 2)
         for parameter in [*backbone.parameters(), *head.parameters()]:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
         both = [*backbone.parameters(), *head.parameters()]

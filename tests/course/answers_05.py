@@ -87,8 +87,34 @@ def loop_with_enumerate(images, orders, batch_size, schedules, make_views, updat
     return torch.stack(losses)
 
 
+def loop_over_all_images(images, orders, batch_size, schedules, make_views, update):
+    losses = []
+    for order in orders:
+        for start in range(0, len(images) - batch_size + 1, batch_size):
+            now = {name: values[len(losses)] for name, values in schedules.items()}
+            losses.append(update(make_views(images[order[start : start + batch_size]]), now))
+    return losses
+
+
+def loop_with_fractions(images, orders, batch_size, schedules, make_views, update):
+    losses = []
+    for epoch, order in enumerate(orders):
+        for i in range(len(order) // batch_size):
+            batch = order[i * batch_size : (i + 1) * batch_size]
+            step = epoch * len(order) // batch_size + i
+            now = {name: values[step] for name, values in schedules.items()}
+            losses.append(update(make_views(images[batch]), now))
+    return losses
+
+
+def checkpoint_without_groups(step, student, teacher, center, optimizer):
+    nets = {"student": student.state_dict(), "teacher": teacher.state_dict()}
+    state = {"state": optimizer.state_dict()["state"]}
+    return copy.deepcopy({"step": step, **nets, "center": center, "optimizer": state})
+
+
 def loop_over_steps(images, orders, batch_size, schedules, make_views, update):
-    per_epoch = len(images) // batch_size
+    per_epoch = len(orders[0]) // batch_size
 
     def one(step):
         epoch, k = divmod(step, per_epoch)
@@ -135,6 +161,8 @@ def loop_of(*, ragged=False, restart=False, shift=0, shuffled=True, epochs=None,
 
 
 LOOPS = {
+    "over all images": loop_over_all_images,
+    "a step of fractions": loop_with_fractions,
     "the last batch is small": loop_of(ragged=True),
     "schedules restart": loop_of(restart=True),
     "one ahead": loop_of(shift=1),
@@ -212,6 +240,7 @@ def named_parameters(step, student, teacher, center, optimizer):
 
 
 CHECKPOINTS = {
+    "no groups": checkpoint_without_groups,
     "modules": checkpoint_of_modules,
     "everything live but its class": lambda *run: copy.deepcopy(
         dict(zip(("step", "student", "teacher", "center", "optimizer"), run, strict=True))

@@ -9,6 +9,13 @@ import torch
 from scipy.stats import rankdata, spearmanr
 
 
+# the head warm-up
+def freezes_its_own_alone(backbone, step, frozen):
+    if step < frozen:
+        for parameter in backbone.parameters(recurse=False):
+            parameter.grad = None
+
+
 # the store
 def store_by_tensor(images, size, channels):
     one = torch.zeros(channels, size, size, dtype=torch.uint8)
@@ -168,6 +175,7 @@ WRONG = {
         "size": lambda a, b: abs(spearmanr(a, b)[0]),
     },
     "head_first": {
+        "its own alone": freezes_its_own_alone,
         "zeros": head_first_zeros,
         "requires_grad": head_first_switch,
         "for good": head_first_for_good,
