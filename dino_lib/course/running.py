@@ -120,7 +120,8 @@ def _looped(n: int, size: int, epochs: int, more: int = 0) -> Case:
     def case(piece: Callable) -> list:
         generator = torch.Generator().manual_seed(n)
         orders = [torch.randperm(n, generator=generator) for _ in range(epochs)]
-        room = max(1, epochs * math.ceil((n + more) / size)) + 1  # a wrong step is to be seen, not to fail
+        # a wrong step is to be seen, not to fail
+        room = max(1, epochs * math.ceil((n + more) / size)) + 1
         momenta = np.linspace(3.0, 7.0, room) ** 2
         schedules = {"lr": np.linspace(0.1, 0.9, room), "momentum": momenta}
         seen = []

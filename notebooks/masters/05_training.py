@@ -461,15 +461,18 @@ logged = [r for r in reference if "loss" in r]
 for label, lines, style in [("reference", logged, "-"), ("your run", history, ".-")]:
     for axis, (name, values) in zip(axes, curves(lines, preset.out_dim).items()):
         axis.plot([r["step"] for r in lines], values, style, label=label)
-        axis.set(title=f"{name} / ln K", xlabel="update", ylim=(0, 1.1 if name != "gap" else 0.3))
+        axis.set(title=f"{name} / ln K", xlabel="update", ylim=(0, 1.1 if name != "gap" else 0.3),
+                 xscale="log")
 evaluated = [r for r in reference if "knn" in r]
 axes[3].plot([r["step"] for r in evaluated], [r["knn"] for r in evaluated], "-")
 axes[3].plot([0, 125], [table[name]["knn"] for name in ("untrained", "your run")], ".-")
+axes[3].axhline(histogram_scores(probes)["knn"], color="gray", ls="--", label="colour histogram,\ngallery of 500")
 axes[3].set(title="20-NN accuracy", xlabel="update", ylim=(0, 1))
+axes[3].legend(frameon=False, fontsize=7, loc="lower right")
 _ = axes[0].legend(frameon=False, fontsize=8)
 
 # %% [markdown]
-# The reference's k-NN has a gallery of 2,000, yours of 500. Your run is the first swing: loss and batch mean fall, and come back. The reference begins with such a swing too, and a smaller one. From about update 200 on its loss and batch mean hardly move any more, while the gap and the k-NN go on growing.
+# (Three axes are logarithmic, so that the start has room.) The reference's k-NN has a gallery of 2,000, yours of 500. Your run is the first swing: loss and batch mean fall, and come back. The reference begins with such a swing too, and a smaller one. From about update 200 on its loss and batch mean hardly move any more, while the gap and the k-NN go on growing.
 #
 # **Health.** Three questions to the last line of a history, in this order:
 #
