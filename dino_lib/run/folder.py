@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ MAY_CHANGE = (
     "output_dir", "resume", "stop_after", "dataset", "data_root", "download", "weights", "device",
     "num_workers", "log_every", "eval_every", "eval_limit", "save_every", "keep", "progress",
     "tracker", "precision", "compile", "recompute", "accumulate")
+
+LOCK_SECONDS = 10  # that a run waits for another one's lock
 
 PARTS = ("student", "teacher", "loss", "optimizer", "scaler")  # of a Trainer, in a checkpoint
 
@@ -144,26 +147,32 @@ class RunFolder:
         """The folder is this process's alone inside; BlockingIOError where another run has it.
 
         Two runs would overwrite each other's checkpoints. The lock ends with the process, however
-        that ends. Windows, and a few network drives, have none.
+        that ends, and with its workers, which outlive a kill by some seconds: so it is waited for.
+        Windows, and a few network drives, have none.
         """
-        number = None
-        if fcntl is not None:
-            self.path.mkdir(parents=True, exist_ok=True)
-            number = os.open(self.path, os.O_RDONLY)
+        if fcntl is None:
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        number = os.open(self.path, os.O_RDONLY)
         try:
-            if number is not None:
-                try:
-                    fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise BlockingIOError(
-                        f"another run is writing to {self.path}: wait until it has ended, or "
-                        "choose another --output-dir") from error
-                except OSError:  # this drive knows no locks
-                    pass
+            self._lock(number)
             yield
         finally:
-            if number is not None:
-                os.close(number)
+            os.close(number)
+
+    def _lock(self, number: int) -> None:
+        patience = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                return fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > patience:
+                    raise BlockingIOError(f"another run is writing to {self.path}: wait until it "
+                                          "has ended, or choose another --output-dir") from error
+            except OSError:  # this drive knows no locks
+                return None
+            time.sleep(0.2)
 
     def check_same_run(self, state: dict, n_images: int) -> None:
         """ValueError where a checkpoint is of a run with other settings, or so many other images.

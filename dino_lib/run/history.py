@@ -91,9 +91,10 @@ def measure(trainer: "Trainer", update: dict) -> dict[str, float]:
     0 where all are the same. feature_rank and teacher_lag: see `feature_rank` and
     `relative_distance`. Between processes travel the features, and one row of the probs.
     """
-    ranks, parts = trainer.ranks, zip(*update["said"], strict=True)  # of equal size
-    features, rows, mean_row = (torch.cat(next(parts)), *(torch.stack(of).mean(0) for of in parts))
-    mean_row, features = ranks.mean(mean_row), ranks.gather(features)
+    ranks = trainer.ranks
+    features, rows, mean_rows = zip(*update["said"], strict=True)  # of each part, all equally large
+    features, rows = ranks.gather(torch.cat(features)), torch.stack(rows).mean()
+    mean_row = ranks.mean(torch.stack(mean_rows).mean(0))
     spread = F.normalize(features, dim=1).std(0).mean() * features.shape[1] ** 0.5
     values = {"teacher_entropy": ranks.mean(rows).item(),
               "mean_entropy": torch.special.entr(mean_row).sum().item(),

@@ -11,6 +11,7 @@ import torch
 
 from dino_lib.backbone import create_backbone
 from dino_lib.look.report import report
+from dino_lib.run import folder as run_folder
 from dino_lib.run.build import build_student, check_normalisation
 from dino_lib.run.config import Config
 from dino_lib.run.train import build_trainer, train
@@ -32,7 +33,8 @@ def test_a_report_and_a_card_do_not_take_ones_own_dataset_for_the_creatures(tiny
     assert "creatures" not in card and "fill in" in card
 
 
-def test_two_runs_cannot_write_to_one_folder(tiny, pictures):
+def test_two_runs_cannot_write_to_one_folder(tiny, pictures, monkeypatch):
+    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.3)
     first, second = (build_trainer(replace(tiny, seed=seed), pictures) for seed in (0, 1))
     with first.folder.held(), pytest.raises(BlockingIOError, match="another run is writing to"):
         second.run()
