@@ -128,7 +128,7 @@ def slides_of(path, folder):
             told, *questions = re.split(r"(?=\*\*Predict)", cell.source)
             turn, before = TURN.search(FOLDED.sub("", told)), announcement(told, after_figure)
             found = sections(told)
-            heading = found[-1][0] if found else heading
+            heading, guessed = (found[-1][0], None) if found else (heading, guessed)
             if found and not turn:
                 notes = add_sections(deck, found, cell, printed(following))
                 notes[:0], early, before = early, [], ""

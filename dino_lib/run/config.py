@@ -234,10 +234,6 @@ class Config:
             )
         if self.head == "original" and self.use_bn:
             raise ValueError("use_bn=True belongs to the dino head: the original has LayerNorm")
-        if "drop_path_rate" in self.backbone_options:
-            rate = self.backbone_options["drop_path_rate"]
-            raise ValueError(f"backbone_options: drop_path_rate={rate} is the setting "
-                             f"drop_path={rate}")
         if self.accumulate > 1 and (self.koleo or self.centering == "sinkhorn"):
             raise ValueError(f"accumulate={self.accumulate}: centering=sinkhorn and koleo look at "
                              "a whole batch at once, so accumulate must be 1")

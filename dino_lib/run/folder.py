@@ -15,7 +15,7 @@ from torch import nn
 
 from dino_lib.data.say import say
 from dino_lib.run.checkpoint import NAMES, load_newest, save_checkpoint, write_atomically
-from dino_lib.run.config import Config
+from dino_lib.run.config import OWN, Config
 from dino_lib.run.history import Tally, knn_scores, read_history
 from dino_lib.run.teacher_file import save_teacher
 
@@ -148,7 +148,7 @@ class RunFolder:
 
         Two runs would overwrite each other's checkpoints. The lock ends with the process, however
         that ends, and with its workers, which outlive a kill by some seconds: so it is waited for.
-        Windows, and a few network drives, have none.
+        On network drives it may hold within one machine alone; Windows has none.
         """
         if fcntl is None:
             yield
@@ -159,15 +159,21 @@ class RunFolder:
             self._lock(number)
             yield
         finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(number, fcntl.LOCK_UN)  # a forked child may hold the file open
             os.close(number)
 
     def _lock(self, number: int) -> None:
-        patience = time.monotonic() + LOCK_SECONDS
+        asked = time.monotonic()
+        said = False
         while True:
             try:
                 return fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                if time.monotonic() > patience:
+                if not said:
+                    say(f"another run holds {self.path}: waiting {LOCK_SECONDS} s for its end")
+                    said = True
+                if time.monotonic() > asked + LOCK_SECONDS:
                     raise BlockingIOError(f"another run is writing to {self.path}: wait until it "
                                           "has ended, or choose another --output-dir") from error
             except OSError:  # this drive knows no locks
@@ -189,6 +195,9 @@ class RunFolder:
         if state["n_images"] != n_images:
             raise ValueError(f"{self.path} holds a run on {state['n_images']} images, and here are "
                              f"{n_images}. Take the same images, or another --output-dir")
+        if before["dataset"] == OWN != now["dataset"]:
+            raise ValueError(f"the images of the run in {self.path} came as an argument of train: "
+                             "pass dataset= again, or take another --output-dir")
         if before["dataset"] != now["dataset"]:
             say(f"the images are read from {now['dataset']}; before, from {before['dataset']}")
         if before["weights"] != now["weights"]:

@@ -71,6 +71,13 @@ def build_trainer(config: Config, dataset: Any = None, *, on_log: OnLog | None =
     """
     if dataset is not None:  # or a report and a card would speak of the one that the config names
         config = dataclasses.replace(config, dataset=OWN)
+    elif config.dataset == OWN:
+        raise ValueError("the images of this run came as an argument of train: pass dataset= "
+                         "again, or name a dataset or a folder")
+    if config.drop_path and "drop_path_rate" in config.backbone_options:
+        rate = config.backbone_options["drop_path_rate"]
+        raise ValueError(f"drop_path={config.drop_path} and drop_path_rate={rate} among the "
+                         f"backbone_options are one setting: give drop_path={rate} alone")
     ranks, device = Ranks(), pick_device(config.device)
     check_batch(config, config.batch_size, ranks.world)
     folder = RunFolder(config)

@@ -282,10 +282,11 @@ class Trainer:
         if self.skipped == 3:
             saved = sorted(self.folder.path.glob(f"checkpoints/{NAMES}"))
             start = f", with --weights {saved[-1]}, which is from before," if saved else ""
+            go_on = ("Go on with --resume auto and precision=fp32, or begin"
+                     if saved and self.dtype != torch.float32 else "Begin")
             raise FloatingPointError(
-                f"the {what} is {value} at step {step - 2}; so it was three times in a row. Go on "
-                f"with --resume auto and precision=fp32; or begin anew in another "
-                f"--output-dir{start} with a lower lr={self.config.lr} or "
+                f"the {what} is {value} at step {step - 2}; so it was three times in a row. "
+                f"{go_on} anew in another --output-dir{start} with a lower lr={self.config.lr} or "
                 f"clip_grad={self.config.clip_grad}")
 
     def _evaluate_if_due(self) -> None:

@@ -743,8 +743,8 @@ def shown_of(k, i):
     return (masks[i] & inside[k][i]).sum() / masks[i].sum()
 
 both_show = [i for i in range(200) if min(shown_of(0, i), shown_of(1, i)) > 0.5]
-picked = sorted(both_show, key=lambda i: shared(boxes[0][i], boxes[1][i]))[:3]
-print("shared by the two crops:", [round(shared(boxes[0][i], boxes[1][i]), 2) for i in picked])
+picked = sorted(both_show, key=lambda i: float(shared(boxes[0][i], boxes[1][i])))[:3]
+print("shared by the two crops:", [round(float(shared(boxes[0][i], boxes[1][i])), 2) for i in picked])
 figure, axes = plt.subplots(3, 7, figsize=(10, 4.6), layout="constrained", dpi=100)
 for row, i in zip(axes, picked):
     draw_boxes(row[0], queries[i], [boxes[0][i], boxes[1][i]], "two crops" if i == picked[0] else "")

@@ -205,7 +205,7 @@ split_loss = checks.split_loss(split_loss)
 # Around the update stands a loop. Each epoch goes through the images in a new order and drops the incomplete batch. A counter of updates runs through *all* epochs, because the schedules have one value for each update of the whole run.
 
 # %% [markdown]
-# **Your turn 4 · medium · 10 minutes · the training loop.** Write it. `orders` holds one array of image numbers for each epoch. `make_views(images)` gives the views of a batch. `update(views, now)` makes one update and returns its loss; `now` is a dict with this update's value of each schedule. Return the list of all losses. What should come out: with 10 images, batches of 4 and two orders, four updates, with the schedules' values 0, 1, 2 and 3.
+# **Your turn 4 · medium · 10 minutes · the training loop.** Write it. `orders` holds one array of image numbers for each epoch, not always of all images. `make_views(images)` gives the views of a batch. `update(views, now)` makes one update and returns its loss; `now` is a dict with this update's value of each schedule. Return the list of all losses. What should come out: with 10 images, batches of 4 and two orders, four updates, with the schedules' values 0, 1, 2 and 3.
 #
 # <details><summary>Hint</summary>
 #

@@ -13,7 +13,7 @@
 # **You need** a vision transformer with a class token (notebook 02). Two trained teachers ship with
 # the course.
 #
-# **Time:** about 95 minutes for the reading and *your turn* 1 to 3, 160 with the exercises; sections
+# **Time:** about 85 minutes for the reading and *your turn* 1 to 3, 160 with the exercises; sections
 # 6, 7 and 9 can be left for another day. The cells take about 45 seconds of one CPU core.
 #
 # [Before: 05, training](05_training.ipynb) · after: [07, the collapse lab](07_collapse_lab.ipynb)

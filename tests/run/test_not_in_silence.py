@@ -3,6 +3,9 @@ batch by a part of it.
 """
 
 import json
+import os
+import signal
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,7 +16,7 @@ from dino_lib.backbone import create_backbone
 from dino_lib.look.report import report
 from dino_lib.run import folder as run_folder
 from dino_lib.run.build import build_student, check_normalisation
-from dino_lib.run.config import Config
+from dino_lib.run.config import OWN, Config
 from dino_lib.run.train import build_trainer, train
 from dino_lib.teacher import make_teacher
 from dino_lib.teachers.card import model_card
@@ -39,6 +42,35 @@ def test_two_runs_cannot_write_to_one_folder(tiny, pictures, monkeypatch):
     with first.folder.held(), pytest.raises(BlockingIOError, match="another run is writing to"):
         second.run()
     assert first.run()[1][-1]["step"] == 8  # the lock is gone
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_child_that_lives_on_holds_no_folder(tiny, pictures, monkeypatch):
+    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.3)
+    folder = run_folder.RunFolder(tiny)
+    with folder.held():
+        child = os.fork()
+        if child == 0:
+            time.sleep(30)
+            os._exit(0)
+    try:
+        with folder.held():
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_run_on_ones_own_dataset_goes_on_with_it_alone(tiny, pictures):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, pictures, on_log=stop)
+    again = replace(tiny, resume="auto", dataset="shapes", limit=len(pictures), store_size=48)
+    with pytest.raises(ValueError, match="came as an argument of train: pass dataset= again"):
+        train(replace(again, dataset=OWN))
+    state = {"config": vars(tiny) | {"dataset": OWN}, "n_images": 32}
+    with pytest.raises(ValueError, match="came as an argument of train: pass dataset= again"):
+        run_folder.RunFolder(tiny).check_same_run(state, 32)
 
 
 def test_a_run_goes_on_without_the_weights_that_it_began_with(tiny, pictures, tmp_path, capsys):
@@ -80,9 +112,10 @@ def test_pretrained_weights_that_expect_other_pictures_are_told(capsys):
     assert not capsys.readouterr().out
 
 
-def test_one_setting_for_stochastic_depth():
-    with pytest.raises(ValueError, match=r"drop_path_rate=0\.3 is the setting"):
-        Config(backbone_options={"drop_path_rate": 0.3})
+def test_one_setting_for_stochastic_depth(tiny, pictures):
+    options = {**tiny.backbone_options, "drop_path_rate": 0.3}
+    with pytest.raises(ValueError, match=r"are one setting: give drop_path=0\.3 alone"):
+        train(replace(tiny, drop_path=0.1, backbone_options=options), pictures)
 
 
 def test_the_masking_of_hiera_is_the_students_alone():
