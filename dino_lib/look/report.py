@@ -87,12 +87,12 @@ def report(name: str | Path, *, dataset: str | None = None, data_root: str | Non
 
     name: what `load_teacher` takes. dataset, data_root: whose labelled images, all of
     them; without them those that the teacher was trained on (a teacher of others, an
-    official .pth or timm's, and one whose images were an argument of train need it). Writes report.json, and of curves.png (a
-    run's history), attention.png, clusters.png and neighbours.png what can be drawn, to
-    the folder `out`, without it the run's own (not of other images than the run's, which
-    would overwrite its report). Returns the numbers; "figures" names those that were
-    drawn, and "left_out" says in sentences what could not be. Raises FileNotFoundError,
-    ValueError, InputError.
+    official .pth or timm's, and one whose images were an argument of train need it).
+    Writes report.json, and of curves.png (a run's history), attention.png, clusters.png
+    and neighbours.png what can be drawn, to the folder `out`, without it the run's own
+    (not of other images than the run's, which would overwrite its report). Returns the
+    numbers; "figures" names those that were drawn, and "left_out" says in sentences what
+    could not be. Raises FileNotFoundError, ValueError, InputError.
     """
     teacher = load_teacher(name, device)
     given, out = out, folder_of_report(name, out)

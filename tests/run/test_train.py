@@ -1200,7 +1200,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_its_checkpoints(
     config = replace(tiny, log_every=log_every, save_every=0.5)
     with pytest.raises(
         FloatingPointError,
-        match=r"loss is nan at step 4; .*precision=fp32.*checkpoints/step_00000002.pt, which is "
+        match=r"loss is nan at step 4; .*Begin anew .*checkpoints/step_00000002.pt, which is "
         r"from before, with a lower lr=0\.001 or clip_grad=",
     ):
         train(config, pictures)
