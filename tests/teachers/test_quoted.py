@@ -7,6 +7,7 @@ as that of `photos`, as in seeds_laptop.json.
 """
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -219,6 +220,14 @@ def test_what_the_first_component_of_the_tokens_tells():
     blind.append(border["above blind"][0])
     for name in ("photos", *SEEDS):  # ahead of its chosen head and of what no network made
         assert first(name) > max(heads_of(name)[0], float(colour), *blind)
+
+
+def test_what_the_readme_says_of_the_component_and_texture():
+    printed = (ROOT / "notebooks" / "06_attention.ipynb").read_text("utf-8")
+    form = r"\b(untrained|trained) +rank correlation with local contrast (\d\.\d\d)"
+    found = dict(re.findall(form, printed))
+    said = f"with local contrast {found['trained']}, untrained {found['untrained']})"
+    assert said in " ".join(README.split())
 
 
 def test_what_a_readout_with_masks_finds():
