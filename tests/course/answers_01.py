@@ -17,7 +17,7 @@ def size(h, w, s, r):
 
 
 def size_arrays(h, w, s, r):
-    return np.rint(np.sqrt(s * h * w * np.array([1 / r, r])))
+    return np.rint(np.sqrt(s * h * w * np.array([1 / r, r]))).astype(int)
 
 
 def size_by_width(height, width, share, ratio):
@@ -26,7 +26,7 @@ def size_by_width(height, width, share, ratio):
 
 
 def size_tensor(h, w, s, r):
-    return torch.tensor(s * h * w).mul(torch.tensor([1 / r, r])).sqrt().round()
+    return torch.tensor(s * h * w).mul(torch.tensor([1 / r, r])).sqrt().round().int()
 
 
 def crop_of_torchvision(x, box, size):
@@ -265,6 +265,8 @@ WRONG = {
         "inside the image": lambda h, w, s, r: tuple(map(min, size(h, w, s, r), (h, w))),
         "a whole area": lambda h, w, s, r: size(int(s * h * w), 1, 1, r),
         "floats": lambda h, w, s, r: tuple(map(float, size(h, w, s, r))),
+        "an array of floats": lambda *box: size_arrays(*box).astype(float),
+        "a tensor of floats": lambda *box: size_tensor(*box).float(),
         "no share": lambda h, w, s, r: size(h, w, 1, r),
         "rounded before the root": lambda h, w, s, r: size(h, w, round(s, 1), r),
         "sums for products": lambda h, w, s, r: size(h + w, 1, s, r),
