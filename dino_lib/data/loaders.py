@@ -171,8 +171,11 @@ class WorkerViews:
         text = str(error).strip()
         if isinstance(error, InputError):  # from a worker it comes with a traceback before it
             raise InputError(text.rsplit("InputError: ")[-1]) from error
+        if self.num_workers and isinstance(error, ConnectionError | EOFError) and (
+                "Caught" not in text):  # it died while it handed over its views
+            text = f"a DataLoader worker exited unexpectedly ({text or type(error).__name__})"
         died = "DataLoader worker" in text and "exited" in text
-        if isinstance(error, RuntimeError | OSError) and (died or NO_ROOM.search(text)):
+        if isinstance(error, RuntimeError | OSError | EOFError) and (died or NO_ROOM.search(text)):
             why = ": mostly for lack of memory or files" if died else ""
             raise InputError(
                 f"{text.splitlines()[-1]}{why}; take num_workers=0, or fewer than "

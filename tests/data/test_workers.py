@@ -286,6 +286,15 @@ def test_too_many_open_files_in_a_worker_name_the_remedy(workers, tmp_path):
     assert not torch.multiprocessing.active_children()
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
+def test_a_worker_that_dies_while_it_hands_over_is_named(pictures, error):
+    views = WorkerViews(pictures, MultiCrop(16, 8, n_local=0), seed=0, device="cpu", num_workers=1)
+    with pytest.raises(InputError, match=r"worker exited unexpectedly \(.+\).*take num_workers=0"):
+        views._explain(error)
+    views.num_workers = 0
+    views._explain(error)  # then it is the dataset's own, and goes on as it is
+
+
 class Full:
     """A multi-crop in a worker that has no room to hand over its views."""
 
