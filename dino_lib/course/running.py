@@ -18,13 +18,16 @@ def training_loop(yours: Callable) -> Callable:
     def loop(*, epoch_step: bool = False, first: int = 0, orders: Callable = lambda o: o,
              ragged: bool = False, views: bool = True,
              whole: bool = False, give: Callable = lambda x: x, strict: bool = False,
-             by_epoch: bool = False, numbers: bool = False) -> Callable:
+             by_epoch: bool = False, numbers: bool = False, all_images: bool = False,
+             fractions: bool = False) -> Callable:
         def piece(images, given, size, schedules, make_views, update):
             losses = []
             for epoch, order in enumerate(orders(given)):
-                stop = len(order) - (0 if ragged else size if strict else size - 1)
+                n = len(images) if all_images else len(order)
+                stop = n - (0 if ragged else size if strict else size - 1)
                 for step, start in enumerate(range(0, stop, size)):
                     at = epoch if by_epoch else first + (step if epoch_step else len(losses))
+                    at = epoch * n // size + step if fractions else at
                     now = schedules if whole else {k: v[at] for k, v in schedules.items()}
                     batch = order[start:start + size]
                     batch = batch if numbers else images[batch]
@@ -63,9 +66,9 @@ def training_loop(yours: Callable) -> Callable:
         "the incomplete batches go into the next epoch; they are dropped": _one_long_order,
         "the last whole batch is missing": _short_loop,
         "the batches of an epoch are those of its `order`, which may be shorter than `images`":
-            _loop_over_images,
+            loop(all_images=True),
         "an epoch has a whole number of updates: divide first, epoch * (len(order) // batch_size)":
-            _loop_of_fractions,
+            loop(fractions=True),
     }, tolerance=1e-6)
 
 
@@ -87,27 +90,6 @@ def _one_long_order(images: Tensor, orders: list, *rest: Any) -> list[float]:
 def _last_epoch(images: Tensor, orders: list, batch_size: int, *rest: Any) -> list[float]:
     losses = _finished_loop(images, orders, batch_size, *rest)
     return losses[-(len(orders[0]) // batch_size):]
-
-
-def _loop_over_images(images: Tensor, orders: list, batch_size: int, schedules: dict,
-                      make_views: Callable, update: Callable) -> list[float]:
-    losses = []
-    for order in orders:
-        for start in range(0, len(images) - batch_size + 1, batch_size):
-            now = {name: float(values[len(losses)]) for name, values in schedules.items()}
-            losses.append(update(make_views(images[order[start:start + batch_size]]), now))
-    return losses
-
-
-def _loop_of_fractions(images: Tensor, orders: list, batch_size: int, schedules: dict,
-                       make_views: Callable, update: Callable) -> list[float]:
-    losses = []
-    for epoch, order in enumerate(orders):
-        for i, start in enumerate(range(0, len(order) - batch_size + 1, batch_size)):
-            step = epoch * len(order) // batch_size + i
-            now = {name: float(values[step]) for name, values in schedules.items()}
-            losses.append(update(make_views(images[order[start:start + batch_size]]), now))
-    return losses
 
 
 def _short_loop(images: Tensor, orders: list, batch_size: int, *rest: Any) -> list[float]:
